@@ -1,0 +1,219 @@
+"""Jitted training loops with hand-derived gradients.
+
+Derivation.  f(x) = a^T W x, one sample, residual r = f(x) - y - eps, loss r^2 / 2.
+
+    dL/dW_kj = r a_k x_j,    dL/da_k = r (W x)_k.
+
+With u = W x and c = -lr r, both right sides at the same time:
+
+    a . u = f,    W <- W + c a x^T,    a <- a + c u.
+
+One sample a step (`one_sample`).  Each step needs u = W x for the next sample,
+W after the update: the update and the next product run through W once, together.
+
+Any batch, momentum mu and weight decay w (`mini_batch`).  The gradient of (1/2B) sum_b r_b^2 is
+a z^T and W z with z = (1/B) sum_b r_b x_b, and f(x_b) = theta . x_b with theta = W^T a.  So a
+batch costs B products of length r and two passes through W, not B passes:
+
+    v = W z,   V_W <- mu V_W + a z^T + w W,   V_a <- mu V_a + v + w a,
+    W <- W - lr V_W,   a <- a - lr V_a.
+
+Layout.  W is held transposed, hidden index innermost.  `one_sample_tiled` packs the hidden units into
+tiles of up to 24, padded with zeros (which stay zero), aligned to cache lines: one tile when
+reduced at d = 20, 42 when dense at m = 1000, where a tile is still in the first-level cache when
+its pass ends.  Each replica is advanced by one thread from start to end, so the number of threads
+changes no bit.
+
+All arrays are C-contiguous; float64 throughout.  A kernel returns the number of steps done when
+the squared residual stopped being finite, or -1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import config, njit, prange
+
+from lnsim_numba.vectors import LANES, MOST_VECTORS, pass_1, pass_2, pass_3, pass_4, pass_5, pass_6
+
+EXACT: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+# Only flags that keep NaN and infinity honest: divergence is found by them.
+FAST: dict[str, Any] = {**EXACT, "fastmath": {"contract", "reassoc", "nsz"}}
+
+_HIGH = np.uint64(32)
+_SIGN = np.uint64(1)
+
+
+@njit(**FAST)
+def drawn_sample(word, samples):  # type: ignore[no-untyped-def]
+    """The sample that a word draws (streams.py)."""
+    return np.intp(((word >> _HIGH) * np.uint64(samples)) >> _HIGH)
+
+
+@njit(**FAST)
+def drawn_noise(words, noise, k, sigma):  # type: ignore[no-untyped-def]
+    """Label noise of draw k: from the word's lowest bit, or from `noise` where it is given."""
+    if noise.size:
+        return sigma * noise[k]
+    return sigma if words[k] & _SIGN else -sigma
+
+
+@njit(**FAST)
+def one_sample_plain(W, a, X, y, words, noise, lr, sigma):  # type: ignore[no-untyped-def]
+    """SGD on one sample a step, as the equations stand.  W : (p, r), a : (p,)."""
+    width, rank = W.shape
+    u = np.empty(width)
+    for t in range(words.size):
+        i = drawn_sample(words[t], X.shape[0])
+        f = 0.0
+        for k in range(width):
+            u[k] = 0.0
+            for j in range(rank):
+                u[k] += W[k, j] * X[i, j]
+            f += a[k] * u[k]
+        residual = f - y[i] - drawn_noise(words, noise, t, sigma)
+        if not np.isfinite(residual * residual):
+            return t
+        c = -lr * residual
+        for k in range(width):
+            for j in range(rank):
+                W[k, j] += c * a[k] * X[i, j]
+            a[k] += c * u[k]
+    return -1
+
+
+@njit(**FAST)
+def _aligned(size):  # type: ignore[no-untyped-def]
+    """Zeros of `size`, starting on a cache line."""
+    room = np.zeros(size + 8)
+    start = (-(room.ctypes.data // 8)) % 8
+    return room[start : start + size]
+
+
+@njit(**EXACT)
+def _pass(W, a, u, X, m, i, c):  # type: ignore[no-untyped-def]
+    """Update from sample m and pre-activations of sample i, over all tiles; returns f(x_i)."""
+    tiles, rank, units = W.shape
+    m, i, vectors = m * rank, i * rank, units // LANES
+    if vectors == 6:
+        return pass_6(W, a, u, X, m, i, tiles, rank, c)
+    if vectors == 5:
+        return pass_5(W, a, u, X, m, i, tiles, rank, c)
+    if vectors == 4:
+        return pass_4(W, a, u, X, m, i, tiles, rank, c)
+    if vectors == 3:
+        return pass_3(W, a, u, X, m, i, tiles, rank, c)
+    if vectors == 2:
+        return pass_2(W, a, u, X, m, i, tiles, rank, c)
+    return pass_1(W, a, u, X, m, i, tiles, rank, c)
+
+
+@njit(**EXACT)
+def one_sample_tiled(W, a, X, y, words, noise, lr, sigma):  # type: ignore[no-untyped-def]
+    """`one_sample_plain` in tiles of SIMD vectors."""
+    width, rank = W.shape
+    tiles = -(-width // (LANES * MOST_VECTORS))
+    units = LANES * (-(-width // (LANES * tiles)))
+    tiled_W = _aligned(tiles * rank * units).reshape(tiles, rank, units)
+    tiled_a = _aligned(tiles * units)
+    u = _aligned(tiles * units)
+    tiled_a[:width] = a
+    for k in range(width):
+        tiled_W[k // units, :, k % units] = W[k]
+
+    samples = X.shape[0]
+    i = drawn_sample(words[0], samples)
+    f = _pass(tiled_W, tiled_a, u, X, i, i, 0.0)
+    done = -1
+    for t in range(words.size):
+        residual = f - y[i] - drawn_noise(words, noise, t, sigma)
+        if not np.isfinite(residual * residual):
+            done = t
+            break
+        m = i
+        if t + 1 < words.size:
+            i = drawn_sample(words[t + 1], samples)
+        f = _pass(tiled_W, tiled_a, u, X, m, i, -lr * residual)
+
+    a[:] = tiled_a[:width]
+    for k in range(width):
+        W[k] = tiled_W[k // units, :, k % units]
+    return done
+
+
+# Explicit vectors need the compiler; without it the plain loop is the same algorithm.
+one_sample = one_sample_plain if config.DISABLE_JIT else one_sample_tiled
+
+
+@njit(**FAST)
+def mini_batch(  # type: ignore[no-untyped-def]
+    W, a, V_W, V_a, X, y, words, noise, batch, lr, sigma, momentum, decay
+):
+    """SGD on `batch` samples a step with momentum and weight decay.
+
+    W, V_W : (p, r); a, V_a : (p,), the V being the momentum buffers.
+    """
+    width, rank = W.shape
+    Wt, Vt = W.T.copy(), V_W.T.copy()
+    theta, z, v = np.empty(rank), np.empty(rank), np.empty(width)
+    done = -1
+    for t in range(words.size // batch):
+        for j in range(rank):
+            theta[j] = 0.0
+            z[j] = 0.0
+            for k in range(width):
+                theta[j] += Wt[j, k] * a[k]
+        worst = 0.0
+        for k in range(t * batch, (t + 1) * batch):
+            i = drawn_sample(words[k], X.shape[0])
+            residual = -y[i] - drawn_noise(words, noise, k, sigma)
+            for j in range(rank):
+                residual += theta[j] * X[i, j]
+            worst += residual * residual
+            for j in range(rank):
+                z[j] += residual * X[i, j] / batch
+        if not np.isfinite(worst):
+            done = t
+            break
+        v[:] = 0.0
+        for j in range(rank):
+            for k in range(width):
+                v[k] += z[j] * Wt[j, k]
+        for j in range(rank):
+            for k in range(width):
+                Vt[j, k] = momentum * Vt[j, k] + a[k] * z[j] + decay * Wt[j, k]
+                Wt[j, k] -= lr * Vt[j, k]
+        for k in range(width):
+            V_a[k] = momentum * V_a[k] + v[k] + decay * a[k]
+            a[k] -= lr * V_a[k]
+    W[:] = Wt.T
+    V_W[:] = Vt.T
+    return done
+
+
+@njit(parallel=True, **FAST)
+def one_sample_replicas(  # type: ignore[no-untyped-def]
+    W, a, X, y, words, noise, lr, sigma, first_step, diverged_at
+):
+    """`one_sample` for every replica that has not diverged.  W : (S, p, r), words : (S, T)."""
+    for s in prange(W.shape[0]):
+        if diverged_at[s] < 0:
+            done = one_sample(W[s], a[s], X, y, words[s], noise[s], lr[s], sigma[s])
+            if done >= 0:
+                diverged_at[s] = first_step + done
+
+
+@njit(parallel=True, **FAST)
+def mini_batch_replicas(  # type: ignore[no-untyped-def]
+    W, a, V_W, V_a, X, y, words, noise, batch, lr, sigma, momentum, decay, first_step, diverged_at
+):
+    """`mini_batch` for every replica that has not diverged.  W : (S, p, r), words : (S, T B)."""
+    for s in prange(W.shape[0]):
+        if diverged_at[s] < 0:
+            done = mini_batch(
+                W[s], a[s], V_W[s], V_a[s], X, y, words[s], noise[s],
+                batch[s], lr[s], sigma[s], momentum[s], decay[s],
+            )  # fmt: skip
+            if done >= 0:
+                diverged_at[s] = first_step + done

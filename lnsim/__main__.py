@@ -1,0 +1,7 @@
+"""`python -m lnsim`."""
+
+import sys
+
+from lnsim.cli import main
+
+sys.exit(main())

@@ -1,0 +1,87 @@
+"""Checks of what comes in: every error names the thing, its value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+Scalar = float | FloatArray
+"""A hyperparameter: one number, or an array of one number per replica, shape (S,)."""
+
+
+def array(name: str, value: Any, ndim: int) -> FloatArray:
+    """`value` as a C-contiguous float64 array of `ndim` axes, all finite and none empty."""
+    try:
+        result = np.ascontiguousarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of real numbers, got {type(value)}") from error
+    if result.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} axes, got shape {result.shape}")
+    if 0 in result.shape:
+        raise ValueError(f"{name} must not be empty, got shape {result.shape}")
+    if not np.isfinite(result).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(result))[0])
+        raise ValueError(f"{name} must be finite, got {result[where]} at index {where}")
+    return result
+
+
+def shape(name: str, value: FloatArray, expected: tuple[int, ...], because: str) -> None:
+    """Refuses `value` when its shape is not the `expected` one."""
+    if value.shape != expected:
+        raise ValueError(f"{name} must have shape {expected} ({because}), got {value.shape}")
+
+
+def integer(name: str, value: Any, least: int) -> int:
+    """`value` as an int that is at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def real(name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf) -> Scalar:
+    """`value` as a finite float, or as a float64 array (S,), with every entry in range."""
+    if isinstance(value, (bool, str)) or value is None:
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        entries = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number, got {value!r}") from error
+    if entries.ndim > 1 or entries.size == 0:
+        raise ValueError(f"{name} must be a number or one number per replica, got {value!r}")
+    wrong = ~(np.isfinite(entries) & (entries >= least) & (entries > above))
+    if wrong.any():
+        allowed = "finite"
+        if above > -math.inf:
+            allowed += f" and above {above:g}"
+        if least > -math.inf:
+            allowed += f" and at least {least:g}"
+        raise ValueError(f"{name} must be {allowed}, got {entries[wrong].flat[0]}")
+    if entries.ndim == 0:
+        return float(entries)
+    entries.setflags(write=False)
+    return entries
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """`value`, which must be one of the `allowed` words."""
+    words = sorted(allowed)
+    if value not in words:
+        raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}")
+    return str(value)
+
+
+def per_replica(name: str, value: Scalar, replicas: int) -> FloatArray:
+    """`value` spread over S = `replicas` replicas, shape (S,)."""
+    if np.ndim(value) == 1 and np.size(value) != replicas:
+        raise ValueError(
+            f"{name} has {np.size(value)} values for {replicas} replicas: give one, or one each"
+        )
+    return np.full(replicas, value, dtype=np.float64)

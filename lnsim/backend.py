@@ -1,0 +1,83 @@
+"""The seam between the science and the machines: plain data, two Protocols, and load(name).
+
+The seam is one coarse call: state in, state out.  A backend keeps no state of its own and makes
+no randomness; the words of streams.py are handed to it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim._checks import FloatArray
+
+if TYPE_CHECKING:
+    from lnsim.dynamics import SGD
+    from lnsim.problem import Problem
+
+
+@dataclass
+class State:
+    """S replicas of the (reduced) network, updated in place.
+
+    W : (S, p, r), a : (S, p) float64; their momentum buffers `W_velocity`, `a_velocity` have the
+    same shapes, or are None for dynamics without momentum.  `diverged_at` : (S,) int64 is the
+    step at which a replica's squared residual stopped being a finite number, -1 while it is
+    finite; such a replica is left as it was at that step.
+    """
+
+    W: FloatArray
+    a: FloatArray
+    W_velocity: FloatArray | None
+    a_velocity: FloatArray | None
+    diverged_at: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Full-batch gradient of (1/2n) sum (f(x_i) - y_i)^2.  W : (S, p, r), a : (S, p)."""
+
+    W: FloatArray
+    a: FloatArray
+
+
+class LinearEngine(Protocol):
+    """Advances the two-layer linear network."""
+
+    def advance(
+        self,
+        state: State,
+        problem: Problem,
+        dynamics: SGD,
+        words: NDArray[np.uint64],
+        first_step: int,
+    ) -> None:
+        """Takes `state` through words.shape[1] / draws steps, the first being `first_step`.
+
+        `problem` has inputs of r columns; words : (S, steps * draws) uint64.
+        """
+
+    def gradient(self, state: State, problem: Problem) -> Gradient:
+        """The full-batch gradient at `state`, for equivalence tests."""
+
+
+def load(name: str) -> LinearEngine:
+    """The linear engine of backend `name`: attribute `engine` of the package lnsim_<name>.
+
+    Anyone can add a backend by installing such a package.  Raises ValueError where there is none.
+    """
+    package = f"lnsim_{name}"
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ValueError(
+            f"backend {name!r} is not installed: no package {package} was found"
+        ) from error
+    engine: LinearEngine = module.engine
+    return engine

@@ -1,0 +1,153 @@
+"""Arguments in, exit codes out.
+
+Exit codes: 0 done, 2 bad input, 3 the run diverged, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lnsim import config as configs
+from lnsim import experiments
+from lnsim.store import RunFolder, free_path
+from lnsim.trajectory import Trajectory
+
+BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"lnsim: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lnsim",
+        description="How noise in training carries a network from the lazy to the rich regime.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="name the experiments")
+    listing.set_defaults(command=_list)
+
+    run = commands.add_parser(
+        "run",
+        help="run an experiment and write its run folder",
+        description="Runs an experiment; writes its numbers, its figure and how to repeat it.",
+    )
+    run.set_defaults(command=_run)
+    run.add_argument("experiment", nargs="?", help="one of those that `lnsim list` names")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
+        help="change one key of the configuration; may be given many times",
+    )  # fmt: skip
+    run.add_argument(
+        "--config", type=Path, metavar="FILE.toml", help="read keys from a file, such as a run's"
+    )
+    run.add_argument("--seed", type=int, help="short for --set seed=SEED")
+    run.add_argument("--backend", help="the backend that trains (default: numba)")
+    run.add_argument(
+        "--out", type=Path, metavar="DIR", help="the run folder (default: runs/EXPERIMENT)"
+    )
+    existing = run.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    existing.add_argument("--force", action="store_true", help="write over what is in DIR")
+    run.add_argument(
+        "--checkpoint-every", type=float, default=60.0, metavar="SECONDS",
+        help="write a checkpoint this often (default: %(default)g)",
+    )  # fmt: skip
+    return parser
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    for name, meaning in experiments.NAMES.items():
+        print(f"{name:<24}{meaning}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    values: dict[str, Any] = {}
+    resumed = arguments.resume and arguments.out is not None
+    if arguments.resume and arguments.out is None:
+        raise ValueError("--resume needs --out DIR, the run folder to go on with")
+    source = arguments.config or (arguments.out / "config.toml" if resumed else None)
+    if source is not None:
+        values = configs.read_toml(source)
+    named = values.pop("experiment", None)
+    name = arguments.experiment or named
+    if name is None:
+        raise ValueError("name an experiment, or a --config FILE.toml that names one")
+    if named not in (None, name):
+        raise ValueError(f"{source} is of experiment {named!r}, not {name!r}")
+    experiment = experiments.load(name)
+    backend = arguments.backend or values.pop("backend", "numba")
+    values.pop("backend", None)
+    values |= dict(configs.parse_assignment(text) for text in arguments.assignments)
+    if arguments.seed is not None:
+        values["seed"] = arguments.seed
+    config = configs.build(experiment.Config, values)
+
+    out = arguments.out or free_path(Path("runs"), name)
+    with RunFolder(out, reuse=arguments.resume or arguments.force), _interrupt() as stop:
+        trajectory: Trajectory = experiment.run(
+            config,
+            backend=backend,
+            progress=True,
+            resume=_checkpoint(out) if arguments.resume else None,
+            checkpoint=lambda partial: partial.save(out, "checkpoint.npz"),
+            checkpoint_every=arguments.checkpoint_every,
+            stop=stop,
+        )
+        if trajectory.status.code == "STOPPED":
+            trajectory.save(out, "checkpoint.npz")
+            print(f"{trajectory.status}; go on with: lnsim run --resume --out {out}")
+            return INTERRUPTED
+        trajectory.save(out)
+        (out / "checkpoint.npz").unlink(missing_ok=True)
+        from lnsim import figures
+
+        figures.save(experiment.figure(trajectory), out)
+    for line in experiment.report(trajectory):
+        print(line)
+    print(f"run folder    {out}")
+    if trajectory.status.code == "DIVERGED":
+        print(f"lnsim: the run {trajectory.status}: try a smaller lr", file=sys.stderr)
+        return DIVERGED
+    return 0
+
+
+def _checkpoint(folder: Path) -> Trajectory:
+    """The newest state in a run folder."""
+    for name in ("checkpoint.npz", "trajectory.npz"):
+        if (folder / name).exists():
+            return Trajectory.load(folder, name)
+    raise ValueError(f"cannot resume: no checkpoint in {folder}")
+
+
+@contextmanager
+def _interrupt() -> Iterator[Any]:
+    """A function that tells whether Ctrl-C was pressed; pressed twice it interrupts at once."""
+    pressed = []
+
+    def handle(number: int, frame: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

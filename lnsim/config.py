@@ -1,0 +1,84 @@
+"""Flat configurations: dataclasses of numbers, words and switches, and their TOML form."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+C = TypeVar("C")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint that names what `word` may have been meant to be, or lists all there is."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+
+
+def build(cls: type[C], values: Mapping[str, Any]) -> C:
+    """An instance of the dataclass `cls` with `values` in place of its defaults.
+
+    Raises ValueError for an unknown key (naming the nearest) and TypeError for a value of the
+    wrong type.  An integral float such as 2e6 passes for an int, an int for a float.
+    """
+    types = get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"unknown key {key!r}: {nearest(key, fields)}")
+    return cls(**{key: _coerce(key, value, types[key]) for key, value in values.items()})
+
+
+def _coerce(key: str, value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{key} must be of type {kind.__name__}, got {value!r}")
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """("lr", 0.001) from "lr=1e-3".  The value is read as TOML; what is not TOML is a word."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    return key.strip(), parsed
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The keys of a TOML file.  Raises ValueError where it cannot be read or is malformed."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Flat `values` as TOML, one key a line, floats to the last bit."""
+    return "".join(f"{key} = {_toml_value(value)}\n" for key, value in values.items())
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_value(entry) for entry in value) + "]"
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -1,0 +1,17 @@
+"""The experiments by name; each module has Config, run(), figure() and report()."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from lnsim.config import nearest
+
+NAMES = {"label-noise": "two phases of label noise SGD (Figure 2)"}
+
+
+def load(name: str) -> ModuleType:
+    """The module of experiment `name`.  Raises ValueError, naming the nearest, for another."""
+    if name not in NAMES:
+        raise ValueError(f"unknown experiment {name!r}: {nearest(name, NAMES)}")
+    return importlib.import_module(f"lnsim.experiments.{name.replace('-', '_')}")

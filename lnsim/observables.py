@@ -1,0 +1,213 @@
+"""What is recorded of a two-layer linear network, each quantity with its formula.
+
+`SCALARS`, `PATHS` and `CLOUDS` map a name to a function of one `View`: a stack of B networks, any
+mixture of steps and replicas of one run, so that the cost of a call is shared by all of them.
+
+Everything is taken in reduced coordinates (reduction.py): the trained part of neuron i is row i of
+Q W, (m, r), and the part that no training input reaches, s rest_i, is orthogonal to it, so that
+
+    |w_i|^2 = |(QW)_i|^2 + s^2 |rest_i|^2,
+    <w_i, theta_star> = <(QW)_i, V^T theta_star> + s <rest_i, theta_star>,
+    |w_i(t) - w_i(0)|^2 = |(QW)_i - (QW(0))_i|^2 + (1 - s)^2 |rest_i|^2.
+
+The tangent kernel of f = a^T W x is K(x, x') = x^T A x' with A = W^T W + |a|^2 I.  With
+G = X^T X, |K_t - K_0|_F^2 = tr(D G D G), D = A_t - A_0, so the n-by-n kernel is never formed; A and
+G are r-by-r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from lnsim._checks import FloatArray
+from lnsim.problem import Problem
+from lnsim.reduction import Reduction
+
+
+class Frame:
+    """What stays fixed along a run: the problem, the reduction, the network at the start."""
+
+    def __init__(self, problem: Problem, reduction: Reduction) -> None:
+        assert problem.theta_star is not None
+        assert reduction.problem.theta_star is not None
+        self.problem = problem
+        self.reduction = reduction
+        self.theta_star = problem.theta_star
+        self.theta_star_norm = float(np.linalg.norm(problem.theta_star))
+        self.reduced_theta_star = reduction.problem.theta_star
+        self.trained_start = reduction.trained(reduction.W)
+        self.width = len(self.trained_start)
+        self.rest_norm_squared = self.rest_alignment = np.zeros(self.width)
+        if reduction.rest is not None:
+            self.rest_norm_squared = np.einsum("md,md->m", reduction.rest, reduction.rest)
+            self.rest_alignment = reduction.rest @ self.theta_star
+        self.lazy_radius = 1.0 / np.sqrt(self.width)
+        self.gram = reduction.problem.X.T @ reduction.problem.X
+        self.tangent_start = _tangent_matrix(reduction.W[None], reduction.a[None])
+        self.kernel_norm = _kernel_norm(self.tangent_start, self.gram)[0]
+
+
+class View:
+    """B networks.  W : (B, p, r), a : (B, p) reduced weights, `scale` : (B,) of Reduction.lift."""
+
+    def __init__(self, frame: Frame, W: FloatArray, a: FloatArray, scale: FloatArray) -> None:
+        self.frame = frame
+        self.reduced_W = W
+        self.reduced_a = a
+        self.scale = scale
+
+    @cached_property
+    def second_layer(self) -> FloatArray:
+        """a of every network, shape (B, m)."""
+        Q = self.frame.reduction.Q
+        return self.reduced_a if Q is None else self.reduced_a @ Q.T
+
+    @cached_property
+    def theta(self) -> FloatArray:
+        """W^T a of every network, shape (B, d)."""
+        V, rest = self.frame.reduction.V, self.frame.reduction.rest
+        theta = np.matmul(self.reduced_a[:, None, :], self.reduced_W)[:, 0]
+        if V is None or rest is None:
+            return theta
+        return theta @ V.T + self.scale[:, None] * (self.second_layer @ rest)
+
+    @cached_property
+    def _neurons(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        # Numba takes most of a second to import: only when something runs.
+        from lnsim._loops import measure_neurons
+
+        frame = self.frame
+        norm_squared, alignment, moved_squared = measure_neurons(
+            frame.reduction.trained(self.reduced_W), frame.trained_start, frame.reduced_theta_star
+        )
+        if frame.reduction.rest is not None:
+            scale = self.scale[:, None]
+            norm_squared += scale**2 * frame.rest_norm_squared
+            alignment += scale * frame.rest_alignment
+            moved_squared += (1.0 - scale) ** 2 * frame.rest_norm_squared
+        return np.sqrt(norm_squared), np.abs(alignment), np.sqrt(moved_squared)
+
+    @property
+    def norms(self) -> FloatArray:
+        """|w_i| of every neuron, shape (B, m)."""
+        return self._neurons[0]
+
+    @property
+    def alignments(self) -> FloatArray:
+        """|<w_i, theta_star>| of every neuron, shape (B, m)."""
+        return self._neurons[1]
+
+    @property
+    def displacements(self) -> FloatArray:
+        """|w_i(t) - w_i(0)| of every neuron, shape (B, m)."""
+        return self._neurons[2]
+
+
+def _tangent_matrix(W: FloatArray, a: FloatArray) -> FloatArray:
+    """A = W^T W + |a|^2 I, shape (B, r, r): the tangent kernel is x^T A x'."""
+    A = np.matmul(W.transpose(0, 2, 1), W)
+    diagonal = np.einsum("bii->bi", A)
+    diagonal += np.einsum("bp,bp->b", a, a)[:, None]
+    return A
+
+
+def _kernel_norm(A: FloatArray, gram: FloatArray) -> FloatArray:
+    """Frobenius norm of X A X^T, from gram = X^T X, shape (B,)."""
+    product = A @ gram
+    return np.sqrt(np.maximum(np.einsum("bij,bji->b", product, product), 0.0))
+
+
+def _half_mean_square(residuals: FloatArray) -> FloatArray:
+    return 0.5 * np.einsum("bn,bn->b", residuals, residuals) / residuals.shape[1]
+
+
+def train_loss(view: View) -> FloatArray:
+    """(1/2n) sum (f(x_i) - y_i)^2 on the clean training labels."""
+    problem = view.frame.problem
+    return _half_mean_square(view.theta @ problem.X.T - problem.y)
+
+
+def test_loss(view: View) -> FloatArray:
+    """The same on the test set; NaN for a problem without one."""
+    problem = view.frame.problem
+    if problem.X_test is None or problem.y_test is None:
+        return np.full(len(view.scale), np.nan)
+    return _half_mean_square(view.theta @ problem.X_test.T - problem.y_test)
+
+
+def norm_mean(view: View) -> FloatArray:
+    """(1/m) sum |w_i|."""
+    return view.norms.mean(axis=1)
+
+
+def norm_squared(view: View) -> FloatArray:
+    """|W|_F^2."""
+    return np.einsum("bm,bm->b", view.norms, view.norms)
+
+
+def second_layer_norm(view: View) -> FloatArray:
+    """|a|."""
+    return np.sqrt(np.einsum("bp,bp->b", view.reduced_a, view.reduced_a))
+
+
+def alignment_mean(view: View) -> FloatArray:
+    """(1/m) sum |<w_i, theta_star>|."""
+    return view.alignments.mean(axis=1)
+
+
+def cosine_mean(view: View) -> FloatArray:
+    """(1/m) sum |cos(w_i, theta_star)|; a neuron or theta_star of norm 0 counts as 0."""
+    scale = view.norms * view.frame.theta_star_norm
+    scale[scale == 0.0] = np.inf
+    return (view.alignments / scale).mean(axis=1)
+
+
+def interpolator_distance(view: View) -> FloatArray:
+    """|theta - theta_star|."""
+    return np.linalg.norm(view.theta - view.frame.theta_star, axis=1)
+
+
+def lazy_fraction(view: View) -> FloatArray:
+    """Share of neurons with |w_i(t) - w_i(0)| <= 1/sqrt(m) (Definition 1)."""
+    return (view.displacements <= view.frame.lazy_radius).mean(axis=1)
+
+
+def ntk_distance(view: View) -> FloatArray:
+    """|K_t - K_0|_F / |K_0|_F on the training inputs."""
+    frame = view.frame
+    change = _tangent_matrix(view.reduced_W, view.reduced_a) - frame.tangent_start
+    return _kernel_norm(change, frame.gram) / frame.kernel_norm
+
+
+SCALARS: dict[str, Callable[[View], FloatArray]] = {
+    function.__name__: function
+    for function in (
+        train_loss,
+        test_loss,
+        norm_mean,
+        norm_squared,
+        second_layer_norm,
+        alignment_mean,
+        cosine_mean,
+        interpolator_distance,
+        lazy_fraction,
+        ntk_distance,
+    )
+}
+"""One number of every network, (B,), kept at every record."""
+
+PATHS: dict[str, Callable[[View], FloatArray]] = {
+    "tracked_norm": lambda view: view.norms,
+    "tracked_alignment": lambda view: view.alignments,
+    "tracked_second_layer": lambda view: view.second_layer,
+}
+"""Quantities of every neuron, (B, m), kept of the tracked neurons at every record."""
+
+CLOUDS: dict[str, Callable[[View], FloatArray]] = {
+    "cloud_norm": lambda view: view.norms,
+    "cloud_alignment": lambda view: view.alignments,
+}
+"""Quantities of every neuron, (B, m), kept of all neurons at a few records."""

@@ -1,0 +1,85 @@
+"""Regression problems: what the network is to learn (paper.md, "Model and training")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lnsim import _checks, streams
+from lnsim._checks import FloatArray
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Training data, test data and the interpolator that alignment is measured against.
+
+    X : (n, d) float64, y : (n,) float64; theta_star : (d,); X_test : (n_test, d), y_test :
+    (n_test,).  Left out, `theta_star` is the least-squares solution of smallest norm; without
+    test data there is no test loss.  Labels are clean: noise belongs to the dynamics.
+    Raises TypeError or ValueError for wrong types, shapes that do not fit, NaN or infinity.
+    """
+
+    X: FloatArray
+    y: FloatArray
+    theta_star: FloatArray | None = None
+    X_test: FloatArray | None = None
+    y_test: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        X = _checks.array("X", self.X, 2)
+        y = _checks.array("y", self.y, 1)
+        samples, dim = X.shape
+        _checks.shape("y", y, (samples,), f"X has {samples} rows")
+        object.__setattr__(self, "X", X)
+        object.__setattr__(self, "y", y)
+        if self.theta_star is None:
+            theta_star = np.linalg.lstsq(X, y, rcond=None)[0]
+        else:
+            theta_star = _checks.array("theta_star", self.theta_star, 1)
+            _checks.shape("theta_star", theta_star, (dim,), f"X has {dim} columns")
+        object.__setattr__(self, "theta_star", theta_star)
+        if (self.X_test is None) != (self.y_test is None):
+            raise ValueError("X_test and y_test must be given together, or neither")
+        if self.X_test is not None:
+            X_test = _checks.array("X_test", self.X_test, 2)
+            y_test = _checks.array("y_test", self.y_test, 1)
+            _checks.shape("X_test", X_test, (len(X_test), dim), f"X has {dim} columns")
+            _checks.shape("y_test", y_test, (len(X_test),), f"X_test has {len(X_test)} rows")
+            object.__setattr__(self, "X_test", X_test)
+            object.__setattr__(self, "y_test", y_test)
+
+    @property
+    def samples(self) -> int:
+        """n, the number of training samples."""
+        return self.X.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """d, the input dimension."""
+        return self.X.shape[1]
+
+
+def gaussian_regression(
+    samples: int,
+    dim: int,
+    seed: int = 0,
+    *,
+    theta_norm: float | None = None,
+    test_samples: int = 1000,
+) -> Problem:
+    """The paper's data: x ~ N(0, I_d), y = <theta_star, x>, and a test set of the same law.
+
+    theta_star ~ N(0, I_d), whose norm is about sqrt(d) (the paper leaves it open), rescaled to
+    norm `theta_norm` where that is given.  Raises ValueError for sizes below 1.
+    """
+    samples = _checks.integer("samples", samples, 1)
+    dim = _checks.integer("dim", dim, 1)
+    test_samples = _checks.integer("test_samples", test_samples, 1)
+    theta_star = streams.generator(seed, "theta_star").standard_normal(dim)
+    if theta_norm is not None:
+        norm = _checks.real("theta_norm", theta_norm, above=0.0)
+        theta_star *= norm / np.linalg.norm(theta_star)
+    X = streams.generator(seed, "train").standard_normal((samples, dim))
+    X_test = streams.generator(seed, "test").standard_normal((test_samples, dim))
+    return Problem(X, X @ theta_star, theta_star, X_test, X_test @ theta_star)

@@ -1,0 +1,354 @@
+"""The driver: reduce, then words -> engine.advance -> observe, record by record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim import _checks, backend as backends
+from lnsim._checks import FloatArray
+from lnsim.backend import State
+from lnsim.dynamics import SGD
+from lnsim.network import Network
+from lnsim.observables import CLOUDS, PATHS, SCALARS, Frame, View
+from lnsim.problem import Problem
+from lnsim.reduction import Reduction, dense, reduce as reduce_both, rest_scale
+from lnsim.streams import WordStream
+from lnsim.trajectory import Status, Trajectory, provenance
+
+WORDS_AT_ONCE = 1 << 17
+"""Words held in memory at a time, over all replicas (1 MiB): small enough for the caches."""
+
+
+OBSERVED_AT_ONCE = 1 << 19
+"""First-layer weights observed at a time (4 MiB): calls are shared, and the caches still serve."""
+
+
+def simulate(
+    problem: Problem,
+    network: Network,
+    dynamics: SGD,
+    *,
+    steps: int,
+    record_every: int,
+    seed: int = 0,
+    replicas: int = 1,
+    backend: str = "numba",
+    reduce: bool = True,
+    tracked: int = 8,
+    progress: bool | Callable[[int], object] | None = None,
+    config: dict[str, Any] | None = None,
+    resume: Trajectory | None = None,
+    checkpoint: Callable[[Trajectory], object] | None = None,
+    checkpoint_every: float = 60.0,
+    stop: Callable[[], bool] | None = None,
+) -> Trajectory:
+    """Trains `network` on `problem` by `dynamics` for `steps` steps.
+
+    Records at 0, record_every, 2 record_every, ... and at the last step.  With `replicas` = S,
+    replica c draws from the stream of key [seed, c], any scalar hyperparameter may be an array of
+    length S, and arrays carry the leading axis S.  `reduce=False` trains the dense network.  The
+    path of the first `tracked` neurons is recorded at every record.
+
+    `progress`: True for a bar on a terminal, or a function called with the steps done.  `resume`:
+    a trajectory of the same configuration that ended earlier; the result is bit for bit that of
+    one uninterrupted run.  `checkpoint` is called with the trajectory so far, at a record, when
+    `checkpoint_every` seconds have passed; `stop` is asked at every record.
+
+    Raises ValueError or TypeError for bad input.  A run that diverges is a result: see its
+    `status`.
+    """
+    steps = _checks.integer("steps", steps, 0)
+    record_every = _checks.integer("record_every", record_every, 1)
+    replicas = _checks.integer("replicas", replicas, 1)
+    tracked = min(_checks.integer("tracked", tracked, 0), network.width)
+    if network.dim != problem.dim:
+        raise ValueError(
+            f"W has {network.dim} columns but X has {problem.dim}: they must be the same"
+        )
+    for name in ("lr", "momentum", "weight_decay"):
+        _checks.per_replica(name, getattr(dynamics, name), replicas)
+    if dynamics.noise is not None:
+        _checks.per_replica("sigma", dynamics.noise.sigma, replicas)
+    if config is None:
+        config = {
+            "samples": problem.samples,
+            "dim": problem.dim,
+            "width": network.width,
+            "dynamics": repr(dynamics),
+            "steps": steps,
+            "record_every": record_every,
+            "seed": seed,
+            "replicas": replicas,
+            "backend": backend,
+        }
+    engine = backends.load(backend)
+    reduction = (reduce_both if reduce else dense)(problem, network)
+    draws = dynamics.draws(problem.samples)
+    plan = record_steps(steps, record_every)
+    recorder = _Recorder(Frame(problem, reduction), dynamics, plan, replicas, tracked)
+    state, step = _start(reduction, dynamics, replicas), 0
+    if resume is not None:
+        step = recorder.restore(resume)
+        state = _restored(state, resume)
+    words = WordStream(seed, replicas, step * draws)
+    chunk = max(1, WORDS_AT_ONCE // (replicas * draws))
+
+    def result(code: str, at: int) -> Trajectory:
+        return recorder.trajectory(state, Status(code, at), config)
+
+    report, close = _progress(progress, steps, step)
+    saved = time.monotonic()
+    try:
+        for target in recorder.events(step):
+            while step < target and (state.diverged_at < 0).any():
+                count = min(chunk, target - step)
+                engine.advance(state, reduction.problem, dynamics, words.take(count * draws), step)
+                step += count
+                report(step)
+            if (state.diverged_at >= 0).all():
+                return result("DIVERGED", int(state.diverged_at.max()))
+            if not recorder.observe(state, step):
+                continue
+            if step == steps:
+                break
+            if stop is not None and stop():
+                return result("STOPPED", step)
+            if checkpoint is not None and time.monotonic() - saved >= checkpoint_every:
+                checkpoint(result("STOPPED", step))
+                saved = time.monotonic()
+    finally:
+        close()
+    return result("OK", step)
+
+
+def record_steps(steps: int, record_every: int) -> list[int]:
+    """0, record_every, 2 record_every, ..., and `steps` itself."""
+    plan = list(range(0, steps + 1, record_every))
+    return plan if plan[-1] == steps else [*plan, steps]
+
+
+def cloud_records(count: int) -> list[int]:
+    """The records, out of the first `count`, at which all neurons are kept: 0, 1, 2, 4, 5, 8, ...
+
+    These are the integer parts of the powers of sqrt(2), so that the choice does not depend on
+    how long the run goes on.
+    """
+    powers = {int(2 ** (k / 2)) for k in range(2 * count.bit_length())}
+    return sorted(record for record in {0} | powers if record < count)
+
+
+def watch_steps(steps: int) -> list[int]:
+    """The steps at which neurons are watched for lazy escape: eight an octave, whatever is recorded.
+
+    So a time of escape is known to 9 %, and does not depend on how often is recorded.
+    """
+    return sorted({int(2 ** (k / 8)) for k in range(8 * steps.bit_length())} - {0})
+
+
+def _progress(
+    progress: bool | Callable[[int], object] | None, steps: int, done: int
+) -> tuple[Callable[[int], object], Callable[[], object]]:
+    """A function to call with the steps done, and one to call at the end."""
+    if callable(progress):
+        return progress, lambda: None
+    if not progress:
+        return lambda step: None, lambda: None
+    from tqdm.auto import tqdm
+
+    # disable=None: silent where the output is no terminal.
+    bar = tqdm(total=steps, initial=done, unit="step", unit_scale=True, disable=None)
+    return lambda step: bar.update(step - bar.n), bar.close
+
+
+def _start(reduction: Reduction, dynamics: SGD, replicas: int) -> State:
+    W = np.repeat(reduction.W[None], replicas, axis=0)
+    a = np.repeat(reduction.a[None], replicas, axis=0)
+    heavy = bool(np.any(np.asarray(dynamics.momentum) > 0.0))
+    return State(
+        W,
+        a,
+        np.zeros_like(W) if heavy else None,
+        np.zeros_like(a) if heavy else None,
+        np.full(replicas, -1, dtype=np.int64),
+    )
+
+
+def _restored(fresh: State, earlier: Trajectory) -> State:
+    """The state of `earlier`, which must have the form of `fresh`."""
+    for name, value in vars(fresh).items():
+        found = earlier.state.get(name)
+        if (found is None) != (value is None) or (
+            value is not None and found is not None and found.shape != value.shape
+        ):
+            raise ValueError(f"cannot resume: the earlier run has another {name}")
+    kept = {name: earlier.state.get(name) for name in vars(fresh)}
+    return State(**{name: None if v is None else v.copy() for name, v in kept.items()})
+
+
+class _Recorder:
+    """Collects what is observed, and makes a trajectory of it.
+
+    Every array has the replica axis in front; it is dropped at the end where there is one replica.
+    A replica that has diverged keeps the NaN its rows were made of.  Networks wait until there are
+    enough of them to observe at once.
+    """
+
+    def __init__(
+        self, frame: Frame, dynamics: SGD, plan: list[int], replicas: int, tracked: int
+    ) -> None:
+        self._frame = frame
+        self._dynamics = dynamics
+        self._decays = frame.reduction.rest is not None and bool(np.any(dynamics.weight_decay))
+        self._plan = plan
+        self._replicas = replicas
+        self._tracked = np.arange(tracked)
+        self._block = max(1, OBSERVED_AT_ONCE // frame.trained_start.size)
+        self._pending: list[tuple[int, int, FloatArray, FloatArray]] = []
+        self.count = 0
+        clouds = cloud_records(len(plan))
+        self._cloud_of_record = {record: cloud for cloud, record in enumerate(clouds)}
+        each = (replicas, len(plan))
+        self._scalars = np.full((len(SCALARS), *each), np.nan)
+        self._paths = np.full((len(PATHS), *each, tracked), np.nan)
+        self._clouds = np.full((len(CLOUDS), replicas, len(clouds), frame.width), np.nan)
+        self._watched = set(watch_steps(plan[-1]))
+        self._escape = np.full((replicas, frame.width), -1, dtype=np.int64)
+        # The last network recorded of every replica, reduced.
+        self._last_step = np.zeros(replicas, dtype=np.int64)
+        self._last_W = np.repeat(frame.reduction.W[None], replicas, axis=0)
+        self._last_a = np.repeat(frame.reduction.a[None], replicas, axis=0)
+
+    def events(self, step: int) -> list[int]:
+        """The steps from `step` on at which there is something to observe."""
+        watched = {t for t in watch_steps(self._plan[-1]) if step < t < self._plan[-1]}
+        return sorted(watched.union(self._plan[self.count :]))
+
+    def observe(self, state: State, step: int) -> bool:
+        """Watches the neurons, and records where it is time to; returns whether it was."""
+        self._watch(state, step)
+        if step != self._plan[self.count]:
+            return False
+        self._record(state, step)
+        return True
+
+    def _watch(self, state: State, step: int) -> None:
+        """Notes `step` for the neurons first seen outside the lazy radius (Definition 1)."""
+        if step not in self._watched:
+            return
+        for s in np.flatnonzero((state.diverged_at < 0) & (self._escape < 0).any(axis=1)).tolist():
+            view = self._view(np.array([s]), np.array([step]), state.W[[s]], state.a[[s]])
+            escaped = view.displacements[0] > self._frame.lazy_radius
+            self._escape[s, escaped & (self._escape[s] < 0)] = step
+
+    def _record(self, state: State, step: int) -> None:
+        """Takes down every replica that has not diverged."""
+        for s in np.flatnonzero(state.diverged_at < 0).tolist():
+            W, a = state.W[s].copy(), state.a[s].copy()
+            self._last_step[s], self._last_W[s], self._last_a[s] = step, W, a
+            self._pending.append((s, self.count, W, a))
+            if len(self._pending) == self._block:
+                self._flush()
+        self.count += 1
+
+    def _flush(self) -> None:
+        """Observes the networks that wait."""
+        if not self._pending:
+            return
+        replica, record = (np.array([entry[i] for entry in self._pending]) for i in (0, 1))
+        view = self._view(
+            replica,
+            np.array(self._plan)[record],
+            np.stack([W for _, _, W, _ in self._pending]),
+            np.stack([a for _, _, _, a in self._pending]),
+        )
+        self._pending.clear()
+        self._scalars[:, replica, record] = [f(view) for f in SCALARS.values()]
+        tracked = slice(self._tracked.size)
+        self._paths[:, replica, record] = [f(view)[:, tracked] for f in PATHS.values()]
+        for b, (s, i) in enumerate(zip(replica, record, strict=True)):
+            cloud = self._cloud_of_record.get(int(i))
+            if cloud is not None:
+                self._clouds[:, s, cloud] = [f(view)[b] for f in CLOUDS.values()]
+
+    def _view(
+        self, replica: NDArray[np.int64], step: NDArray[np.int64], W: FloatArray, a: FloatArray
+    ) -> View:
+        scale = np.ones(len(replica))
+        if self._decays:
+            pairs = zip(step.tolist(), replica.tolist(), strict=True)
+            scale[:] = [rest_scale(self._dynamics, t, s) for t, s in pairs]
+        return View(self._frame, W, a, scale)
+
+    def _recorded(self) -> Iterator[tuple[str, FloatArray]]:
+        """The name and the array, replicas and records in front, of all that is recorded."""
+        yield from zip(SCALARS, self._scalars, strict=True)
+        yield from zip(PATHS, self._paths, strict=True)
+
+    def trajectory(self, state: State, status: Status, config: dict[str, Any]) -> Trajectory:
+        """All that was recorded so far, with the last record as the last cloud."""
+        self._flush()
+        last = [
+            self._view(np.array([s]), self._last_step[[s]], self._last_W[[s]], self._last_a[[s]])
+            for s in range(self._replicas)
+        ]
+        steps = np.array(self._plan[: self.count])
+        made = [i for i in self._cloud_of_record if i < self.count]
+        cloud_step = steps[made]
+        clouds = dict(zip(CLOUDS, self._clouds[:, :, : len(made)].copy(), strict=True))
+        if cloud_step[-1] != steps[-1]:
+            cloud_step = np.append(cloud_step, steps[-1])
+            for name, f in CLOUDS.items():
+                clouds[name] = np.append(clouds[name], np.stack([f(v) for v in last]), axis=1)
+        weights = [self._frame.reduction.lift(v.reduced_W[0], v.reduced_a[0], v.scale[0]) for v in last]
+        arrays: dict[str, NDArray[Any]] = {
+            **{name: value[:, : self.count].copy() for name, value in self._recorded()},
+            **clouds,
+            "final_W": np.stack([W for W, _ in weights]),
+            "final_a": np.stack([a for _, a in weights]),
+        }
+        arrays["lazy_escape"] = self._escape.copy()
+        if self._replicas == 1:
+            arrays = {name: value[0] for name, value in arrays.items()}
+        arrays["step"] = steps
+        arrays["theta_star"] = self._frame.theta_star
+        arrays["tracked_neurons"] = self._tracked
+        arrays["cloud_step"] = cloud_step
+        arrays["diverged_at"] = state.diverged_at.copy()
+        kept = {name: value.copy() for name, value in vars(state).items() if value is not None}
+        for name in ("last_step", "last_W", "last_a"):
+            kept[name] = getattr(self, f"_{name}").copy()
+        return Trajectory(arrays, config, status, kept, provenance(config))
+
+    def restore(self, earlier: Trajectory) -> int:
+        """Takes over the records of `earlier`; returns the step it ended at."""
+        step, plan, found = earlier.status.step, self._plan, earlier.steps.tolist()
+        if earlier.status.code == "DIVERGED":
+            raise ValueError(f"cannot resume: the earlier run {earlier.status}")
+        if step > plan[-1]:
+            raise ValueError(f"cannot resume: the earlier run is at step {step}, past the end")
+        # An earlier end may have been recorded where this run records nothing.
+        kept = next((i for i, t in enumerate(found) if i >= len(plan) or t != plan[i]), len(found))
+        if len(found) - kept > 1 or found[-1] > step:
+            raise ValueError("cannot resume: the earlier run was recorded at other steps")
+        if earlier["tracked_neurons"].size != self._tracked.size:
+            raise ValueError("cannot resume: the earlier run tracked other neurons")
+
+        def replicas_in_front(name: str) -> NDArray[Any]:
+            return earlier[name] if self._replicas > 1 else earlier[name][None]
+
+        self.count = kept
+        for name, values in self._recorded():
+            values[:, :kept] = replicas_in_front(name)[:, :kept]
+        made = sum(1 for i in self._cloud_of_record if i < kept)
+        for name, cloud in zip(CLOUDS, self._clouds, strict=True):
+            cloud[:, :made] = replicas_in_front(name)[:, :made]
+        self._escape[:] = replicas_in_front("lazy_escape")
+        self._last_step[:] = earlier.state["last_step"]
+        self._last_W[:] = earlier.state["last_W"]
+        self._last_a[:] = earlier.state["last_a"]
+        return step

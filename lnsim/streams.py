@@ -1,0 +1,84 @@
+"""All randomness, addressable word by word.
+
+Training.  Draw k of replica c of seed s is word k of the NumPy bit generator
+``Philox(key=[s, c])`` (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+A draw is one (sample, label noise) pair; step t of a dynamics that takes B draws a step uses
+draws tB ... tB+B-1.  From the 64-bit word w:
+
+    sample index   ((w >> 32) * n) >> 32          uniform on 0 ... n-1, bias below n / 2^32
+    Rademacher     +1 if the lowest bit is 1, else -1
+    other laws     v = ((w mod 2^32) + 1/2) / 2^32, uniform on (0, 1), through the inverse
+                   distribution function
+
+So a trajectory depends on (seed, replica) and on nothing else: not on the backend, the chunk
+size, the threads, how often it is recorded, or whether it was stopped and resumed.
+
+Data and initialisation take their numbers from generators of their own, one for each purpose.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim import _checks
+from lnsim._checks import FloatArray
+
+LAWS = ("gaussian", "rademacher", "uniform")
+
+_PURPOSES = {"train": 0, "test": 1, "theta_star": 2, "init": 3}
+
+
+def check_seed(seed: int) -> int:
+    """`seed` as an int in [0, 2**64); any other is refused."""
+    seed = _checks.integer("seed", seed, 0)
+    if seed >= 2**64:
+        raise ValueError(f"seed must be below 2**64, got {seed}")
+    return seed
+
+
+def generator(seed: int, purpose: str) -> np.random.Generator:
+    """The generator of one `purpose`: "train", "test", "theta_star" or "init"."""
+    return np.random.default_rng([check_seed(seed), _PURPOSES[purpose]])
+
+
+class WordStream:
+    """The words of `replicas` replicas of one `seed`, read forward from step to step."""
+
+    def __init__(self, seed: int, replicas: int, position: int = 0) -> None:
+        seed = check_seed(seed)
+        self.position = position
+        self._generators = []
+        for replica in range(replicas):
+            bits = np.random.Philox(key=np.array([seed, replica], dtype=np.uint64))
+            # Philox makes four words per counter value, and advance() counts values.
+            bits.advance(position // 4)
+            bits.random_raw(position % 4, output=False)
+            self._generators.append(bits)
+
+    def take(self, count: int) -> NDArray[np.uint64]:
+        """The next `count` words of every replica, shape (S, count)."""
+        self.position += count
+        rows = [bits.random_raw(count) for bits in self._generators]
+        return rows[0][None] if len(rows) == 1 else np.stack(rows)
+
+
+def sample_index(words: NDArray[np.uint64], samples: int) -> NDArray[np.int64]:
+    """The sample each word draws, in [0, `samples`); same shape as `words`."""
+    return (((words >> np.uint64(32)) * np.uint64(samples)) >> np.uint64(32)).astype(np.int64)
+
+
+def unit_noise(words: NDArray[np.uint64], law: str) -> FloatArray:
+    """Label noise of mean 0 and standard deviation 1 under `law`; same shape as `words`."""
+    if law == "rademacher":
+        return np.where(words & np.uint64(1), 1.0, -1.0)
+    uniform = ((words & np.uint64(0xFFFFFFFF)).astype(np.float64) + 0.5) / 2.0**32
+    if law == "uniform":
+        return math.sqrt(12.0) * (uniform - 0.5)
+    if law == "gaussian":
+        from scipy.special import ndtri
+
+        return np.asarray(ndtri(uniform), dtype=np.float64)
+    raise ValueError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
