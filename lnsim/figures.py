@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,34 +30,29 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00",
 )  # fmt: skip
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 8,
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 9,
     "axes.spines.top": False,
     "axes.linewidth": 0.6,
-    "legend.fontsize": 7,
+    "legend.fontsize": 8,
     "legend.frameon": False,
     "lines.linewidth": 1.1,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "mathtext.fontset": "dejavusans",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
     "pdf.fonttype": 42,
     "savefig.dpi": 200,
 }
-PHASES = (
-    ("lazy", "#F2F2F2"),
-    ("I: norms shrink", "#FFF4DC"),
-    ("II: alignment", "#E3F1FA"),
-)
+PHASES = (("lazy", "#EDEDED"), ("I", "#FFF4DC"), ("II", "#E3F1FA"))
+"""Lazy regime, Phase I (norms shrink), Phase II (alignment)."""
 MOST_POINTS = 5000
 """Neurons drawn of a cloud; a wider network shows its first ones."""
 
 
 def save(figure: Figure, folder: Path, name: str = "figure") -> None:
     """Writes `name`.png and `name`.pdf into `folder`, each atomically."""
-    import io
-
     for kind, options in (("png", {}), ("pdf", {"metadata": {"CreationDate": None}})):
         buffer = io.BytesIO()
         with rc_context(STYLE):
@@ -65,7 +61,8 @@ def save(figure: Figure, folder: Path, name: str = "figure") -> None:
 
 
 def _blank(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    """An empty figure, inches.  Margins are set by hand: a layout engine takes a second."""
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
 
@@ -77,15 +74,17 @@ def two_phases(trajectory: Trajectory) -> Figure:
     """
     series = _first_replica(trajectory)
     with rc_context(STYLE):
-        figure = _blank(TWO_COLUMNS, 4.4)
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1.15, 1.0])
-        losses, norms, path = top.subplots(1, 3)
+        figure = _blank(TWO_COLUMNS, 4.5)
+        top = {"left": 0.08, "right": 0.93, "bottom": 0.59, "top": 0.95, "wspace": 0.7}
+        losses, norms, path = figure.subplots(1, 3, gridspec_kw=top)
+        bottom = {"left": 0.08, "right": 0.985, "bottom": 0.09, "top": 0.44, "wspace": 0.1}
+        clouds = figure.subplots(1, 4, sharex=True, sharey=True, gridspec_kw=bottom)
         _draw_losses(losses, series)
         _draw_norms(norms, series)
         for axes in (losses, norms):
             _shade_phases(axes, trajectory, series["step"])
         _draw_path(path, series)
-        _draw_clouds(bottom.subplots(1, 4, sharex=True, sharey=True), series)
+        _draw_clouds(clouds, series)
     return figure
 
 
@@ -96,6 +95,12 @@ def _first_replica(trajectory: Trajectory) -> dict[str, Any]:
         name: value[0] if ensemble and name not in shared else value
         for name, value in trajectory.arrays.items()
     }
+
+
+def _letter(axes: Axes, letter: str) -> None:
+    axes.annotate(
+        f"({letter})", (0, 1), (-26, 4), xycoords="axes fraction", textcoords="offset points"
+    )
 
 
 def _time_axis(axes: Axes, steps: FloatArray) -> None:
@@ -115,8 +120,8 @@ def _draw_losses(axes: Axes, series: dict[str, FloatArray]) -> None:
         if not np.isnan(series[name]).all():
             axes.plot(steps, series[name], color=colour, label=label, lw=0.8)
     axes.set_yscale("log")
-    axes.set_ylabel(r"loss $\frac{1}{2n}\sum_i (f(x_i) - y_i)^2$")
-    axes.set_title("(a)", loc="left")
+    axes.set_ylabel("loss (clean labels)")
+    _letter(axes, "a")
     _time_axis(axes, steps)
     axes.legend(loc="lower left")
 
@@ -124,17 +129,17 @@ def _draw_losses(axes: Axes, series: dict[str, FloatArray]) -> None:
 def _draw_norms(axes: Axes, series: dict[str, FloatArray]) -> None:
     steps = series["step"]
     axes.plot(steps, series["norm_mean"], color=BLUE)
-    axes.set_ylabel(r"mean norm $\frac{1}{m}\sum_i \|w_i\|$", color=BLUE)
+    axes.set_ylabel(r"$\frac{1}{m}\sum_i \|w_i\|$", color=BLUE)
     axes.tick_params(axis="y", colors=BLUE)
     axes.set_ylim(bottom=0.0)
     right = axes.twinx()
     right.plot(steps, series["alignment_mean"], color=VERMILION, ls="--")
     right.set_ylabel(
-        r"mean alignment $\frac{1}{m}\sum_i |\langle w_i, \theta^\star\rangle|$", color=VERMILION
+        r"$\frac{1}{m}\sum_i |\langle w_i, \theta^\star\rangle|$", color=VERMILION
     )
     right.tick_params(axis="y", colors=VERMILION)
     right.set_ylim(bottom=0.0)
-    axes.set_title("(b)", loc="left")
+    _letter(axes, "b")
     _time_axis(axes, steps)
 
 
@@ -150,18 +155,18 @@ def _shade_phases(axes: Axes, trajectory: Trajectory, steps: FloatArray) -> None
             axes.axvspan(begin, end, color=colour, lw=0, zorder=0)
             log = axes.get_xscale() == "log"
             share = np.log(end / begin) / np.log(right / left) if log else (end - begin) / right
-            if share > 0.2:
+            if share > 0.1:
                 middle = np.sqrt(begin * end) if log else 0.5 * (begin + end)
                 axes.text(
                     middle, 1.01, name, transform=axes.get_xaxis_transform(),
-                    ha="center", va="bottom", fontsize=6,
+                    ha="center", va="bottom", fontsize=8,
                 )  # fmt: skip
 
 
 def _draw_path(axes: Axes, series: dict[str, FloatArray]) -> None:
     """Tracked neurons in the norm-alignment plane, darker later."""
     steps, norm, alignment = (series[k] for k in ("step", "tracked_norm", "tracked_alignment"))
-    axes.set_title("(c)", loc="left")
+    _letter(axes, "c")
     axes.set_xlabel(r"norm $\|w_i\|$")
     axes.set_ylabel(r"alignment $|\langle w_i, \theta^\star\rangle|$")
     axes.set_xlim(0.0, 1.05 * np.nanmax(norm, initial=1e-12))
@@ -180,7 +185,7 @@ def _draw_path(axes: Axes, series: dict[str, FloatArray]) -> None:
         axes.add_collection(lines)
     figure = axes.get_figure()
     assert figure is not None
-    bar = figure.colorbar(ScalarMappable(times, "viridis_r"), ax=axes, pad=0.02, aspect=30)
+    bar = figure.colorbar(ScalarMappable(times, "viridis_r"), ax=axes, pad=0.03, aspect=30)
     bar.set_label("step $t$")
 
 
@@ -203,7 +208,8 @@ def _draw_clouds(panels: Any, series: dict[str, FloatArray]) -> None:
         _draw_bound(panel, series)
         panel.set_title(f"$t$ = {steps[k]:,}")
         panel.set_xlabel(r"$\|w_i\|$")
+    _letter(panels[0], "d")
     shown = np.array(chosen)
-    panels[0].set_ylabel(r"(d)  $|\langle w_i, \theta^\star\rangle|$")
+    panels[0].set_ylabel(r"alignment $|\langle w_i, \theta^\star\rangle|$")
     panels[0].set_xlim(0.0, 1.05 * np.nanmax(norm[shown], initial=1e-12))
     panels[0].set_ylim(0.0, 1.05 * np.nanmax(alignment[shown], initial=1e-12))

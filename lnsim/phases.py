@@ -1,8 +1,9 @@
 """Where the phases of a run begin, measured from what was recorded.
 
 Lazy escape.  Neuron i is lazy at step t while |w_i(t) - w_i(0)| <= 1/sqrt(m) (Definition 1).  Its
-escape is the first of the steps watched (eight an octave, simulate.watch_steps) at which it is
-not.  The first and the last neuron's escape begin and end the way out of the lazy regime.
+escape is when it first is not, interpolated between the steps watched (four an octave, whatever is
+recorded; simulate.watch_steps).  The first and the last neuron's escape begin and end the way out
+of the lazy regime.
 
 Alignment and convergence.  Let c(t) be the mean |cos(w_i(t), theta_star)|.  Phase II, in which the
 neurons turn to the interpolator, is taken to begin when c has come half of the way from c(0) to

@@ -24,6 +24,12 @@ WORDS_AT_ONCE = 1 << 17
 """Words held in memory at a time, over all replicas (1 MiB): small enough for the caches."""
 
 
+WATCHED_ONLY = -1
+"""In place of a record number: a step at which neurons are watched and nothing is recorded."""
+
+RESUMED = ("last_step", "last_W", "last_a", "watched_step", "watched_moved")
+"""What a recorder needs besides the records to go on."""
+
 OBSERVED_AT_ONCE = 1 << 19
 """First-layer weights observed at a time (4 MiB): calls are shared, and the caches still serve."""
 
@@ -143,11 +149,11 @@ def cloud_records(count: int) -> list[int]:
 
 
 def watch_steps(steps: int) -> list[int]:
-    """The steps at which neurons are watched for lazy escape: eight an octave, whatever is recorded.
+    """The steps at which neurons are watched for lazy escape: four an octave, whatever is recorded.
 
-    So a time of escape is known to 9 %, and does not depend on how often is recorded.
+    So a time of escape does not depend on how often is recorded.
     """
-    return sorted({int(2 ** (k / 8)) for k in range(8 * steps.bit_length())} - {0})
+    return sorted({int(2 ** (k / 4)) for k in range(4 * steps.bit_length())})
 
 
 def _progress(
@@ -208,7 +214,7 @@ class _Recorder:
         self._replicas = replicas
         self._tracked = np.arange(tracked)
         self._block = max(1, OBSERVED_AT_ONCE // frame.trained_start.size)
-        self._pending: list[tuple[int, int, FloatArray, FloatArray]] = []
+        self._pending: list[tuple[int, int, int, FloatArray, FloatArray]] = []
         self.count = 0
         clouds = cloud_records(len(plan))
         self._cloud_of_record = {record: cloud for cloud, record in enumerate(clouds)}
@@ -216,64 +222,65 @@ class _Recorder:
         self._scalars = np.full((len(SCALARS), *each), np.nan)
         self._paths = np.full((len(PATHS), *each, tracked), np.nan)
         self._clouds = np.full((len(CLOUDS), replicas, len(clouds), frame.width), np.nan)
-        self._watched = set(watch_steps(plan[-1]))
-        self._escape = np.full((replicas, frame.width), -1, dtype=np.int64)
+        self._watched = {t for t in watch_steps(plan[-1]) if t <= plan[-1]}
+        self._escape = np.full((replicas, frame.width), -1.0)
+        self._watched_step = np.zeros(replicas, dtype=np.int64)
+        self._watched_moved = np.zeros((replicas, frame.width))
         # The last network recorded of every replica, reduced.
         self._last_step = np.zeros(replicas, dtype=np.int64)
         self._last_W = np.repeat(frame.reduction.W[None], replicas, axis=0)
         self._last_a = np.repeat(frame.reduction.a[None], replicas, axis=0)
 
-    def events(self, step: int) -> list[int]:
+    def events(self, step: int) -> Iterator[int]:
         """The steps from `step` on at which there is something to observe."""
-        watched = {t for t in watch_steps(self._plan[-1]) if step < t < self._plan[-1]}
-        return sorted(watched.union(self._plan[self.count :]))
+        planned = set(self._plan[self.count :])
+        for t in sorted(self._watched | planned):
+            if t in planned or (t > step and (self._escape < 0).any()):
+                yield t
 
     def observe(self, state: State, step: int) -> bool:
-        """Watches the neurons, and records where it is time to; returns whether it was."""
-        self._watch(state, step)
-        if step != self._plan[self.count]:
-            return False
-        self._record(state, step)
-        return True
-
-    def _watch(self, state: State, step: int) -> None:
-        """Notes `step` for the neurons first seen outside the lazy radius (Definition 1)."""
-        if step not in self._watched:
-            return
-        for s in np.flatnonzero((state.diverged_at < 0) & (self._escape < 0).any(axis=1)).tolist():
-            view = self._view(np.array([s]), np.array([step]), state.W[[s]], state.a[[s]])
-            escaped = view.displacements[0] > self._frame.lazy_radius
-            self._escape[s, escaped & (self._escape[s] < 0)] = step
-
-    def _record(self, state: State, step: int) -> None:
-        """Takes down every replica that has not diverged."""
+        """Takes down every replica that has not diverged; returns whether `step` is a record's."""
+        record = self.count if step == self._plan[self.count] else WATCHED_ONLY
+        self.count += record != WATCHED_ONLY
         for s in np.flatnonzero(state.diverged_at < 0).tolist():
+            if record == WATCHED_ONLY and (self._escape[s] >= 0).all():
+                continue
             W, a = state.W[s].copy(), state.a[s].copy()
-            self._last_step[s], self._last_W[s], self._last_a[s] = step, W, a
-            self._pending.append((s, self.count, W, a))
+            if record != WATCHED_ONLY:
+                self._last_step[s], self._last_W[s], self._last_a[s] = step, W, a
+            self._pending.append((s, record, step, W, a))
             if len(self._pending) == self._block:
                 self._flush()
-        self.count += 1
+        return record != WATCHED_ONLY
 
     def _flush(self) -> None:
-        """Observes the networks that wait."""
+        """Computes what is asked of the networks that wait."""
         if not self._pending:
             return
-        replica, record = (np.array([entry[i] for entry in self._pending]) for i in (0, 1))
-        view = self._view(
-            replica,
-            np.array(self._plan)[record],
-            np.stack([W for _, _, W, _ in self._pending]),
-            np.stack([a for _, _, _, a in self._pending]),
-        )
+        replica, record, step = (np.array([e[i] for e in self._pending]) for i in range(3))
+        W, a = (np.stack([entry[i] for entry in self._pending]) for i in (3, 4))
         self._pending.clear()
-        self._scalars[:, replica, record] = [f(view) for f in SCALARS.values()]
-        tracked = slice(self._tracked.size)
-        self._paths[:, replica, record] = [f(view)[:, tracked] for f in PATHS.values()]
-        for b, (s, i) in enumerate(zip(replica, record, strict=True)):
-            cloud = self._cloud_of_record.get(int(i))
-            if cloud is not None:
+        view = self._view(replica, step, W, a)
+        for b, (s, i, t) in enumerate(zip(replica, record, step.tolist(), strict=True)):
+            if t in self._watched:
+                self._watch(s, t, view.displacements[b])
+            if i in self._cloud_of_record:
+                cloud = self._cloud_of_record[i]
                 self._clouds[:, s, cloud] = [f(view)[b] for f in CLOUDS.values()]
+        kept = record != WATCHED_ONLY
+        at = replica[kept], record[kept]
+        tracked = slice(self._tracked.size)
+        self._scalars[:, *at] = [f(view)[kept] for f in SCALARS.values()]
+        self._paths[:, *at] = [f(view)[kept, tracked] for f in PATHS.values()]
+
+    def _watch(self, s: int, step: int, moved: FloatArray) -> None:
+        """Notes when neurons left the lazy radius, by interpolation since they were last watched."""
+        escape, radius = self._escape[s], self._frame.lazy_radius
+        gone = (escape < 0) & (moved > radius)
+        start, moved_before = self._watched_step[s], self._watched_moved[s, gone]
+        share = (radius - moved_before) / (moved[gone] - moved_before)
+        escape[gone] = start + (step - start) * share
+        self._watched_step[s], self._watched_moved[s] = step, moved
 
     def _view(
         self, replica: NDArray[np.int64], step: NDArray[np.int64], W: FloatArray, a: FloatArray
@@ -320,8 +327,7 @@ class _Recorder:
         arrays["cloud_step"] = cloud_step
         arrays["diverged_at"] = state.diverged_at.copy()
         kept = {name: value.copy() for name, value in vars(state).items() if value is not None}
-        for name in ("last_step", "last_W", "last_a"):
-            kept[name] = getattr(self, f"_{name}").copy()
+        kept |= {name: getattr(self, f"_{name}").copy() for name in RESUMED}
         return Trajectory(arrays, config, status, kept, provenance(config))
 
     def restore(self, earlier: Trajectory) -> int:
@@ -348,7 +354,6 @@ class _Recorder:
         for name, cloud in zip(CLOUDS, self._clouds, strict=True):
             cloud[:, :made] = replicas_in_front(name)[:, :made]
         self._escape[:] = replicas_in_front("lazy_escape")
-        self._last_step[:] = earlier.state["last_step"]
-        self._last_W[:] = earlier.state["last_W"]
-        self._last_a[:] = earlier.state["last_a"]
+        for name in RESUMED:
+            getattr(self, f"_{name}")[...] = earlier.state[name]
         return step

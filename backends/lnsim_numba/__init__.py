@@ -34,16 +34,18 @@ class NumbaEngine:
         if dynamics.noise is not None:
             sigma, law = dynamics.noise.sigma, dynamics.noise.law
         # The kernels read the Rademacher sign off the word; other laws come ready made.
-        noise = np.empty((replicas, 0)) if law == "rademacher" else streams.unit_noise(words, law)
+        noise = None if law == "rademacher" else streams.unit_noise(words, law)
         lr = per_replica("lr", dynamics.lr, replicas)
         sigma = per_replica("sigma", sigma, replicas)
         momentum = per_replica("momentum", dynamics.momentum, replicas)
         decay = per_replica("weight_decay", dynamics.weight_decay, replicas)
         if dynamics.batch_size == 1 and not momentum.any() and not decay.any():
             kernel, all_replicas = kernels.one_sample, kernels.one_sample_replicas
+            tile: tuple[Any, ...] = (kernels.tile_of(state.W.shape[1]),)
             moving: tuple[Any, ...] = (state.W, state.a)
             fixed: tuple[Any, ...] = (lr, sigma)
         else:
+            tile = ()
             kernel, all_replicas = kernels.mini_batch, kernels.mini_batch_replicas
             V_W = np.zeros_like(state.W) if state.W_velocity is None else state.W_velocity
             V_a = np.zeros_like(state.a) if state.a_velocity is None else state.a_velocity
@@ -52,11 +54,11 @@ class NumbaEngine:
             fixed = (batch, lr, sigma, momentum, decay)
         data = (problem.X, problem.y)
         if replicas > 1:
-            all_replicas(*moving, *data, words, noise, *fixed, first_step, state.diverged_at)
+            all_replicas(*tile, *moving, *data, words, noise, *fixed, first_step, state.diverged_at)
         elif state.diverged_at[0] < 0:
             # Alone, a replica needs no parallel region, nor the time to compile one.
             own = [array[0] for array in moving]
-            done = kernel(*own, *data, words[0], noise[0], *(value[0] for value in fixed))
+            done = kernel(*tile, *own, *data, words[0], kernels.noise_of(noise, 0), *(value[0] for value in fixed))
             if done >= 0:
                 state.diverged_at[0] = first_step + done
 

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from numba import config, njit, prange
 
-from lnsim_numba.vectors import LANES, MOST_VECTORS, pass_1, pass_2, pass_3, pass_4, pass_5, pass_6
+from lnsim_numba.vectors import LANES, MOST_VECTORS, tile_pass
 
 EXACT: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 # Only flags that keep NaN and infinity honest: divergence is found by them.
@@ -53,10 +53,20 @@ def drawn_sample(word, samples):  # type: ignore[no-untyped-def]
 
 @njit(**FAST)
 def drawn_noise(words, noise, k, sigma):  # type: ignore[no-untyped-def]
-    """Label noise of draw k: from the word's lowest bit, or from `noise` where it is given."""
-    if noise.size:
-        return sigma * noise[k]
-    return sigma if words[k] & _SIGN else -sigma
+    """Label noise of draw k: from `noise` : (T,), or from the word's lowest bit if it is None.
+
+    Numba compiles the two cases apart.
+    """
+    if noise is None:
+        # Arithmetic, not a branch: half of all guesses would be wrong.
+        return sigma * (2.0 * np.float64(words[k] & _SIGN) - 1.0)
+    return sigma * noise[k]
+
+
+@njit(**FAST)
+def noise_of(noise, s):  # type: ignore[no-untyped-def]
+    """The noise of replica s, out of `noise` : (S, T) or None."""
+    return None if noise is None else noise[s]
 
 
 @njit(**FAST)
@@ -92,29 +102,11 @@ def _aligned(size):  # type: ignore[no-untyped-def]
 
 
 @njit(**EXACT)
-def _pass(W, a, u, X, m, i, c):  # type: ignore[no-untyped-def]
-    """Update from sample m and pre-activations of sample i, over all tiles; returns f(x_i)."""
-    tiles, rank, units = W.shape
-    m, i, vectors = m * rank, i * rank, units // LANES
-    if vectors == 6:
-        return pass_6(W, a, u, X, m, i, tiles, rank, c)
-    if vectors == 5:
-        return pass_5(W, a, u, X, m, i, tiles, rank, c)
-    if vectors == 4:
-        return pass_4(W, a, u, X, m, i, tiles, rank, c)
-    if vectors == 3:
-        return pass_3(W, a, u, X, m, i, tiles, rank, c)
-    if vectors == 2:
-        return pass_2(W, a, u, X, m, i, tiles, rank, c)
-    return pass_1(W, a, u, X, m, i, tiles, rank, c)
-
-
-@njit(**EXACT)
-def one_sample_tiled(W, a, X, y, words, noise, lr, sigma):  # type: ignore[no-untyped-def]
-    """`one_sample_plain` in tiles of SIMD vectors."""
+def one_sample_tiled(tile, W, a, X, y, words, noise, lr, sigma):  # type: ignore[no-untyped-def]
+    """`one_sample_plain` in tiles of len(tile) SIMD vectors (vectors.py)."""
+    units = LANES * len(tile)
     width, rank = W.shape
-    tiles = -(-width // (LANES * MOST_VECTORS))
-    units = LANES * (-(-width // (LANES * tiles)))
+    tiles = -(-width // units)
     tiled_W = _aligned(tiles * rank * units).reshape(tiles, rank, units)
     tiled_a = _aligned(tiles * units)
     u = _aligned(tiles * units)
@@ -124,17 +116,18 @@ def one_sample_tiled(W, a, X, y, words, noise, lr, sigma):  # type: ignore[no-un
 
     samples = X.shape[0]
     i = drawn_sample(words[0], samples)
-    f = _pass(tiled_W, tiled_a, u, X, i, i, 0.0)
+    f = tile_pass(tile, tiled_W, tiled_a, u, X, i * rank, i * rank, tiles, rank, 0.0)
     done = -1
     for t in range(words.size):
-        residual = f - y[i] - drawn_noise(words, noise, t, sigma)
-        if not np.isfinite(residual * residual):
+        residual = f - (y[i] + drawn_noise(words, noise, t, sigma))
+        if not residual * residual < np.inf:
             done = t
             break
         m = i
         if t + 1 < words.size:
             i = drawn_sample(words[t + 1], samples)
-        f = _pass(tiled_W, tiled_a, u, X, m, i, -lr * residual)
+        c = -lr * residual
+        f = tile_pass(tile, tiled_W, tiled_a, u, X, m * rank, i * rank, tiles, rank, c)
 
     a[:] = tiled_a[:width]
     for k in range(width):
@@ -142,8 +135,30 @@ def one_sample_tiled(W, a, X, y, words, noise, lr, sigma):  # type: ignore[no-un
     return done
 
 
-# Explicit vectors need the compiler; without it the plain loop is the same algorithm.
-one_sample = one_sample_plain if config.DISABLE_JIT else one_sample_tiled
+def tile_of(width: int) -> tuple[int, ...]:
+    """The tile for p = `width` hidden units: as few tiles as can be, then as narrow as can be."""
+    tiles = -(-width // (LANES * MOST_VECTORS))
+    return (0,) * -(-width // (LANES * tiles))
+
+
+if config.DISABLE_JIT:
+    # There are no vectors without the compiler; the plain loop is the same algorithm.
+    def one_sample(tile, *arguments):  # type: ignore[no-untyped-def]
+        return one_sample_plain(*arguments)
+else:
+    one_sample = one_sample_tiled
+
+
+@njit(parallel=True, **EXACT)
+def one_sample_replicas(  # type: ignore[no-untyped-def]
+    tile, W, a, X, y, words, noise, lr, sigma, first_step, diverged_at
+):
+    """`one_sample` for every replica that has not diverged.  W : (S, p, r), words : (S, T)."""
+    for s in prange(W.shape[0]):
+        if diverged_at[s] < 0:
+            done = one_sample(tile, W[s], a[s], X, y, words[s], noise_of(noise, s), lr[s], sigma[s])
+            if done >= 0:
+                diverged_at[s] = first_step + done
 
 
 @njit(**FAST)
@@ -193,18 +208,6 @@ def mini_batch(  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, **FAST)
-def one_sample_replicas(  # type: ignore[no-untyped-def]
-    W, a, X, y, words, noise, lr, sigma, first_step, diverged_at
-):
-    """`one_sample` for every replica that has not diverged.  W : (S, p, r), words : (S, T)."""
-    for s in prange(W.shape[0]):
-        if diverged_at[s] < 0:
-            done = one_sample(W[s], a[s], X, y, words[s], noise[s], lr[s], sigma[s])
-            if done >= 0:
-                diverged_at[s] = first_step + done
-
-
-@njit(parallel=True, **FAST)
 def mini_batch_replicas(  # type: ignore[no-untyped-def]
     W, a, V_W, V_a, X, y, words, noise, batch, lr, sigma, momentum, decay, first_step, diverged_at
 ):
@@ -212,7 +215,7 @@ def mini_batch_replicas(  # type: ignore[no-untyped-def]
     for s in prange(W.shape[0]):
         if diverged_at[s] < 0:
             done = mini_batch(
-                W[s], a[s], V_W[s], V_a[s], X, y, words[s], noise[s],
+                W[s], a[s], V_W[s], V_a[s], X, y, words[s], noise_of(noise, s),
                 batch[s], lr[s], sigma[s], momentum[s], decay[s],
             )  # fmt: skip
             if done >= 0:

@@ -35,7 +35,7 @@ def _emit(vectors: int) -> Callable[..., Any]:
     units = range(vectors)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        W, a, u, X, x_at, next_at, tiles, rank, c = args
+        _, W, a, u, X, x_at, next_at, tiles, rank, c = args
         intp = rank.type
         block = builder.append_basic_block
 
@@ -66,9 +66,9 @@ def _emit(vectors: int) -> Callable[..., Any]:
             function = cgutils.get_or_insert_function(builder.module, kind, name)
             return builder.call(function, [x, y, z])
 
-        W_start, a_start, u_start = pointer(0), pointer(1), pointer(2)
-        x = builder.gep(pointer(3), [x_at])
-        x_next = builder.gep(pointer(3), [next_at])
+        W_start, a_start, u_start = pointer(1), pointer(2), pointer(3)
+        x = builder.gep(pointer(4), [x_at])
+        x_next = builder.gep(pointer(4), [next_at])
         factor = splat(c)
         before, tile_begin, row, tile_end, after = builder.block, *map(
             block, ("tile", "row", "tile_end", "after")
@@ -134,15 +134,17 @@ def _not_unrolled(module: Any) -> Any:
     return loop
 
 
-def _pass(vectors: int) -> Any:
-    def tile_pass(
-        typingctx: Any, W: Any, a: Any, u: Any, X: Any, x_at: Any, next_at: Any,
-        tiles: Any, rank: Any, c: Any,
-    ) -> Any:  # fmt: skip
-        at = types.intp
-        return types.float64(W, a, u, X, at, at, at, at, types.float64), _emit(vectors)
+@intrinsic
+def tile_pass(
+    typingctx: Any, tile: Any, W: Any, a: Any, u: Any, X: Any, x_at: Any, next_at: Any,
+    tiles: Any, rank: Any, c: Any,
+) -> Any:  # fmt: skip
+    """The pass over all tiles; returns f(x').
 
-    return intrinsic(tile_pass)
-
-
-pass_1, pass_2, pass_3, pass_4, pass_5, pass_6 = map(_pass, range(1, MOST_VECTORS + 1))
+    tile: a tuple of V integers, whose length is part of the type, so that each V has code of its
+    own.  W : (tiles, rank, LANES V), a and u : (tiles LANES V,), X : (n, rank); x and x' start at
+    X.flat[x_at] and X.flat[next_at].
+    """
+    at = types.intp
+    signature = types.float64(tile, W, a, u, X, at, at, at, at, types.float64)
+    return signature, _emit(len(tile))
