@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from lnsim.problem import Problem
 
 
+DIVERGED_ABOVE = 1e60
+"""Squared residual from which a run has diverged: all that is recorded until then is finite."""
+
+
 @dataclass
 class State:
     """S replicas of the (reduced) network, updated in place.
 
     W : (S, p, r), a : (S, p) float64; their momentum buffers `W_velocity`, `a_velocity` have the
     same shapes, or are None for dynamics without momentum.  `diverged_at` : (S,) int64 is the
-    step at which a replica's squared residual stopped being a finite number, -1 while it is
-    finite; such a replica is left as it was at that step.
+    step at which a replica's squared residual was not below DIVERGED_ABOVE, else -1; such a
+    replica is left as it was at that step.
     """
 
     W: FloatArray

@@ -139,7 +139,7 @@ def _checkpoint(folder: Path) -> Trajectory:
 @contextmanager
 def _interrupt() -> Iterator[Any]:
     """A function that tells whether Ctrl-C was pressed; pressed twice it interrupts at once."""
-    pressed = []
+    pressed: list[int] = []
 
     def handle(number: int, frame: object) -> None:
         if pressed:

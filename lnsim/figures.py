@@ -29,7 +29,7 @@ TWO_COLUMNS = 7.0
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00",
 )  # fmt: skip
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
     "font.size": 8.5,
@@ -53,7 +53,8 @@ MOST_POINTS = 5000
 
 def save(figure: Figure, folder: Path, name: str = "figure") -> None:
     """Writes `name`.png and `name`.pdf into `folder`, each atomically."""
-    for kind, options in (("png", {}), ("pdf", {"metadata": {"CreationDate": None}})):
+    formats: dict[str, Any] = {"png": {}, "pdf": {"metadata": {"CreationDate": None}}}
+    for kind, options in formats.items():
         buffer = io.BytesIO()
         with rc_context(STYLE):
             figure.savefig(buffer, format=kind, **options)
@@ -134,9 +135,7 @@ def _draw_norms(axes: Axes, series: dict[str, FloatArray]) -> None:
     axes.set_ylim(bottom=0.0)
     right = axes.twinx()
     right.plot(steps, series["alignment_mean"], color=VERMILION, ls="--")
-    right.set_ylabel(
-        r"$\frac{1}{m}\sum_i |\langle w_i, \theta^\star\rangle|$", color=VERMILION
-    )
+    right.set_ylabel(r"$\frac{1}{m}\sum_i |\langle w_i, \theta^\star\rangle|$", color=VERMILION)
     right.tick_params(axis="y", colors=VERMILION)
     right.set_ylim(bottom=0.0)
     _letter(axes, "b")

@@ -63,7 +63,7 @@ class View:
     def second_layer(self) -> FloatArray:
         """a of every network, shape (B, m)."""
         Q = self.frame.reduction.Q
-        return self.reduced_a if Q is None else self.reduced_a @ Q.T
+        return self.reduced_a if Q is None else _apply(Q, self.reduced_a)
 
     @cached_property
     def theta(self) -> FloatArray:
@@ -72,7 +72,7 @@ class View:
         theta = np.matmul(self.reduced_a[:, None, :], self.reduced_W)[:, 0]
         if V is None or rest is None:
             return theta
-        return theta @ V.T + self.scale[:, None] * (self.second_layer @ rest)
+        return _apply(V, theta) + self.scale[:, None] * _apply(rest.T, self.second_layer)
 
     @cached_property
     def _neurons(self) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -106,6 +106,14 @@ class View:
         return self._neurons[2]
 
 
+def _apply(matrix: FloatArray, vectors: FloatArray) -> FloatArray:
+    """`matrix` : (k, l) times each of `vectors` : (B, l), shape (B, k).
+
+    One product a vector, not one for all: the last bit must not depend on what else is in a view.
+    """
+    return np.matmul(matrix, vectors[:, :, None])[:, :, 0]
+
+
 def _tangent_matrix(W: FloatArray, a: FloatArray) -> FloatArray:
     """A = W^T W + |a|^2 I, shape (B, r, r): the tangent kernel is x^T A x'."""
     A = np.matmul(W.transpose(0, 2, 1), W)
@@ -127,7 +135,7 @@ def _half_mean_square(residuals: FloatArray) -> FloatArray:
 def train_loss(view: View) -> FloatArray:
     """(1/2n) sum (f(x_i) - y_i)^2 on the clean training labels."""
     problem = view.frame.problem
-    return _half_mean_square(view.theta @ problem.X.T - problem.y)
+    return _half_mean_square(_apply(problem.X, view.theta) - problem.y)
 
 
 def test_loss(view: View) -> FloatArray:
@@ -135,7 +143,7 @@ def test_loss(view: View) -> FloatArray:
     problem = view.frame.problem
     if problem.X_test is None or problem.y_test is None:
         return np.full(len(view.scale), np.nan)
-    return _half_mean_square(view.theta @ problem.X_test.T - problem.y_test)
+    return _half_mean_square(_apply(problem.X_test, view.theta) - problem.y_test)
 
 
 def norm_mean(view: View) -> FloatArray:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lnsim._checks import FloatArray
 
@@ -40,7 +41,9 @@ def measure(trajectory: Trajectory) -> Phases:
     escape = trajectory["lazy_escape"].astype(np.float64)
     escape[escape < 0] = np.nan
     anyone = ~np.isnan(escape).all(axis=-1)
-    first = np.where(anyone, np.min(escape, axis=-1, where=~np.isnan(escape), initial=np.inf), np.nan)
+    first = np.where(
+        anyone, np.min(escape, axis=-1, where=~np.isnan(escape), initial=np.inf), np.nan
+    )
     cosine = trajectory["cosine_mean"]
     return Phases(
         first_escape=first,
@@ -50,7 +53,7 @@ def measure(trajectory: Trajectory) -> Phases:
     )
 
 
-def _reached(steps: FloatArray, series: FloatArray, share: float) -> FloatArray:
+def _reached(steps: NDArray[np.int64], series: FloatArray, share: float) -> FloatArray:
     """Where each series, (..., records), first comes `share` of the way from its start to 1."""
     rows = np.atleast_2d(series)
     result = np.full(len(rows), np.nan)

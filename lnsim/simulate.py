@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lnsim import _checks, backend as backends
+from lnsim import _checks
+from lnsim import backend as backends
 from lnsim._checks import FloatArray
 from lnsim.backend import State
 from lnsim.dynamics import SGD
 from lnsim.network import Network
 from lnsim.observables import CLOUDS, PATHS, SCALARS, Frame, View
 from lnsim.problem import Problem
-from lnsim.reduction import Reduction, dense, reduce as reduce_both, rest_scale
+from lnsim.reduction import Reduction, dense, rest_scale
+from lnsim.reduction import reduce as reduce_both
 from lnsim.streams import WordStream
 from lnsim.trajectory import Status, Trajectory, provenance
 
@@ -100,7 +102,7 @@ def simulate(
     state, step = _start(reduction, dynamics, replicas), 0
     if resume is not None:
         step = recorder.restore(resume)
-        state = _restored(state, resume)
+        _restore(state, resume)
     words = WordStream(seed, replicas, step * draws)
     chunk = max(1, WORDS_AT_ONCE // (replicas * draws))
 
@@ -184,16 +186,14 @@ def _start(reduction: Reduction, dynamics: SGD, replicas: int) -> State:
     )
 
 
-def _restored(fresh: State, earlier: Trajectory) -> State:
-    """The state of `earlier`, which must have the form of `fresh`."""
-    for name, value in vars(fresh).items():
+def _restore(state: State, earlier: Trajectory) -> None:
+    """Puts the state of `earlier` in place of `state`, which must have the same form."""
+    for name, value in vars(state).items():
         found = earlier.state.get(name)
-        if (found is None) != (value is None) or (
-            value is not None and found is not None and found.shape != value.shape
-        ):
+        if np.shape(found) != np.shape(value):
             raise ValueError(f"cannot resume: the earlier run has another {name}")
-    kept = {name: earlier.state.get(name) for name in vars(fresh)}
-    return State(**{name: None if v is None else v.copy() for name, v in kept.items()})
+        if value is not None and found is not None:
+            value[...] = found
 
 
 class _Recorder:
@@ -274,7 +274,7 @@ class _Recorder:
         self._paths[:, *at] = [f(view)[kept, tracked] for f in PATHS.values()]
 
     def _watch(self, s: int, step: int, moved: FloatArray) -> None:
-        """Notes when neurons left the lazy radius, by interpolation since they were last watched."""
+        """Notes when neurons left the lazy radius, interpolating since the last watch."""
         escape, radius = self._escape[s], self._frame.lazy_radius
         gone = (escape < 0) & (moved > radius)
         start, moved_before = self._watched_step[s], self._watched_moved[s, gone]
@@ -311,7 +311,9 @@ class _Recorder:
             cloud_step = np.append(cloud_step, steps[-1])
             for name, f in CLOUDS.items():
                 clouds[name] = np.append(clouds[name], np.stack([f(v) for v in last]), axis=1)
-        weights = [self._frame.reduction.lift(v.reduced_W[0], v.reduced_a[0], v.scale[0]) for v in last]
+        weights = [
+            self._frame.reduction.lift(v.reduced_W[0], v.reduced_a[0], v.scale[0]) for v in last
+        ]
         arrays: dict[str, NDArray[Any]] = {
             **{name: value[:, : self.count].copy() for name, value in self._recorded()},
             **clouds,

@@ -67,9 +67,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     """All arrays of an .npz file; nothing is unpickled.  Raises ValueError if it is not one."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lnsim import config as configs
 from lnsim import store
+from lnsim.backend import DIVERGED_ABOVE
 from lnsim.network import Network
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Status:
     def __str__(self) -> str:
         return {
             "OK": f"finished after {self.step} steps",
-            "DIVERGED": f"diverged at step {self.step}: the squared residual is no finite number",
+            "DIVERGED": f"diverged at step {self.step}: squared residual above {DIVERGED_ABOVE:g}",
             "STOPPED": f"stopped at step {self.step} before its end",
         }[self.code]
 

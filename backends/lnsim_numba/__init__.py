@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim import streams
-from lnsim._checks import per_replica
+from lnsim._checks import Scalar, per_replica
 from lnsim.backend import Gradient, State
 from lnsim.dynamics import SGD
 from lnsim.problem import Problem
@@ -30,7 +30,8 @@ class NumbaEngine:
         replicas = len(state.W)
         if words.shape[1] == 0:
             return
-        sigma, law = 0.0, "rademacher"
+        sigma: Scalar = 0.0
+        law = "rademacher"
         if dynamics.noise is not None:
             sigma, law = dynamics.noise.sigma, dynamics.noise.law
         # The kernels read the Rademacher sign off the word; other laws come ready made.
@@ -58,7 +59,14 @@ class NumbaEngine:
         elif state.diverged_at[0] < 0:
             # Alone, a replica needs no parallel region, nor the time to compile one.
             own = [array[0] for array in moving]
-            done = kernel(*tile, *own, *data, words[0], kernels.noise_of(noise, 0), *(value[0] for value in fixed))
+            done = kernel(
+                *tile,
+                *own,
+                *data,
+                words[0],
+                kernels.noise_of(noise, 0),
+                *(value[0] for value in fixed),
+            )
             if done >= 0:
                 state.diverged_at[0] = first_step + done
 

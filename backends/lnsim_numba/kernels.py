@@ -18,14 +18,13 @@ batch costs B products of length r and two passes through W, not B passes:
     v = W z,   V_W <- mu V_W + a z^T + w W,   V_a <- mu V_a + v + w a,
     W <- W - lr V_W,   a <- a - lr V_a.
 
-Layout.  W is held transposed, hidden index innermost.  `one_sample_tiled` packs the hidden units into
-tiles of up to 24, padded with zeros (which stay zero), aligned to cache lines: one tile when
-reduced at d = 20, 42 when dense at m = 1000, where a tile is still in the first-level cache when
-its pass ends.  Each replica is advanced by one thread from start to end, so the number of threads
+Layout.  W is held transposed, hidden index innermost.  `one_sample_tiled` packs the hidden units
+into tiles of up to 24, padded with zeros (which stay zero), aligned to cache lines: one tile when
+reduced at d = 20, 42 when dense at m = 1000.  Each replica is advanced by one thread from start to end, so the number of threads
 changes no bit.
 
 All arrays are C-contiguous; float64 throughout.  A kernel returns the number of steps done when
-the squared residual stopped being finite, or -1.
+a squared residual was not below DIVERGED_ABOVE, or -1.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 from numba import config, njit, prange
 
+from lnsim.backend import DIVERGED_ABOVE
 from lnsim_numba.vectors import LANES, MOST_VECTORS, tile_pass
 
 EXACT: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -83,7 +83,7 @@ def one_sample_plain(W, a, X, y, words, noise, lr, sigma):  # type: ignore[no-un
                 u[k] += W[k, j] * X[i, j]
             f += a[k] * u[k]
         residual = f - y[i] - drawn_noise(words, noise, t, sigma)
-        if not np.isfinite(residual * residual):
+        if not residual * residual < DIVERGED_ABOVE:
             return t
         c = -lr * residual
         for k in range(width):
@@ -120,7 +120,7 @@ def one_sample_tiled(tile, W, a, X, y, words, noise, lr, sigma):  # type: ignore
     done = -1
     for t in range(words.size):
         residual = f - (y[i] + drawn_noise(words, noise, t, sigma))
-        if not residual * residual < np.inf:
+        if not residual * residual < DIVERGED_ABOVE:
             done = t
             break
         m = i
@@ -179,16 +179,16 @@ def mini_batch(  # type: ignore[no-untyped-def]
             z[j] = 0.0
             for k in range(width):
                 theta[j] += Wt[j, k] * a[k]
-        worst = 0.0
+        diverged = False
         for k in range(t * batch, (t + 1) * batch):
             i = drawn_sample(words[k], X.shape[0])
             residual = -y[i] - drawn_noise(words, noise, k, sigma)
             for j in range(rank):
                 residual += theta[j] * X[i, j]
-            worst += residual * residual
+            diverged |= not residual * residual < DIVERGED_ABOVE
             for j in range(rank):
                 z[j] += residual * X[i, j] / batch
-        if not np.isfinite(worst):
+        if diverged:
             done = t
             break
         v[:] = 0.0

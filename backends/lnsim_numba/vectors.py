@@ -35,7 +35,7 @@ def _emit(vectors: int) -> Callable[..., Any]:
     units = range(vectors)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, W, a, u, X, x_at, next_at, tiles, rank, c = args
+        _, _W, _a, _u, _X, x_at, next_at, tiles, rank, c = args
         intp = rank.type
         block = builder.append_basic_block
 
@@ -70,8 +70,9 @@ def _emit(vectors: int) -> Callable[..., Any]:
         x = builder.gep(pointer(4), [x_at])
         x_next = builder.gep(pointer(4), [next_at])
         factor = splat(c)
-        before, tile_begin, row, tile_end, after = builder.block, *map(
-            block, ("tile", "row", "tile_end", "after")
+        before, tile_begin, row, tile_end, after = (
+            builder.block,
+            *map(block, ("tile", "row", "tile_end", "after")),
         )
         builder.branch(tile_begin)
 
@@ -101,7 +102,9 @@ def _emit(vectors: int) -> Callable[..., Any]:
             store(value, W_j, k)
             totals.append(fma(value, next_j, sums[k]))
         next_row = builder.add(j, intp(1))
-        for phi, start, end in zip([j, *sums], [intp(0)] + [zero] * vectors, [next_row, *totals], strict=True):
+        for phi, start, end in zip(
+            [j, *sums], [intp(0)] + [zero] * vectors, [next_row, *totals], strict=True
+        ):
             phi.add_incoming(start, tile_begin)
             phi.add_incoming(end, row)
         again = builder.cbranch(builder.icmp_signed("<", next_row, rank), row, tile_end)

@@ -99,7 +99,8 @@ def report(trajectory: Trajectory) -> list[str]:
     test_loss = trajectory["test_loss"][-1]
     return [
         f"lazy escape   {escape}",
-        f"mean norm     {norm[0]:.4g} at the start, {norm[-1]:.4g} at step {trajectory.steps[-1]:,}",
+        f"mean norm     {norm[0]:.4g} at the start,"
+        f" {norm[-1]:.4g} at step {trajectory.steps[-1]:,}",
         f"alignment     {alignment[0]:.4g} at the start, {alignment[-1]:.4g} at the end"
         f" (mean |cos| {trajectory['cosine_mean'][-1]:.3f})",
         f"test loss     {test_loss:.4g} at the end (clean labels)",

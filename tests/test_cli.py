@@ -1,0 +1,178 @@
+"""The command line, as a user types it."""
+
+import json
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+
+import lnsim
+from lnsim.cli import main
+
+SMALL = ["--set", "samples=20", "--set", "dim=4", "--set", "width=30", "--set", "lr=1e-2",
+         "--set", "steps=300", "--set", "record_every=20"]  # fmt: skip
+FILES = {"config.toml", "trajectory.npz", "summary.json", "environment.json",
+         "figure.png", "figure.pdf"}  # fmt: skip
+
+
+def run(folder, *more):
+    return main(["run", "label-noise", "--out", str(folder), *SMALL, *more])
+
+
+@pytest.mark.small
+def test_a_run_folder_is_complete_and_repeats_bit_for_bit(tmp_path, capsys):
+    assert run(tmp_path / "a") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert str(tmp_path / "a") in lines[-1]
+    assert {path.name for path in (tmp_path / "a").iterdir()} == FILES
+    config = tomllib.loads((tmp_path / "a" / "config.toml").read_text())
+    assert config["experiment"] == "label-noise" and config["steps"] == 300
+    assert (
+        main(["run", "--config", str(tmp_path / "a/config.toml"), "--out", str(tmp_path / "b")])
+        == 0
+    )
+    for name in ("trajectory.npz", "figure.png", "figure.pdf", "summary.json", "config.toml"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+@pytest.mark.small
+def test_every_documented_array_is_there(tmp_path):
+    assert run(tmp_path) == 0
+    documented = {
+        *("step", "train_loss", "test_loss", "norm_mean", "norm_squared", "second_layer_norm"),
+        *("alignment_mean", "cosine_mean", "interpolator_distance", "lazy_fraction"),
+        *("ntk_distance", "tracked_neurons", "tracked_norm", "tracked_alignment"),
+        *("tracked_second_layer", "cloud_step", "cloud_norm", "cloud_alignment"),
+        *("final_W", "final_a"),
+    }
+    with np.load(tmp_path / "trajectory.npz", allow_pickle=False) as arrays:
+        assert documented <= set(arrays.files)
+        assert arrays["final_W"].shape == (30, 4)
+        assert arrays["cloud_norm"].shape == (arrays["cloud_step"].size, 30)
+        assert arrays["tracked_norm"].shape == (16, arrays["tracked_neurons"].size)
+        np.testing.assert_array_equal(arrays["step"], np.arange(0, 301, 20))
+    again = lnsim.Trajectory.load(tmp_path)
+    assert str(again.status) == "finished after 300 steps"
+    assert again.provenance["versions"]["numpy"] == np.__version__
+
+
+@pytest.mark.small
+def test_resume_goes_on_to_the_same_bits(tmp_path):
+    assert run(tmp_path / "whole") == 0
+    assert run(tmp_path / "split", "--set", "steps=130") == 0
+    assert main(["run", "--resume", "--out", str(tmp_path / "split"), "--set", "steps=300"]) == 0
+    for name in ("trajectory.npz", "figure.png"):
+        whole, split = ((tmp_path / f / name).read_bytes() for f in ("whole", "split"))
+        assert whole == split, name
+
+
+@pytest.mark.small
+def test_a_diverging_run_exits_with_3_and_says_where(tmp_path, capsys):
+    assert run(tmp_path, "--set", "lr=50.0") == 3
+    output = capsys.readouterr()
+    assert "diverged at step" in output.err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "DIVERGED" and f"step {summary['step']}" in output.err
+    assert (tmp_path / "figure.png").exists()
+
+
+@pytest.mark.small
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "lr=0.0"], "lr must be"),
+        (["--set", "lr=nan"], "lr must be"),
+        (["--set", "lr=inf"], "lr must be"),
+        (["--set", "lr=fast"], "lr must be of type float, got 'fast'"),
+        (["--set", "sigma=-1"], "sigma must be"),
+        (["--set", "steps=-1"], "steps must be at least 0, got -1"),
+        (["--set", "steps=1.5"], "steps must be of type int"),
+        (["--set", "width=0"], "width must be at least 1, got 0"),
+        (["--set", "dim=0"], "dim must be at least 1, got 0"),
+        (["--set", "samples=0"], "samples must be at least 1, got 0"),
+        (["--set", "record_every=0"], "record_every must be at least 1, got 0"),
+        (["--set", "law=cauchy"], "law must be one of"),
+        (["--set", "momentum=1.0"], "momentum must be below 1"),
+        (["--set", "sgima=3"], "did you mean 'sigma'?"),
+        (["--set", "sigma"], "expected KEY=VALUE"),
+        (["--seed", "-1"], "seed must be at least 0"),
+        (["--backend", "abacus"], "backend 'abacus' is not installed"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, arguments, says):
+    folder = tmp_path / "deep" / "run"
+    assert run(folder, *arguments) == 2
+    output = capsys.readouterr()
+    assert says in output.err and output.err.count("\n") == 1 and not output.out
+    assert not folder.parent.exists()
+
+
+@pytest.mark.small
+def test_bad_files_and_folders(tmp_path, capsys):
+    (tmp_path / "bad.toml").write_text("lr = = 3")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    (tmp_path / "file").write_text("")
+    for arguments, says in (
+        (["run", "label-nois"], "did you mean 'label-noise'?"),
+        (["run"], "name an experiment"),
+        (["run", "label-noise", "--config", str(tmp_path / "bad.toml")], "is not valid TOML"),
+        (["run", "label-noise", "--config", str(tmp_path / "none.toml")], "cannot read"),
+        (["run", "label-noise", "--out", str(tmp_path / "full")], "is not empty"),
+        (["run", "label-noise", "--out", str(tmp_path / "file")], "is a file"),
+        (["run", "label-noise", "--out", str(tmp_path / "file" / "deep")], "cannot be written"),
+        (["run", "label-noise", "--resume"], "--resume needs --out"),
+        (["run", "label-noise", "--resume", "--out", str(tmp_path / "full")], "cannot read"),
+    ):
+        assert main(arguments) == 2, arguments
+        output = capsys.readouterr()
+        assert says in output.err and output.err.count("\n") == 1, (arguments, output.err)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+    assert run(tmp_path / "full", "--force") == 0
+    assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.small
+def test_list_names_every_experiment(capsys):
+    assert main(["list"]) == 0
+    assert "label-noise" in capsys.readouterr().out
+
+
+def test_as_a_module_and_light_to_import():
+    code = """
+import sys, lnsim, lnsim.cli
+heavy = {"torch", "matplotlib", "distributed", "numba", "scipy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lnsim", "run", "nothing"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "unknown experiment 'nothing'" in done.stderr
+
+
+def test_ctrl_c_stops_at_a_record_and_resumes_to_the_same_bits(tmp_path):
+    import signal
+    import time
+
+    arguments = [sys.executable, "-m", "lnsim", "run", "label-noise", "--set", "width=50",
+                 "--set", "steps=3_000_000", "--set", "record_every=2000"]  # fmt: skip
+    child = subprocess.Popen(
+        [*arguments, "--out", str(tmp_path / "a"), "--checkpoint-every", "0"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (tmp_path / "a" / "checkpoint.npz").exists():
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    output, _ = child.communicate()
+    assert child.returncode == 130 and "--resume" in output
+    resume = [sys.executable, "-m", "lnsim", "run", "--resume", "--out", str(tmp_path / "a")]
+    subprocess.run(resume, check=True, capture_output=True)
+    assert {path.name for path in (tmp_path / "a").iterdir()} == FILES
+    subprocess.run([*arguments, "--out", str(tmp_path / "b")], check=True, capture_output=True)
+    a, b = ((tmp_path / f / "trajectory.npz").read_bytes() for f in "ab")
+    assert a == b
