@@ -190,9 +190,10 @@ def _restore(state: State, earlier: Trajectory) -> None:
     """Puts the state of `earlier` in place of `state`, which must have the same form."""
     for name, value in vars(state).items():
         found = earlier.state.get(name)
-        if np.shape(found) != np.shape(value):
+        forms = [None if array is None else array.shape for array in (found, value)]
+        if forms[0] != forms[1]:
             raise ValueError(f"cannot resume: the earlier run has another {name}")
-        if value is not None and found is not None:
+        if value is not None:
             value[...] = found
 
 

@@ -20,8 +20,8 @@ batch costs B products of length r and two passes through W, not B passes:
 
 Layout.  W is held transposed, hidden index innermost.  `one_sample_tiled` packs the hidden units
 into tiles of up to 24, padded with zeros (which stay zero), aligned to cache lines: one tile when
-reduced at d = 20, 42 when dense at m = 1000.  Each replica is advanced by one thread from start to end, so the number of threads
-changes no bit.
+reduced at d = 20, 42 when dense at m = 1000.  Each replica is advanced by one thread from start to
+end, so the number of threads changes no bit.
 
 All arrays are C-contiguous; float64 throughout.  A kernel returns the number of steps done when
 a squared residual was not below DIVERGED_ABOVE, or -1.
