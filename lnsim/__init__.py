@@ -1,15 +1,19 @@
 """lnsim: how noise in training carries a network from the lazy to the rich regime."""
 
-from lnsim.dynamics import SGD, LabelNoise
+from lnsim.dynamics import GD, SAM, SGD, Alternating, LabelNoise, Oscillation
 from lnsim.network import Network, ntk_init
 from lnsim.problem import Problem, gaussian_regression
 from lnsim.simulate import simulate
 from lnsim.trajectory import Status, Trajectory
 
 __all__ = [
+    "GD",
+    "SAM",
     "SGD",
+    "Alternating",
     "LabelNoise",
     "Network",
+    "Oscillation",
     "Problem",
     "Status",
     "Trajectory",

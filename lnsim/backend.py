@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from lnsim._checks import FloatArray
 
 if TYPE_CHECKING:
-    from lnsim.dynamics import SGD
+    from lnsim.dynamics import Dynamics
+    from lnsim.linearized import Twin
     from lnsim.problem import Problem
 
 
@@ -31,7 +32,8 @@ class State:
     W : (S, p, r), a : (S, p) float64; their momentum buffers `W_velocity`, `a_velocity` have the
     same shapes, or are None for dynamics without momentum.  `diverged_at` : (S,) int64 is the
     step at which a replica's squared residual was not below DIVERGED_ABOVE, else -1; such a
-    replica is left as it was at that step.
+    replica is left as it was at that step.  `chain` : (S, m) holds the states of the second layer's
+    chains in the oscillation simulation, else None.
     """
 
     W: FloatArray
@@ -39,6 +41,7 @@ class State:
     W_velocity: FloatArray | None
     a_velocity: FloatArray | None
     diverged_at: NDArray[np.int64]
+    chain: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,22 @@ class LinearEngine(Protocol):
         self,
         state: State,
         problem: Problem,
-        dynamics: SGD,
+        dynamics: Dynamics,
         words: NDArray[np.uint64],
         first_step: int,
+        rows: FloatArray | None = None,
     ) -> None:
-        """Takes `state` through words.shape[1] / draws steps, the first being `first_step`.
+        """Takes `state` through T steps, the first being `first_step`.
 
-        `problem` has inputs of r columns; words : (S, steps * draws) uint64.
+        `problem` has inputs of r columns; words : (S, T, draws) uint64.  Where `rows` is given,
+        (S, 2, T, p), a step of SGD or GD that moves a by -v and W by -a g^T puts v into rows[:, 0]
+        and |g| a into rows[:, 1]: what the norm ledger adds up.
         """
+
+    def advance_twin(
+        self, linearized: Twin, problem: Problem, dynamics: Dynamics, words: NDArray[np.uint64]
+    ) -> None:
+        """Takes the linearised twin through the same steps; one that diverges stops there."""
 
     def gradient(self, state: State, problem: Problem) -> Gradient:
         """The full-batch gradient at `state`, for equivalence tests."""

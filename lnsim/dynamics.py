@@ -1,7 +1,7 @@
 """What is done to the weights at a step: frozen descriptions, without any state.
 
-One step of SGD with a mini-batch b = 1 ... B, label noise eps_b and residuals
-r_b = f(x_b) - y_b - eps_b follows the gradient of (1/2B) sum_b r_b^2:
+One step on a batch b = 1 ... B, with label noise eps_b and residuals r_b = f(x_b) - y_b - eps_b,
+follows the gradient of (1/2B) sum_b r_b^2:
 
     z = (1/B) sum_b r_b x_b,     grad W = a z^T,     grad a = W z,
 
@@ -9,14 +9,25 @@ both taken at the same W and a.  With momentum mu and weight decay w (heavy ball
 written as torch.optim.SGD writes it), for each of the two layers:
 
     V <- mu V + grad + w (weights),     weights <- weights - lr V.
+
+SAM takes the gradient, on the same batch with the same labels, at weights moved by rho along the
+gradient's direction.  The oscillation simulation (Lemma 4) trains W by full-batch gradient descent
+while every a_i is a three-state Markov chain of its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
+
+import numpy as np
 
 from lnsim import _checks, streams
 from lnsim._checks import Scalar
+
+FULL_BATCH = 0
+"""As a batch size: all n samples, each once."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +46,54 @@ class LabelNoise:
         _checks.choice("law", self.law, streams.LAWS)
 
 
+class _Step:
+    """What all dynamics have; the numbers that a dynamics does not set are these."""
+
+    lr: Scalar
+    noise: LabelNoise | None = None
+    batch_size: int = 1
+    momentum: Scalar = 0.0
+    weight_decay: Scalar = 0.0
+    rho: Scalar = 0.0
+    equivariant: ClassVar[bool] = True
+    """Whether a step commutes with rotations of the hidden layer (reduction.py)."""
+
+    def __post_init__(self) -> None:
+        least = {"momentum": 0.0, "weight_decay": 0.0, "rho": 0.0}
+        for name in vars(self).keys() & least.keys():
+            value = _checks.real(name, getattr(self, name), least=least[name])
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "lr", _checks.real("lr", self.lr, above=0.0))
+        _checks.integer("batch_size", self.batch_size, 0)
+        if np.any(np.asarray(self.momentum) >= 1.0):
+            raise ValueError(f"momentum must be below 1, got {self.momentum}")
+        if self.noise is not None and not isinstance(self.noise, LabelNoise):
+            raise TypeError(f"noise must be a LabelNoise or None, got {self.noise!r}")
+
+    def draws(self, samples: int, width: int) -> int:
+        """Words of the training stream that one step uses, with n = `samples`, m = `width`."""
+        if self.batch_size == FULL_BATCH:
+            return 0 if self.noise is None else samples
+        return self.batch_size
+
+    def off(self) -> Dynamics:
+        """The same steps on the same draws, without the label noise."""
+        if self.noise is None:
+            return cast(Dynamics, self)
+        return replace(cast(Any, self), noise=replace(self.noise, sigma=0.0))
+
+    def at(self, step: int) -> tuple[Dynamics, int]:
+        """What is done at `step`, and the step before which that does not change."""
+        return cast(Dynamics, self), sys.maxsize
+
+
 @dataclass(frozen=True)
-class SGD:
+class SGD(_Step):
     """Stochastic gradient descent, `batch_size` samples a step drawn with replacement.
 
     `lr`, `momentum` in [0, 1), `weight_decay` and the noise's sigma may be arrays of one value
-    per replica.  Raises ValueError for values out of range.
+    per replica.  `batch_size=0` takes all samples, each once.  Raises ValueError for values out of
+    range.
     """
 
     lr: Scalar
@@ -49,22 +102,92 @@ class SGD:
     momentum: Scalar = 0.0
     weight_decay: Scalar = 0.0
 
+
+@dataclass(frozen=True)
+class GD(_Step):
+    """Gradient descent on all samples; `noise`, if any, is drawn afresh for every label and step.
+
+    `lr` and the noise's sigma may be arrays of one value per replica.  Raises ValueError for values
+    out of range.
+    """
+
+    lr: Scalar
+    noise: LabelNoise | None = None
+    batch_size: ClassVar[int] = FULL_BATCH  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class SAM(_Step):
+    """Sharpness-aware minimisation: theta <- theta - lr grad(theta + rho grad(theta) / |grad|).
+
+    Both gradients are of the same batch with the same labels; `batch_size=0` takes all samples.
+    `rho` >= 0 (the paper leaves it open), `lr` and the noise's sigma may be arrays of one value
+    per replica.  Raises ValueError for values out of range.
+    """
+
+    lr: Scalar
+    rho: Scalar
+    noise: LabelNoise | None = None
+    batch_size: int = 1
+
+    def off(self) -> Dynamics:
+        """Plain SGD on the same draws: rho = 0 and no label noise."""
+        return replace(cast(SAM, super().off()), rho=0.0)
+
+
+@dataclass(frozen=True)
+class Oscillation(_Step):
+    """Lemma 4: W <- W - lr a (dL/dtheta)^T on the clean loss, every a_i a Markov chain of its own.
+
+    Its states are -amplitude, 0 and +amplitude (default lr^(1/4)): from +-amplitude it goes to 0,
+    from 0 to either with probability 1/2.  It starts at 0 with probability 1/2, else at either,
+    in place of the network's a.  While `oscillating` is off both layers follow plain gradient
+    descent; the chain runs on unseen, and a takes its state when it is on again (the paper leaves
+    both open).  Raises ValueError for lr or amplitude <= 0.
+    """
+
+    lr: Scalar
+    amplitude: Scalar | None = None
+    oscillating: bool = True
+    batch_size: ClassVar[int] = FULL_BATCH  # type: ignore[misc]
+    equivariant: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lr", _checks.real("lr", self.lr, above=0.0))
-        _checks.integer("batch_size", self.batch_size, 1)
-        momentum = _checks.real("momentum", self.momentum, least=0.0)
-        if (momentum >= 1.0) if isinstance(momentum, float) else (momentum >= 1.0).any():
-            raise ValueError(f"momentum must be below 1, got {self.momentum}")
-        object.__setattr__(self, "momentum", momentum)
-        decay = _checks.real("weight_decay", self.weight_decay, least=0.0)
-        object.__setattr__(self, "weight_decay", decay)
-        _check_noise(self.noise)
+        super().__post_init__()
+        if self.amplitude is None:
+            object.__setattr__(self, "amplitude", np.sqrt(np.sqrt(self.lr)))
+        amplitude = _checks.real("amplitude", self.amplitude, above=0.0)
+        object.__setattr__(self, "amplitude", amplitude)
 
-    def draws(self, samples: int) -> int:
-        """Words of the training stream that one step uses; `samples` is n."""
-        return self.batch_size
+    def draws(self, samples: int, width: int) -> int:
+        """ceil(m / 64): neuron i's sign is bit i mod 64 of word i // 64."""
+        return -(-width // 64)
+
+    def off(self) -> Dynamics:
+        """Plain full-batch gradient descent of both layers."""
+        return replace(self, oscillating=False)
 
 
-def _check_noise(noise: object) -> None:
-    if noise is not None and not isinstance(noise, LabelNoise):
-        raise TypeError(f"noise must be a LabelNoise or None, got {noise!r}")
+Dynamics = SGD | GD | SAM | Oscillation
+
+
+@dataclass(frozen=True)
+class Alternating:
+    """`dynamics` for `period` steps, `dynamics.off()` for `period` steps, and so on.
+
+    The draws of the steps it is off are consumed all the same.  Raises ValueError for period < 1.
+    """
+
+    dynamics: Dynamics
+    period: int = 5000
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dynamics, _Step):
+            raise TypeError(f"dynamics must be SGD, GD, SAM or Oscillation, got {self.dynamics!r}")
+        _checks.integer("period", self.period, 1)
+
+    def at(self, step: int) -> tuple[Dynamics, int]:
+        """On in windows 0, 2, 4, ... of `period` steps."""
+        window = step // self.period
+        now = self.dynamics if window % 2 == 0 else self.dynamics.off()
+        return now, (window + 1) * self.period

@@ -44,6 +44,8 @@ class Frame:
         if reduction.rest is not None:
             self.rest_norm_squared = np.einsum("md,md->m", reduction.rest, reduction.rest)
             self.rest_alignment = reduction.rest @ self.theta_star
+            _, a = reduction.lift(reduction.W, reduction.a, 1.0)
+            self.rest_theta = a @ reduction.rest
         self.lazy_radius = 1.0 / np.sqrt(self.width)
         self.gram = reduction.problem.X.T @ reduction.problem.X
         self.tangent_start = _tangent_matrix(reduction.W[None], reduction.a[None])
@@ -51,10 +53,21 @@ class Frame:
 
 
 class View:
-    """B networks.  W : (B, p, r), a : (B, p) reduced weights, `scale` : (B,) of Reduction.lift."""
+    """B networks.  W : (B, p, r), a : (B, p) reduced weights, `scale` : (B,) of Reduction.lift.
 
-    def __init__(self, frame: Frame, W: FloatArray, a: FloatArray, scale: FloatArray) -> None:
+    twin_theta : (B, r) are the reduced predictors of their linearised twins.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        W: FloatArray,
+        a: FloatArray,
+        scale: FloatArray,
+        twin_theta: FloatArray,
+    ) -> None:
         self.frame = frame
+        self.twin_theta = twin_theta
         self.reduced_W = W
         self.reduced_a = a
         self.scale = scale
@@ -73,6 +86,15 @@ class View:
         if V is None or rest is None:
             return theta
         return _apply(V, theta) + self.scale[:, None] * _apply(rest.T, self.second_layer)
+
+    @cached_property
+    def linearized_theta(self) -> FloatArray:
+        """The predictor of every network's linearised twin, shape (B, d)."""
+        V, rest = self.frame.reduction.V, self.frame.reduction.rest
+        if V is None or rest is None:
+            return self.twin_theta
+        untrained = (2.0 * self.scale[:, None] - 1.0) * self.frame.rest_theta
+        return _apply(V, self.twin_theta) + untrained
 
     @cached_property
     def _neurons(self) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -128,22 +150,32 @@ def _kernel_norm(A: FloatArray, gram: FloatArray) -> FloatArray:
     return np.sqrt(np.maximum(np.einsum("bij,bji->b", product, product), 0.0))
 
 
-def _half_mean_square(residuals: FloatArray) -> FloatArray:
+def _loss(X: FloatArray | None, y: FloatArray | None, theta: FloatArray) -> FloatArray:
+    """(1/2n) sum (<theta, x_i> - y_i)^2, shape (B,); NaN where there are no data."""
+    if X is None or y is None:
+        return np.full(len(theta), np.nan)
+    residuals = _apply(X, theta) - y
     return 0.5 * np.einsum("bn,bn->b", residuals, residuals) / residuals.shape[1]
 
 
 def train_loss(view: View) -> FloatArray:
     """(1/2n) sum (f(x_i) - y_i)^2 on the clean training labels."""
-    problem = view.frame.problem
-    return _half_mean_square(_apply(problem.X, view.theta) - problem.y)
+    return _loss(view.frame.problem.X, view.frame.problem.y, view.theta)
 
 
 def test_loss(view: View) -> FloatArray:
     """The same on the test set; NaN for a problem without one."""
-    problem = view.frame.problem
-    if problem.X_test is None or problem.y_test is None:
-        return np.full(len(view.scale), np.nan)
-    return _half_mean_square(_apply(problem.X_test, view.theta) - problem.y_test)
+    return _loss(view.frame.problem.X_test, view.frame.problem.y_test, view.theta)
+
+
+def linearized_train_loss(view: View) -> FloatArray:
+    """train_loss of the linearised twin."""
+    return _loss(view.frame.problem.X, view.frame.problem.y, view.linearized_theta)
+
+
+def linearized_test_loss(view: View) -> FloatArray:
+    """test_loss of the linearised twin."""
+    return _loss(view.frame.problem.X_test, view.frame.problem.y_test, view.linearized_theta)
 
 
 def norm_mean(view: View) -> FloatArray:
@@ -206,6 +238,12 @@ SCALARS: dict[str, Callable[[View], FloatArray]] = {
     )
 }
 """One number of every network, (B,), kept at every record."""
+
+TWIN_SCALARS: dict[str, Callable[[View], FloatArray]] = {
+    "linearized_train_loss": linearized_train_loss,
+    "linearized_test_loss": linearized_test_loss,
+}
+"""The same of its linearised twin, where there is one."""
 
 PATHS: dict[str, Callable[[View], FloatArray]] = {
     "tracked_norm": lambda view: view.norms,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -48,6 +49,21 @@ class Problem:
             _checks.shape("y_test", y_test, (len(X_test),), f"X_test has {len(X_test)} rows")
             object.__setattr__(self, "X_test", X_test)
             object.__setattr__(self, "y_test", y_test)
+
+    @cached_property
+    def gram(self) -> FloatArray:
+        """X^T X / n, shape (d, d)."""
+        return np.ascontiguousarray(self.X.T @ self.X) / self.samples
+
+    @cached_property
+    def moment(self) -> FloatArray:
+        """X^T y / n, shape (d,)."""
+        return self.X.T @ self.y / self.samples
+
+    @cached_property
+    def square(self) -> float:
+        """y^T y / n."""
+        return float(self.y @ self.y) / self.samples
 
     @property
     def samples(self) -> int:

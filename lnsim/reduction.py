@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lnsim._checks import FloatArray
-from lnsim.dynamics import SGD
+from lnsim.dynamics import Dynamics
 from lnsim.network import Network
 from lnsim.problem import Problem
 
@@ -62,8 +62,8 @@ class Reduction:
         return full_W, full_a
 
 
-def reduce(problem: Problem, network: Network) -> Reduction:
-    """Both sides of the reduction, each where it makes the state smaller."""
+def reduce(problem: Problem, network: Network, hidden: bool = True) -> Reduction:
+    """The reduction, on each side where it makes the state smaller; `hidden` allows that side."""
     W, a = network.W, network.a
     V = _span(problem.X)
     rest = None
@@ -75,7 +75,7 @@ def reduce(problem: Problem, network: Network) -> Reduction:
         problem = Problem(problem.X @ V, problem.y, problem.theta_star @ V)
     Q = None
     width, rank = W.shape
-    if width > rank + 1:
+    if hidden and width > rank + 1:
         Q, R = np.linalg.qr(np.column_stack([W, a]))
         W, a = np.ascontiguousarray(R[:, :rank]), R[:, rank].copy()
     return Reduction(problem, W, a, Q, V, rest)
@@ -86,7 +86,7 @@ def dense(problem: Problem, network: Network) -> Reduction:
     return Reduction(problem, network.W.copy(), network.a.copy(), None, None, None)
 
 
-def rest_scale(dynamics: SGD, steps: int, replica: int) -> float:
+def rest_scale(dynamics: Dynamics, steps: int, replica: int) -> float:
     """What weight decay leaves, after `steps` steps, of a weight that has no gradient.
 
     With momentum it obeys the two-term linear recursion of dynamics.py without the gradient,

@@ -7,6 +7,7 @@ draws tB ... tB+B-1.  From the 64-bit word w:
 
     sample index   ((w >> 32) * n) >> 32          uniform on 0 ... n-1, bias below n / 2^32
     Rademacher     +1 if the lowest bit is 1, else -1
+    chain sign     neuron i: bit i mod 64 of word i // 64 of the step (1: +, 0: -)
     other laws     v = ((w mod 2^32) + 1/2) / 2^32, uniform on (0, 1), through the inverse
                    distribution function
 
@@ -28,7 +29,7 @@ from lnsim._checks import FloatArray
 
 LAWS = ("gaussian", "rademacher", "uniform")
 
-_PURPOSES = {"train": 0, "test": 1, "theta_star": 2, "init": 3}
+_PURPOSES = {"train": 0, "test": 1, "theta_star": 2, "init": 3, "chain": 4}
 
 
 def check_seed(seed: int) -> int:
@@ -40,7 +41,7 @@ def check_seed(seed: int) -> int:
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
-    """The generator of one `purpose`: "train", "test", "theta_star" or "init"."""
+    """The generator of one `purpose`: "train", "test", "theta_star", "init" or "chain"."""
     return np.random.default_rng([check_seed(seed), _PURPOSES[purpose]])
 
 

@@ -90,7 +90,8 @@ def test_recording_stopping_and_chunks_change_no_bit(case, split, record_every, 
     np.testing.assert_array_equal(every["lazy_escape"], whole["lazy_escape"])
     np.testing.assert_array_equal(every.final.W, whole.final.W)
 
-    driver = __import__("sys").modules["lnsim.simulate"]
+    from lnsim import replicas as driver
+
     before = driver.WORDS_AT_ONCE
     driver.WORDS_AT_ONCE = chunk
     try:

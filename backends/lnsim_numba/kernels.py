@@ -1,4 +1,4 @@
-"""Jitted training loops with hand-derived gradients.
+"""One sample a step: SGD and SAM, the kernels that most runs spend their time in.
 
 Derivation.  f(x) = a^T W x, one sample, residual r = f(x) - y - eps, loss r^2 / 2.
 
@@ -8,88 +8,83 @@ With u = W x and c = -lr r, both right sides at the same time:
 
     a . u = f,    W <- W + c a x^T,    a <- a + c u.
 
-One sample a step (`one_sample`).  Each step needs u = W x for the next sample,
-W after the update: the update and the next product run through W once, together.
+Each step needs u = W x for the next sample, W after the update: the update and the next product run
+through W once, together.
 
-Any batch, momentum mu and weight decay w (`mini_batch`).  The gradient of (1/2B) sum_b r_b^2 is
-a z^T and W z with z = (1/B) sum_b r_b x_b, and f(x_b) = theta . x_b with theta = W^T a.  So a
-batch costs B products of length r and two passes through W, not B passes:
+SAM on one sample.  The gradient (r a x^T, r u) has norm |r| sqrt(s), s = |a|^2 |x|^2 + |u|^2.  With
+h = rho sign(r) / sqrt(s) the weights moved along it are W + h a x^T and a + h u, so at them
 
-    v = W z,   V_W <- mu V_W + a z^T + w W,   V_a <- mu V_a + v + w a,
-    W <- W - lr V_W,   a <- a - lr V_a.
+    a' = a + h u,    u' = u + h |x|^2 a,    f' = a' . u' = f + h s + h^2 f |x|^2,
 
-Layout.  W is held transposed, hidden index innermost.  `one_sample_tiled` packs the hidden units
-into tiles of up to 24, padded with zeros (which stay zero), aligned to cache lines: one tile when
-reduced at d = 20, 42 when dense at m = 1000.  Each replica is advanced by one thread from start to
-end, so the number of threads changes no bit.
+and with c = -lr (f' - y - eps) the step is  W <- W + c a' x^T,  a <- a + c u'.
 
-All arrays are C-contiguous; float64 throughout.  A kernel returns the number of steps done when
-a squared residual was not below DIVERGED_ABOVE, or -1.
+Ledger.  A step changes |w_k|^2 - a_k^2 of SGD by (c |x| a_k)^2 - (c u_k)^2 exactly (the cross terms
+cancel); where `rows` : (2, L, p) is given, c u and c |x| a of step t go to rows[0] and rows[1] at t mod L.
+
+Layout.  The hidden units are packed into tiles of up to 24 (vectors.py), padded with zeros (which
+stay zero), aligned to cache lines: one tile when reduced at d = 20, 42 when dense at m = 1000.
+Each replica is advanced by one thread from start to end, so the number of threads changes no bit.
+
+All arrays are C-contiguous; float64 throughout.  A kernel returns the number of steps done when a
+squared residual was not below DIVERGED_ABOVE, or -1.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import config, njit, prange
 
-from lnsim.backend import DIVERGED_ABOVE
-from lnsim_numba.vectors import LANES, MOST_VECTORS, tile_pass
-
-EXACT: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
-# Only flags that keep NaN and infinity honest: divergence is found by them.
-FAST: dict[str, Any] = {**EXACT, "fastmath": {"contract", "reassoc", "nsz"}}
-
-_HIGH = np.uint64(32)
-_SIGN = np.uint64(1)
-
-
-@njit(**FAST)
-def drawn_sample(word, samples):  # type: ignore[no-untyped-def]
-    """The sample that a word draws (streams.py)."""
-    return np.intp(((word >> _HIGH) * np.uint64(samples)) >> _HIGH)
+from lnsim_numba.common import (
+    EXACT,
+    FAST,
+    LR,
+    RHO,
+    SIGMA,
+    drawn_noise,
+    drawn_sample,
+    has_diverged,
+    part,
+)
+from lnsim_numba.vectors import LANES, MOST_VECTORS, sam_pass, tile_pass
 
 
 @njit(**FAST)
-def drawn_noise(words, noise, k, sigma):  # type: ignore[no-untyped-def]
-    """Label noise of draw k: from `noise` : (T,), or from the word's lowest bit if it is None.
-
-    Numba compiles the two cases apart.
-    """
-    if noise is None:
-        # Arithmetic, not a branch: half of all guesses would be wrong.
-        return sigma * (2.0 * np.float64(words[k] & _SIGN) - 1.0)
-    return sigma * noise[k]
-
-
-@njit(**FAST)
-def noise_of(noise, s):  # type: ignore[no-untyped-def]
-    """The noise of replica s, out of `noise` : (S, T) or None."""
-    return None if noise is None else noise[s]
-
-
-@njit(**FAST)
-def one_sample_plain(W, a, X, y, words, noise, lr, sigma):  # type: ignore[no-untyped-def]
-    """SGD on one sample a step, as the equations stand.  W : (p, r), a : (p,)."""
+def one_sample_plain(W, a, data, words, noise, rates, rows, first_step):  # type: ignore[no-untyped-def]
+    """SGD or SAM as the equations stand.  W : (p, r), a : (p,), words : (T, 1)."""
+    X, y = data[0], data[1]
     width, rank = W.shape
-    u = np.empty(width)
-    for t in range(words.size):
-        i = drawn_sample(words[t], X.shape[0])
-        f = 0.0
+    lr, sigma, rho = rates[LR], rates[SIGMA], rates[RHO]
+    u, moved_a, moved_u = np.empty(width), np.empty(width), np.empty(width)
+    for t in range(words.shape[0]):
+        i = drawn_sample(words[t, 0], X.shape[0])
+        x = X[i]
+        target = y[i] + drawn_noise(words, noise, t, 0, sigma)
+        f, s, square = 0.0, 0.0, 0.0
+        for j in range(rank):
+            square += x[j] * x[j]
         for k in range(width):
             u[k] = 0.0
             for j in range(rank):
-                u[k] += W[k, j] * X[i, j]
+                u[k] += W[k, j] * x[j]
             f += a[k] * u[k]
-        residual = f - y[i] - drawn_noise(words, noise, t, sigma)
-        if not residual * residual < DIVERGED_ABOVE:
+            s += a[k] * a[k] * square + u[k] * u[k]
+        residual = f - target
+        if has_diverged(residual * residual):
             return t
+        h = rho * np.sign(residual) / np.sqrt(s) if rho > 0.0 and s > 0.0 else 0.0
+        residual += h * s + h * h * f * square
         c = -lr * residual
+        row = 0 if rows is None else (first_step + t) % rows.shape[1]
+        for k in range(width):
+            moved_a[k] = a[k] + h * u[k]
+            moved_u[k] = u[k] + h * square * a[k]
+            if rows is not None:
+                rows[0, row, k] = c * u[k]
+                rows[1, row, k] = c * np.sqrt(square) * a[k]
         for k in range(width):
             for j in range(rank):
-                W[k, j] += c * a[k] * X[i, j]
-            a[k] += c * u[k]
+                W[k, j] += c * moved_a[k] * x[j]
+            a[k] += c * moved_u[k]
     return -1
 
 
@@ -102,7 +97,70 @@ def _aligned(size):  # type: ignore[no-untyped-def]
 
 
 @njit(**EXACT)
-def one_sample_tiled(tile, W, a, X, y, words, noise, lr, sigma):  # type: ignore[no-untyped-def]
+def _squares(X):  # type: ignore[no-untyped-def]
+    """|x_i|^2, (n,)."""
+    result = np.zeros(X.shape[0])
+    for i in range(X.shape[0]):
+        for j in range(X.shape[1]):
+            result[i] += X[i, j] * X[i, j]
+    return result
+
+
+@njit(**EXACT)
+def _sgd(tile, W, a, u, data, words, noise, rates, rows, first_step):  # type: ignore[no-untyped-def]
+    """SGD on the packed W : (tiles, r, units), a and u : (tiles units,)."""
+    X, y = data[0], data[1]
+    tiles, rank, _ = W.shape
+    lr, sigma, samples = rates[LR], rates[SIGMA], X.shape[0]
+    squares = _squares(X if rows is not None else X[:0])
+    i = drawn_sample(words[0, 0], samples)
+    f = tile_pass(tile, W, a, u, X, i * rank, i * rank, tiles, rank, 0.0)
+    for t in range(words.shape[0]):
+        residual = f - (y[i] + drawn_noise(words, noise, t, 0, sigma))
+        if has_diverged(residual * residual):
+            return t
+        c = -lr * residual
+        if rows is not None:
+            row, length = (first_step + t) % rows.shape[1], c * np.sqrt(squares[i])
+            for k in range(rows.shape[2]):
+                rows[0, row, k] = c * u[k]
+                rows[1, row, k] = length * a[k]
+        m = i
+        if t + 1 < words.shape[0]:
+            i = drawn_sample(words[t + 1, 0], samples)
+        f = tile_pass(tile, W, a, u, X, m * rank, i * rank, tiles, rank, c)
+    return -1
+
+
+@njit(**EXACT)
+def _sam(tile, W, a, u, data, words, noise, rates):  # type: ignore[no-untyped-def]
+    """SAM on the packed W : (tiles, r, units), a and u : (tiles units,)."""
+    X, y = data[0], data[1]
+    tiles, rank, _ = W.shape
+    lr, sigma, rho, samples = rates[LR], rates[SIGMA], rates[RHO], X.shape[0]
+    squares = _squares(X)
+    i = drawn_sample(words[0, 0], samples)
+    f, aa, uu = sam_pass(tile, W, a, u, X, i * rank, i * rank, tiles, rank, 0.0, 0.0, 0.0)
+    for t in range(words.shape[0]):
+        residual = f - (y[i] + drawn_noise(words, noise, t, 0, sigma))
+        if has_diverged(residual * residual):
+            return t
+        s = aa * squares[i] + uu
+        h = rho * np.sign(residual) / np.sqrt(s) if s > 0.0 else 0.0
+        c = -lr * (residual + h * s + h * h * f * squares[i])
+        m = i
+        if t + 1 < words.shape[0]:
+            i = drawn_sample(words[t + 1, 0], samples)
+        f, aa, uu = sam_pass(
+            tile, W, a, u, X, m * rank, i * rank, tiles, rank, c, c * h, c * h * squares[m]
+        )
+    return -1
+
+
+@njit(**EXACT)
+def one_sample_tiled(  # type: ignore[no-untyped-def]
+    tile, W, a, data, words, noise, rates, rows, first_step
+):
     """`one_sample_plain` in tiles of len(tile) SIMD vectors (vectors.py)."""
     units = LANES * len(tile)
     width, rank = W.shape
@@ -113,22 +171,10 @@ def one_sample_tiled(tile, W, a, X, y, words, noise, lr, sigma):  # type: ignore
     tiled_a[:width] = a
     for k in range(width):
         tiled_W[k // units, :, k % units] = W[k]
-
-    samples = X.shape[0]
-    i = drawn_sample(words[0], samples)
-    f = tile_pass(tile, tiled_W, tiled_a, u, X, i * rank, i * rank, tiles, rank, 0.0)
-    done = -1
-    for t in range(words.size):
-        residual = f - (y[i] + drawn_noise(words, noise, t, sigma))
-        if not residual * residual < DIVERGED_ABOVE:
-            done = t
-            break
-        m = i
-        if t + 1 < words.size:
-            i = drawn_sample(words[t + 1], samples)
-        c = -lr * residual
-        f = tile_pass(tile, tiled_W, tiled_a, u, X, m * rank, i * rank, tiles, rank, c)
-
+    if rates[RHO] > 0.0:
+        done = _sam(tile, tiled_W, tiled_a, u, data, words, noise, rates)
+    else:
+        done = _sgd(tile, tiled_W, tiled_a, u, data, words, noise, rates, rows, first_step)
     a[:] = tiled_a[:width]
     for k in range(width):
         W[k] = tiled_W[k // units, :, k % units]
@@ -151,72 +197,21 @@ else:
 
 @njit(parallel=True, **EXACT)
 def one_sample_replicas(  # type: ignore[no-untyped-def]
-    tile, W, a, X, y, words, noise, lr, sigma, first_step, diverged_at
+    tile, W, a, data, words, noise, rates, rows, first_step, diverged_at
 ):
-    """`one_sample` for every replica that has not diverged.  W : (S, p, r), words : (S, T)."""
+    """`one_sample` for every replica that has not diverged.  W : (S, p, r), words : (S, T, 1)."""
     for s in prange(W.shape[0]):
         if diverged_at[s] < 0:
-            done = one_sample(tile, W[s], a[s], X, y, words[s], noise_of(noise, s), lr[s], sigma[s])
-            if done >= 0:
-                diverged_at[s] = first_step + done
-
-
-@njit(**FAST)
-def mini_batch(  # type: ignore[no-untyped-def]
-    W, a, V_W, V_a, X, y, words, noise, batch, lr, sigma, momentum, decay
-):
-    """SGD on `batch` samples a step with momentum and weight decay.
-
-    W, V_W : (p, r); a, V_a : (p,), the V being the momentum buffers.
-    """
-    width, rank = W.shape
-    Wt, Vt = W.T.copy(), V_W.T.copy()
-    theta, z, v = np.empty(rank), np.empty(rank), np.empty(width)
-    done = -1
-    for t in range(words.size // batch):
-        for j in range(rank):
-            theta[j] = 0.0
-            z[j] = 0.0
-            for k in range(width):
-                theta[j] += Wt[j, k] * a[k]
-        diverged = False
-        for k in range(t * batch, (t + 1) * batch):
-            i = drawn_sample(words[k], X.shape[0])
-            residual = -y[i] - drawn_noise(words, noise, k, sigma)
-            for j in range(rank):
-                residual += theta[j] * X[i, j]
-            diverged |= not residual * residual < DIVERGED_ABOVE
-            for j in range(rank):
-                z[j] += residual * X[i, j] / batch
-        if diverged:
-            done = t
-            break
-        v[:] = 0.0
-        for j in range(rank):
-            for k in range(width):
-                v[k] += z[j] * Wt[j, k]
-        for j in range(rank):
-            for k in range(width):
-                Vt[j, k] = momentum * Vt[j, k] + a[k] * z[j] + decay * Wt[j, k]
-                Wt[j, k] -= lr * Vt[j, k]
-        for k in range(width):
-            V_a[k] = momentum * V_a[k] + v[k] + decay * a[k]
-            a[k] -= lr * V_a[k]
-    W[:] = Wt.T
-    V_W[:] = Vt.T
-    return done
-
-
-@njit(parallel=True, **FAST)
-def mini_batch_replicas(  # type: ignore[no-untyped-def]
-    W, a, V_W, V_a, X, y, words, noise, batch, lr, sigma, momentum, decay, first_step, diverged_at
-):
-    """`mini_batch` for every replica that has not diverged.  W : (S, p, r), words : (S, T B)."""
-    for s in prange(W.shape[0]):
-        if diverged_at[s] < 0:
-            done = mini_batch(
-                W[s], a[s], V_W[s], V_a[s], X, y, words[s], noise_of(noise, s),
-                batch[s], lr[s], sigma[s], momentum[s], decay[s],
-            )  # fmt: skip
+            done = one_sample(
+                tile,
+                W[s],
+                a[s],
+                data,
+                words[s],
+                part(noise, s),
+                rates[s],
+                part(rows, s),
+                first_step,
+            )
             if done >= 0:
                 diverged_at[s] = first_step + done

@@ -1,0 +1,140 @@
+"""Mini-batches and the full batch: SGD, GD and SAM, with momentum and weight decay.
+
+Derivation.  The gradient of (1/2B) sum_b r_b^2 is a z^T and W z with z = (1/B) sum_b r_b x_b, and
+f(x_b) = theta . x_b with theta = W^T a.  So a batch costs B products of length r and two passes
+through W, not B passes; the clean full batch only z = (X^T X theta - X^T y) / n.  With v = W z:
+
+    V_W <- mu V_W + a z^T + w W,   V_a <- mu V_a + v + w a,   W <- W - lr V_W,   a <- a - lr V_a.
+
+SAM.  The gradient (a z^T, v) has squared norm |a|^2 |z|^2 + |v|^2; with h = rho / norm the weights
+moved along it are W + h a z^T and a + h v, whose predictor is
+
+    theta' = theta + h (|a|^2 z + W^T v) + h^2 (a . v) z.
+
+With z' from theta' on the same batch, the step is taken along a' = a + h v and
+v' = W z' + h (z . z') a in place of a and v.
+
+Ledger: lr v and lr |z| a in the place of c u and c |x| a of kernels.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from lnsim_numba.common import (
+    DECAY,
+    EXACT,
+    FAST,
+    LR,
+    MOMENTUM,
+    RHO,
+    SIGMA,
+    descent,
+    has_diverged,
+    part,
+)
+
+
+@njit(**FAST)
+def _apply(Wt, z, v):  # type: ignore[no-untyped-def]
+    """v = W z, with Wt : (r, p) the transpose of W."""
+    v[:] = 0.0
+    for j in range(Wt.shape[0]):
+        for k in range(v.size):
+            v[k] += z[j] * Wt[j, k]
+
+
+@njit(**FAST)
+def _apply_transposed(Wt, a, theta):  # type: ignore[no-untyped-def]
+    """theta = W^T a."""
+    for j in range(Wt.shape[0]):
+        total = 0.0
+        for k in range(a.size):
+            total += Wt[j, k] * a[k]
+        theta[j] = total
+
+
+@njit(**FAST)
+def _dot(x, y):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for k in range(x.size):
+        total += x[k] * y[k]
+    return total
+
+
+@njit(**FAST)
+def batches(  # type: ignore[no-untyped-def]
+    W, a, V_W, V_a, data, words, noise, batch, rates, rows, first_step
+):
+    """Trains by batches of `batch`, or all samples if it is 0.
+
+    W, V_W : (p, r); a, V_a : (p,), the V being the momentum buffers; words : (T, draws).
+    """
+    width, rank = W.shape
+    lr, sigma, rho = rates[LR], rates[SIGMA], rates[RHO]
+    momentum, decay = rates[MOMENTUM], rates[DECAY]
+    Wt, Vt = W.T.copy(), V_W.T.copy()
+    theta, moved_theta = np.empty(rank), np.empty(rank)
+    z, moved_z = np.empty(rank), np.empty(rank)
+    v, moved_v, moved_a = np.empty(width), np.empty(width), np.empty(width)
+    done = -1
+    for t in range(words.shape[0]):
+        _apply_transposed(Wt, a, theta)
+        if has_diverged(descent(theta, z, data, words, noise, t, batch, sigma)):
+            done = t
+            break
+        _apply(Wt, z, v)
+        moved_a[:] = a
+        squared_norm = _dot(a, a) * _dot(z, z) + _dot(v, v)
+        if rho > 0.0 and squared_norm > 0.0:
+            h = rho / np.sqrt(squared_norm)
+            _apply_transposed(Wt, v, moved_theta)
+            along_z = h * _dot(a, a) + h * h * _dot(a, v)
+            for j in range(rank):
+                moved_theta[j] = theta[j] + h * moved_theta[j] + along_z * z[j]
+            descent(moved_theta, moved_z, data, words, noise, t, batch, sigma)
+            _apply(Wt, moved_z, moved_v)
+            along_a = h * _dot(z, moved_z)
+            for k in range(width):
+                moved_a[k] += h * v[k]
+                v[k] = moved_v[k] + along_a * a[k]
+            z[:] = moved_z
+        if rows is not None:
+            row, length = (first_step + t) % rows.shape[1], lr * np.sqrt(_dot(z, z))
+            for k in range(width):
+                rows[0, row, k] = lr * v[k]
+                rows[1, row, k] = length * a[k]
+        if momentum == 0.0 and decay == 0.0:
+            for j in range(rank):
+                c = lr * z[j]
+                for k in range(width):
+                    Wt[j, k] -= c * moved_a[k]
+            for k in range(width):
+                a[k] -= lr * v[k]
+        else:
+            for j in range(rank):
+                for k in range(width):
+                    Vt[j, k] = momentum * Vt[j, k] + moved_a[k] * z[j] + decay * Wt[j, k]
+                    Wt[j, k] -= lr * Vt[j, k]
+            for k in range(width):
+                V_a[k] = momentum * V_a[k] + v[k] + decay * a[k]
+                a[k] -= lr * V_a[k]
+    W[:] = Wt.T
+    V_W[:] = Vt.T
+    return done
+
+
+@njit(parallel=True, **EXACT)
+def batches_replicas(  # type: ignore[no-untyped-def]
+    W, a, V_W, V_a, data, words, noise, batch, rates, rows, first_step, diverged_at
+):
+    """`batches` for every replica that has not diverged.  W : (S, p, r), words : (S, T, draws)."""
+    for s in prange(W.shape[0]):
+        if diverged_at[s] < 0:
+            done = batches(
+                W[s], a[s], V_W[s], V_a[s], data, words[s], part(noise, s), batch, rates[s],
+                part(rows, s), first_step,
+            )  # fmt: skip
+            if done >= 0:
+                diverged_at[s] = first_step + done

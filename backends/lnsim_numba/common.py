@@ -1,0 +1,87 @@
+"""What all kernels share: how they are compiled, and how a word becomes a draw.
+
+Rates are one row of five numbers a replica: lr, sigma, rho, momentum, weight decay.  Data are a
+tuple (X, y, gram, moment, square): X : (n, r), y : (n,), gram = X^T X / n, moment = X^T y / n,
+square = y^T y / n.  Label noise comes ready made, (T, draws), or is None: then its sign is the
+lowest bit of the word.  Numba compiles the two cases apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from lnsim.backend import DIVERGED_ABOVE
+
+EXACT: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+# Only flags that keep NaN and infinity honest: divergence is found by them.
+FAST: dict[str, Any] = {**EXACT, "fastmath": {"contract", "reassoc", "nsz"}}
+
+LR, SIGMA, RHO, MOMENTUM, DECAY = range(5)
+
+_HIGH = np.uint64(32)
+_SIGN = np.uint64(1)
+
+
+@njit(**EXACT)
+def drawn_sample(word, samples):  # type: ignore[no-untyped-def]
+    """The sample that a word draws (streams.py)."""
+    return np.intp(((word >> _HIGH) * np.uint64(samples)) >> _HIGH)
+
+
+@njit(**EXACT)
+def drawn_noise(words, noise, t, b, sigma):  # type: ignore[no-untyped-def]
+    """Label noise of draw b of step t."""
+    if noise is None:
+        # Arithmetic, not a branch: half of all guesses would be wrong.
+        return sigma * (2.0 * np.float64(words[t, b] & _SIGN) - 1.0)
+    return sigma * noise[t, b]
+
+
+@njit(**EXACT)
+def part(array, s):  # type: ignore[no-untyped-def]
+    """array[s], or None if there is no array."""
+    return None if array is None else array[s]
+
+
+@njit(**EXACT)
+def has_diverged(squared_residual):  # type: ignore[no-untyped-def]
+    """True also for NaN."""
+    return not squared_residual < DIVERGED_ABOVE
+
+
+@njit(**FAST)
+def descent(theta, z, data, words, noise, t, batch, sigma):  # type: ignore[no-untyped-def]
+    """z = (1/B) sum_b r_b x_b at the predictor theta; batch 0 takes all samples, each once.
+
+    z : (r,) is written.  Without label noise the full batch needs gram and moment alone.  Returns
+    the largest squared residual met, or the mean one of the clean full batch.
+    """
+    X, y, gram, moment, square = data
+    rank = theta.size
+    if batch > 0:
+        z[:] = 0.0
+        worst = 0.0
+        for b in range(batch):
+            i = drawn_sample(words[t, b], X.shape[0])
+            residual = -(y[i] + drawn_noise(words, noise, t, b, sigma))
+            for j in range(rank):
+                residual += theta[j] * X[i, j]
+            if not residual * residual < worst:
+                worst = residual * residual
+            for j in range(rank):
+                z[j] += residual * X[i, j] / batch
+        return worst
+    mean = square
+    for j in range(rank):
+        z[j] = -moment[j]
+        for k in range(rank):
+            z[j] += gram[j, k] * theta[k]
+        mean += theta[j] * (z[j] - moment[j])
+    for b in range(words.shape[1] if sigma > 0.0 else 0):
+        epsilon = drawn_noise(words, noise, t, b, sigma) / X.shape[0]
+        for j in range(rank):
+            z[j] -= epsilon * X[b, j]
+    return mean

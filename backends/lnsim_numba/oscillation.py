@@ -1,0 +1,92 @@
+"""The oscillation simulation of Lemma 4: full-batch descent of W under a chain for every a_i.
+
+    z = grad_theta L = (X^T X theta - X^T y) / n,  theta = W^T a,    W <- W - lr a z^T.
+
+A neuron with a_i = +-A goes to 0 and from there to +-A again, so a neuron is active every other
+step and the two halves take turns.  Each half is held by itself, hidden index innermost.  One pass
+over the active half does its update and, on the same loads, makes the theta of two steps on, when
+the same half is active again; its signs by then are those of the step between.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from lnsim_numba.common import EXACT, FAST, LR, descent, has_diverged
+
+
+@njit(**EXACT)
+def drawn_signs(words, neurons, amplitude, signs):  # type: ignore[no-untyped-def]
+    """signs[k] = +-amplitude by the bit of neuron neurons[k] in the words : (ceil(m/64),)."""
+    for k in range(neurons.size):
+        i = neurons[k]
+        bit = (words[i >> 6] >> np.uint64(i & 63)) & np.uint64(1)
+        signs[k] = amplitude * (2.0 * np.float64(bit) - 1.0)
+
+
+@njit(**FAST)
+def _pass(Wt, a, z, next_a, theta, lr):  # type: ignore[no-untyped-def]
+    """W <- W - lr a z^T and theta = W^T next_a of one half, Wt : (r, half)."""
+    for j in range(Wt.shape[0]):
+        row, c, total = Wt[j], lr * z[j], 0.0
+        for k in range(a.size):
+            w = row[k] - c * a[k]
+            row[k] = w
+            total += w * next_a[k]
+        theta[j] = total
+
+
+@njit(**EXACT)
+def oscillation(W, a, data, words, rates, amplitude):  # type: ignore[no-untyped-def]
+    """W : (m, r); a : (m,) in {-amplitude, 0, amplitude}; words : (T, ceil(m/64))."""
+    rank = W.shape[1]
+    lr, steps = rates[LR], words.shape[0]
+    halves = (np.flatnonzero(a != 0.0), np.flatnonzero(a == 0.0))
+    Wt = (np.ascontiguousarray(W[halves[0]].T), np.ascontiguousarray(W[halves[1]].T))
+    signs = (a[halves[0]], a[halves[1]])
+    next_signs = (a[halves[0]], a[halves[1]])
+    theta = (np.empty(rank), np.empty(rank))
+    z, nothing = np.empty(rank), np.zeros(rank)
+    if steps == 0:
+        return -1
+    _pass(Wt[0], signs[0], nothing, signs[0], theta[0], lr)
+    drawn_signs(words[0], halves[1], amplitude, signs[1])
+    _pass(Wt[1], signs[1], nothing, signs[1], theta[1], lr)
+    done = -1
+    for t in range(steps):
+        h = t % 2
+        if has_diverged(descent(theta[h], z, data, words, None, t, 0, 0.0)):
+            done = t
+            break
+        if t + 1 < steps:
+            drawn_signs(words[t + 1], halves[h], amplitude, next_signs[h])
+        _pass(Wt[h], signs[h], z, next_signs[h], theta[h], lr)
+        signs[h][:] = next_signs[h]
+    W[halves[0]] = Wt[0].T
+    W[halves[1]] = Wt[1].T
+    return done
+
+
+@njit(**EXACT)
+def run_chain(chain, words, amplitude):  # type: ignore[no-untyped-def]
+    """Takes the states of the chain : (m,) through words.shape[0] steps; only the last decide."""
+    steps = words.shape[0]
+    signs = np.empty(1)
+    for i in range(chain.size):
+        active = (chain[i] != 0.0) != (steps % 2 == 1)
+        if steps > 0:
+            drawn_signs(words[steps - 1], np.full(1, i), amplitude, signs)
+            chain[i] = signs[0] if active else 0.0
+
+
+@njit(parallel=True, **EXACT)
+def oscillation_replicas(  # type: ignore[no-untyped-def]
+    W, a, data, words, rates, amplitude, first_step, diverged_at
+):
+    """`oscillation` for every replica that has not diverged.  W : (S, m, r)."""
+    for s in prange(W.shape[0]):
+        if diverged_at[s] < 0:
+            done = oscillation(W[s], a[s], data, words[s], rates[s], amplitude[s])
+            if done >= 0:
+                diverged_at[s] = first_step + done

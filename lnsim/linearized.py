@@ -1,0 +1,47 @@
+"""The linearised twin: the same network, linear in its parameters around the start, same draws.
+
+The first-order expansion of f = a^T W x in (W, a) around (W_0, a_0) is f(x) = <theta, x> with
+
+    theta = theta_0 + dW^T a_0 + W_0^T da,    theta_0 = W_0^T a_0.
+
+A gradient step with z = (1/B) sum_b r_b x_b moves dW by -lr a_0 z^T and da by -lr W_0 z, hence
+theta by -lr A z with A = W_0^T W_0 + |a_0|^2 I: training the twin is a recursion of d numbers, r in
+reduced coordinates.  A run that is lazy follows its twin; a rich one leaves it.
+
+Momentum is the same recursion in theta.  Weight decay w adds w (W_0 + dW) and w (a_0 + da) to the
+gradients, in theta w (theta + theta_0).  SAM moves the parameters along their gradient, whose
+squared norm is z^T A z.  The part of theta that no training input reaches obeys the same recursion
+with z = 0: it is 2 s - 1 times its start, s = reduction.rest_scale.  The twin of the oscillation
+simulation is trained by plain full-batch descent of both layers; its second layer does not
+oscillate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lnsim._checks import FloatArray
+
+
+@dataclass
+class Twin:
+    """S linearised networks, updated in place.
+
+    theta, velocity : (S, r); start = theta(0) : (r,); A : (r, r).
+    """
+
+    theta: FloatArray
+    velocity: FloatArray
+    start: FloatArray
+    A: FloatArray
+
+
+def twin(W: FloatArray, a: FloatArray, replicas: int) -> Twin:
+    """The twin of the reduced network W : (p, r), a : (p,)."""
+    start = a @ W
+    A = W.T @ W
+    A.flat[:: len(A) + 1] += a @ a
+    theta = np.repeat(start[None], replicas, axis=0)
+    return Twin(theta, np.zeros_like(theta), start, A)
