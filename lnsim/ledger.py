@@ -23,8 +23,8 @@ from lnsim._checks import FloatArray
 from lnsim.dynamics import SAM, Dynamics, Oscillation
 from lnsim.reduction import Reduction
 
-LENGTH = 2048
-MOST_ROWS = 1 << 22
+LENGTH = 8192
+MOST_ROWS = 1 << 20
 """Numbers in a ring at the most, for a dense network of great width."""
 
 

@@ -10,10 +10,15 @@ reduced coordinates.  A run that is lazy follows its twin; a rich one leaves it.
 
 Momentum is the same recursion in theta.  Weight decay w adds w (W_0 + dW) and w (a_0 + da) to the
 gradients, in theta w (theta + theta_0).  SAM moves the parameters along their gradient, whose
-squared norm is z^T A z.  The part of theta that no training input reaches obeys the same recursion
-with z = 0: it is 2 s - 1 times its start, s = reduction.rest_scale.  The twin of the oscillation
-simulation is trained by plain full-batch descent of both layers; its second layer does not
-oscillate.
+squared norm is z^T A z.
+
+Where the inputs do not span everything (reduction.py), W_0 = (W_0 V) V^T + R.  In reduced
+coordinates the parameters are W_0 V shrunk by s = rest_scale and moved by -a_0 S^T, and a_0 shrunk
+likewise and moved by -(W_0 V) S, with one S : (r,) for both.  So theta_V = (2s - 1) theta_0V - A S,
+and the rest of theta is (2s - 1) R^T a_0 - R^T (W_0 V) S with S from theta_V.
+
+The twin of the oscillation simulation is trained by plain full-batch descent of both layers; its
+second layer does not oscillate.
 """
 
 from __future__ import annotations

@@ -46,6 +46,9 @@ class Frame:
             self.rest_alignment = reduction.rest @ self.theta_star
             _, a = reduction.lift(reduction.W, reduction.a, 1.0)
             self.rest_theta = a @ reduction.rest
+            self.twin_start = reduction.a @ reduction.W
+            A = _tangent_matrix(reduction.W[None], reduction.a[None])[0]
+            self.rest_response = reduction.rest.T @ self.trained_start @ np.linalg.pinv(A)
         self.lazy_radius = 1.0 / np.sqrt(self.width)
         self.gram = reduction.problem.X.T @ reduction.problem.X
         self.tangent_start = _tangent_matrix(reduction.W[None], reduction.a[None])
@@ -93,7 +96,9 @@ class View:
         V, rest = self.frame.reduction.V, self.frame.reduction.rest
         if V is None or rest is None:
             return self.twin_theta
-        untrained = (2.0 * self.scale[:, None] - 1.0) * self.frame.rest_theta
+        frame, shrunk = self.frame, 2.0 * self.scale[:, None] - 1.0
+        moved = shrunk * frame.twin_start - self.twin_theta
+        untrained = shrunk * frame.rest_theta - _apply(frame.rest_response, moved)
         return _apply(V, self.twin_theta) + untrained
 
     @cached_property

@@ -8,6 +8,8 @@ of the lazy regime.
 Alignment and convergence.  Let c(t) be the mean |cos(w_i(t), theta_star)|.  Phase II, in which the
 neurons turn to the interpolator, is taken to begin when c has come half of the way from c(0) to
 1, and to have converged when it has come nine tenths; between two records c is interpolated.
+The decay rate of |W|_F^2 in Phase I is minus the slope of log |W|_F^2 by least squares over the
+records between the last escape and the alignment, per step; NaN with fewer than two of them.
 (The paper lets Phase II begin when all |w_i| and |a_i| are below sqrt(lr); with a stationary
 |W|_F of about (|theta_star| sqrt(d))^(1/2) that never happens at the figures' setting.)
 """
@@ -34,6 +36,7 @@ class Phases:
     last_escape: FloatArray
     alignment: FloatArray
     convergence: FloatArray
+    decay_rate: FloatArray
 
 
 def measure(trajectory: Trajectory) -> Phases:
@@ -44,13 +47,31 @@ def measure(trajectory: Trajectory) -> Phases:
     first = np.where(
         anyone, np.min(escape, axis=-1, where=~np.isnan(escape), initial=np.inf), np.nan
     )
+    last = np.max(escape, axis=-1)
     cosine = trajectory["cosine_mean"]
+    alignment = _reached(trajectory.steps, cosine, 0.5)
     return Phases(
         first_escape=first,
-        last_escape=np.max(escape, axis=-1),
-        alignment=_reached(trajectory.steps, cosine, 0.5),
+        last_escape=last,
+        alignment=alignment,
         convergence=_reached(trajectory.steps, cosine, 0.9),
+        decay_rate=_decay_rate(trajectory.steps, trajectory["norm_squared"], last, alignment),
     )
+
+
+def _decay_rate(
+    steps: NDArray[np.int64], norm_squared: FloatArray, begin: FloatArray, end: FloatArray
+) -> FloatArray:
+    """Minus the slope of log norm_squared, (..., records), between the steps begin and end."""
+    rows = np.atleast_2d(norm_squared)
+    result = np.full(len(rows), np.nan)
+    for i, (row, low, high) in enumerate(zip(rows, *np.atleast_1d(begin, end), strict=True)):
+        inside = (steps >= low) & (steps <= high) & (row > 0.0)
+        if np.count_nonzero(inside) > 1:
+            t, log = steps[inside].astype(np.float64), np.log(row[inside])
+            t -= t.mean()
+            result[i] = -(t @ log) / (t @ t)
+    return result.reshape(norm_squared.shape[:-1])
 
 
 def _reached(steps: NDArray[np.int64], series: FloatArray, share: float) -> FloatArray:

@@ -44,6 +44,9 @@ def watch_steps(steps: int) -> list[int]:
     return sorted({int(2 ** (k / 4)) for k in range(4 * steps.bit_length())})
 
 
+_NO_TWIN = np.empty((1, 0))
+
+
 class _Snapshot(NamedTuple):
     """One replica at one step, reduced, with its twin's predictor."""
 
@@ -87,10 +90,10 @@ class Recorder:
         self._lemma_3 = np.full((2, len(moving), len(clouds)), np.nan)
         self._watched = {t for t in watch_steps(plan[-1]) if t <= plan[-1]}
         self._escape = np.full((len(moving), width), -1.0)
-        self._watched_step = np.zeros(len(moving), dtype=np.int64)
+        self._watched_step: NDArray[np.int64] = np.zeros(len(moving), dtype=np.int64)
         self._watched_moved = np.zeros((len(moving), width))
         # The last network recorded of every replica, reduced.
-        self._last_step = np.zeros(len(moving), dtype=np.int64)
+        self._last_step: NDArray[np.int64] = np.zeros(len(moving), dtype=np.int64)
         self._last_W = moving.state.W.copy()
         self._last_a = moving.state.a.copy()
 
@@ -209,20 +212,25 @@ class Recorder:
         self, append: bool, arrays: dict[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
         """The final weights; and, where `append`, the clouds with that of the last record."""
-        weights, clouds = [], []
+        names = [name for name, _ in self._of_clouds()]
+        found: dict[str, list[Any]] = {name: [] for name in ("final_W", "final_a", *names)}
         for s in range(len(self._moving)):
-            each = self._last_W[[s]], self._last_a[[s]]
-            view = self._view(np.array([s]), self._last_step[[s]], *each, np.empty((1, 0)))
-            weights.append(self._frame.reduction.lift(each[0][0], each[1][0], view.scale[0]))
-            last = [f(view)[0] for f in CLOUDS.values()]
+            reduced_W, reduced_a = self._last_W[s], self._last_a[s]
+            view = self._view(
+                np.array([s]), self._last_step[[s]], reduced_W[None], reduced_a[None], _NO_TWIN
+            )
+            lifted = self._frame.reduction.lift(reduced_W, reduced_a, float(view.scale[0]))
+            last: list[Any] = [*lifted, *(f(view)[0] for f in CLOUDS.values())]
             if self._moving.ledger is not None:
-                last += [np.array(p) for p in self._shares(s, each[0][0], each[1][0])]
-            clouds.append(last)
-        found = {f"final_{name}": np.stack(w) for name, w in zip("Wa", zip(*weights), strict=True)}
-        if append:
-            for (name, _), last in zip(self._of_clouds(), zip(*clouds, strict=True), strict=True):
-                found[name] = np.append(arrays[name], np.stack(last)[:, None], axis=1)
-        return found
+                last += self._shares(s, reduced_W, reduced_a)
+            for values, value in zip(found.values(), last, strict=True):
+                values.append(value)
+        stacked = {name: np.stack(values) for name, values in found.items()}
+        for name in names:
+            last_cloud = stacked.pop(name)
+            if append:
+                stacked[name] = np.append(arrays[name], last_cloud[:, None], axis=1)
+        return stacked
 
     def restore(self, earlier: Trajectory) -> int:
         """Takes over the records of `earlier`; returns the step it ended at."""

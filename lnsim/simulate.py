@@ -49,7 +49,7 @@ def simulate(
     replica c draws from the stream of key [seed, c], any scalar hyperparameter may be an array of
     length S, and arrays carry the leading axis S.  `reduce=False` trains the dense network.
     `ledger` keeps the norm ledger of every neuron (ledger.py), `linearized` trains the linearised
-    twin along (linearized.py).  The path of the first `tracked` neurons is recorded at every record.
+    twin along (linearized.py).  The path of the first `tracked` neurons is kept at every record.
 
     `progress`: True for a bar on a terminal, or a function called with the steps done.  `resume`:
     a trajectory of the same configuration that ended earlier; the result is bit for bit that of
@@ -151,7 +151,7 @@ def _base(dynamics: Dynamics | Alternating, replicas: int) -> Dynamics:
         _checks.per_replica(name, getattr(base, name), replicas)
     if base.noise is not None:
         _checks.per_replica("sigma", base.noise.sigma, replicas)
-    if isinstance(base, Oscillation) and np.ndim(base.amplitude) > 0:
+    if isinstance(base, Oscillation) and not isinstance(base.amplitude, float):
         raise ValueError("amplitude must be one number for all replicas: give it beside lr")
     return base
 

@@ -73,3 +73,114 @@ def observe(W, a, W_start, a_start, X, y, X_test, y_test, theta_star):
         "lazy_fraction": sum(v <= 1 / m**0.5 for v in moved) / m,
         "ntk_distance": np.linalg.norm(kernel(W, a) - start) / np.linalg.norm(start),
     }
+
+
+def noisy_labels(stream, t, batch, y, sigma, law):
+    """The samples and the labels of step t: batch 0 takes all samples, each once."""
+    n = len(y)
+    if batch == 0:
+        draws = [draw(word, n, sigma, law) for word in stream[t * n : (t + 1) * n]]
+        return list(range(n)), [y[i] + (draws[i][1] if draws else 0.0) for i in range(n)]
+    draws = [draw(word, n, sigma, law) for word in stream[t * batch : (t + 1) * batch]]
+    return [i for i, _ in draws], [y[i] + noise for i, noise in draws]
+
+
+def gradient(W, a, X, samples, labels):
+    """Gradient of (1/2B) sum (a W x - label)^2, sample by sample."""
+    grad_W, grad_a = np.zeros_like(W), np.zeros_like(a)
+    for i, label in zip(samples, labels, strict=True):
+        residual = a @ W @ X[i] - label
+        grad_W += residual * np.outer(a, X[i]) / len(samples)
+        grad_a += residual * (W @ X[i]) / len(samples)
+    return grad_W, grad_a
+
+
+def sam(W, a, X, y, *, steps, lr, rho, sigma, batch, law="rademacher", noisy=True, seed=0):
+    """SAM in two explicit passes; rho = 0 is SGD, batch = 0 the full batch."""
+    W, a = W.copy(), a.copy()
+    draws = (len(y) if noisy else 0) if batch == 0 else batch
+    stream = words(seed, 0, steps * draws)
+    for t in range(steps):
+        samples, labels = noisy_labels(stream, t, batch, y, sigma, law)
+        grad_W, grad_a = gradient(W, a, X, samples, labels)
+        norm = np.sqrt((grad_W**2).sum() + (grad_a**2).sum())
+        if rho > 0 and norm > 0:
+            up_W, up_a = W + rho * grad_W / norm, a + rho * grad_a / norm
+            grad_W, grad_a = gradient(up_W, up_a, X, samples, labels)
+        W, a = W - lr * grad_W, a - lr * grad_a
+    return W, a
+
+
+def oscillation(W, chain, X, y, *, steps, lr, amplitude, period=None, seed=0):
+    """Lemma 4's simulation; with a period, plain descent of both layers in every other window.
+
+    Returns W, a and the chain's states at every step.
+    """
+    W, chain = W.copy(), chain.copy()
+    a, m = chain.copy(), len(chain)
+    per_step = -(-m // 64)
+    stream = words(seed, 0, steps * per_step)
+    history = [chain.copy()]
+    for t in range(steps):
+        on = period is None or (t // period) % 2 == 0
+        if on:
+            a = chain.copy()
+        descent = X.T @ (X @ (W.T @ a) - y) / len(y)
+        old_W, old_a = W.copy(), a.copy()
+        W = W - lr * np.outer(a, descent)
+        if not on:
+            a = old_a - lr * old_W @ descent
+        for i in range(m):
+            bit = (int(stream[t * per_step + i // 64]) >> (i % 64)) & 1
+            chain[i] = 0.0 if chain[i] != 0 else (amplitude if bit else -amplitude)
+        history.append(chain.copy())
+        if on:
+            a = chain.copy()
+    return W, a, np.array(history)
+
+
+def linearized(W, a, X, y, *, steps, lr, rho, sigma, batch, momentum, decay, noisy=True, seed=0):
+    """The network's first-order expansion in (W, a), trained in its parameters; returns theta."""
+    W_0, a_0 = W.copy(), a.copy()
+    W, a = W.copy(), a.copy()
+    V_W, V_a = np.zeros_like(W), np.zeros_like(a)
+    draws = (len(y) if noisy else 0) if batch == 0 else batch
+    stream = words(seed, 0, steps * draws)
+
+    def predictor(W, a):
+        return W_0.T @ a_0 + (W - W_0).T @ a_0 + W_0.T @ (a - a_0)
+
+    def slope(W, a, samples, labels):
+        theta, g_W, g_a = predictor(W, a), np.zeros_like(W), np.zeros_like(a)
+        for i, label in zip(samples, labels, strict=True):
+            residual = theta @ X[i] - label
+            g_W += residual * np.outer(a_0, X[i]) / len(samples)
+            g_a += residual * (W_0 @ X[i]) / len(samples)
+        return g_W, g_a
+
+    for t in range(steps):
+        samples, labels = noisy_labels(stream, t, batch, y, sigma, "rademacher")
+        g_W, g_a = slope(W, a, samples, labels)
+        norm = np.sqrt((g_W**2).sum() + (g_a**2).sum())
+        if rho > 0 and norm > 0:
+            g_W, g_a = slope(W + rho * g_W / norm, a + rho * g_a / norm, samples, labels)
+        V_W = momentum * V_W + g_W + decay * W
+        V_a = momentum * V_a + g_a + decay * a
+        W, a = W - lr * V_W, a - lr * V_a
+    return predictor(W, a)
+
+
+def ledger(W, a, X, y, *, steps, lr, sigma, batch, seed=0):
+    """For every neuron, step by step: the sums of the exact norm identity; returns both."""
+    W, a = W.copy(), a.copy()
+    removed, restored = np.zeros(len(a)), np.zeros(len(a))
+    draws = len(y) if batch == 0 else batch
+    stream = words(seed, 0, steps * draws)
+    for t in range(steps):
+        samples, labels = noisy_labels(stream, t, batch, y, sigma, "rademacher")
+        g = sum((a @ W @ X[i] - v) * X[i] for i, v in zip(samples, labels, strict=True))
+        g = lr * g / len(samples)
+        removed += (W @ g) ** 2
+        restored += (g @ g) * a**2
+        W, a = W - np.outer(a, g), a - W @ g
+    return removed, restored

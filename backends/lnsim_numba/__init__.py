@@ -76,7 +76,7 @@ class NumbaEngine:
         amplitude = per_replica("amplitude", dynamics.amplitude, len(words))
         if not dynamics.oscillating:
             V_W, V_a = np.zeros_like(state.W), np.zeros_like(state.a)
-            for s in np.flatnonzero(state.diverged_at < 0):
+            for s in np.flatnonzero(state.diverged_at < 0).tolist():
                 done = batches.batches(
                     state.W[s], state.a[s], V_W[s], V_a[s], data, words[s], None, FULL_BATCH,
                     rates[s], None, 0,

@@ -85,3 +85,11 @@ def descent(theta, z, data, words, noise, t, batch, sigma):  # type: ignore[no-u
         for j in range(rank):
             z[j] -= epsilon * X[b, j]
     return mean
+
+
+@njit(**FAST)
+def aligned(size):  # type: ignore[no-untyped-def]
+    """Zeros of `size`, starting on a cache line."""
+    room = np.zeros(size + 8)
+    start = (-(room.ctypes.data // 8)) % 8
+    return room[start : start + size]

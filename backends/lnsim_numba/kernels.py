@@ -19,7 +19,8 @@ h = rho sign(r) / sqrt(s) the weights moved along it are W + h a x^T and a + h u
 and with c = -lr (f' - y - eps) the step is  W <- W + c a' x^T,  a <- a + c u'.
 
 Ledger.  A step changes |w_k|^2 - a_k^2 of SGD by (c |x| a_k)^2 - (c u_k)^2 exactly (the cross terms
-cancel); where `rows` : (2, L, p) is given, c u and c |x| a of step t go to rows[0] and rows[1] at t mod L.
+cancel); where `rows` : (2, L, p) is given, c u and c |x| a of step t go to
+rows[0] and rows[1] at t mod L.
 
 Layout.  The hidden units are packed into tiles of up to 24 (vectors.py), padded with zeros (which
 stay zero), aligned to cache lines: one tile when reduced at d = 20, 42 when dense at m = 1000.
@@ -40,6 +41,7 @@ from lnsim_numba.common import (
     LR,
     RHO,
     SIGMA,
+    aligned,
     drawn_noise,
     drawn_sample,
     has_diverged,
@@ -86,14 +88,6 @@ def one_sample_plain(W, a, data, words, noise, rates, rows, first_step):  # type
                 W[k, j] += c * moved_a[k] * x[j]
             a[k] += c * moved_u[k]
     return -1
-
-
-@njit(**FAST)
-def _aligned(size):  # type: ignore[no-untyped-def]
-    """Zeros of `size`, starting on a cache line."""
-    room = np.zeros(size + 8)
-    start = (-(room.ctypes.data // 8)) % 8
-    return room[start : start + size]
 
 
 @njit(**EXACT)
@@ -165,9 +159,9 @@ def one_sample_tiled(  # type: ignore[no-untyped-def]
     units = LANES * len(tile)
     width, rank = W.shape
     tiles = -(-width // units)
-    tiled_W = _aligned(tiles * rank * units).reshape(tiles, rank, units)
-    tiled_a = _aligned(tiles * units)
-    u = _aligned(tiles * units)
+    tiled_W = aligned(tiles * rank * units).reshape(tiles, rank, units)
+    tiled_a = aligned(tiles * units)
+    u = aligned(tiles * units)
     tiled_a[:width] = a
     for k in range(width):
         tiled_W[k // units, :, k % units] = W[k]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from lnsim_numba.common import EXACT, FAST, LR, descent, has_diverged
+from lnsim_numba.common import EXACT, FAST, LR, aligned, descent, has_diverged
 
 
 @njit(**EXACT)
@@ -38,14 +38,36 @@ def _pass(Wt, a, z, next_a, theta, lr):  # type: ignore[no-untyped-def]
 
 
 @njit(**EXACT)
+def _transposed(W, neurons):  # type: ignore[no-untyped-def]
+    """The rows `neurons` of W, transposed; rows padded with zeros to whole cache lines."""
+    result = aligned(W.shape[1] * _padded(neurons.size)).reshape(W.shape[1], -1)
+    for k in range(neurons.size):
+        result[:, k] = W[neurons[k]]
+    return result
+
+
+@njit(**EXACT)
+def _signs(a, neurons):  # type: ignore[no-untyped-def]
+    """a of `neurons`, padded alike; the padding stays zero."""
+    result = aligned(_padded(neurons.size))
+    result[: neurons.size] = a[neurons]
+    return result
+
+
+@njit(**EXACT)
+def _padded(size):  # type: ignore[no-untyped-def]
+    return max(8, -(-size // 8) * 8)
+
+
+@njit(**EXACT)
 def oscillation(W, a, data, words, rates, amplitude):  # type: ignore[no-untyped-def]
     """W : (m, r); a : (m,) in {-amplitude, 0, amplitude}; words : (T, ceil(m/64))."""
     rank = W.shape[1]
     lr, steps = rates[LR], words.shape[0]
     halves = (np.flatnonzero(a != 0.0), np.flatnonzero(a == 0.0))
-    Wt = (np.ascontiguousarray(W[halves[0]].T), np.ascontiguousarray(W[halves[1]].T))
-    signs = (a[halves[0]], a[halves[1]])
-    next_signs = (a[halves[0]], a[halves[1]])
+    Wt = (_transposed(W, halves[0]), _transposed(W, halves[1]))
+    signs = (_signs(a, halves[0]), _signs(a, halves[1]))
+    next_signs = (_signs(a, halves[0]), _signs(a, halves[1]))
     theta = (np.empty(rank), np.empty(rank))
     z, nothing = np.empty(rank), np.zeros(rank)
     if steps == 0:
@@ -63,8 +85,9 @@ def oscillation(W, a, data, words, rates, amplitude):  # type: ignore[no-untyped
             drawn_signs(words[t + 1], halves[h], amplitude, next_signs[h])
         _pass(Wt[h], signs[h], z, next_signs[h], theta[h], lr)
         signs[h][:] = next_signs[h]
-    W[halves[0]] = Wt[0].T
-    W[halves[1]] = Wt[1].T
+    for h in range(2):
+        for k in range(halves[h].size):
+            W[halves[h][k]] = Wt[h][:, k]
     return done
 
 

@@ -1,0 +1,437 @@
+"""The theory of one setting as lines of text, and beside it what a run of that setting measured.
+
+A column of predictions, one of measurements where there is a run, and a remark:
+
+    holds         the run bears the statement out; the opposites say themselves
+    vacuous       the statement says nothing here; the reason stands below, for Lemmas 5 and 6 at
+                  the start of Phase II, which is their premise
+    unstated      known up to a constant that the paper leaves out
+    not covered   not derived for this configuration; what is missing heads the table
+
+Condition 1, which the paper asks for throughout, is judged once, at the top: a later row is not
+called vacuous for its sake alone.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import numpy as np
+
+from lnsim import modes, theory
+from lnsim._checks import FloatArray
+from lnsim.experiments.label_noise import Config
+from lnsim.network import Network, ntk_init
+from lnsim.problem import Problem, gaussian_regression
+from lnsim.trajectory import Trajectory
+
+WIDTH = 80
+LABEL, NUMBER = 36, 14
+SHARES = (0.0, 0.02, 0.1, 0.3, 1.0)
+"""Where in a run |W|_F^2 is listed, as shares of its length."""
+
+
+def table(config: Config, trajectory: Trajectory | None = None) -> list[str]:
+    """The lines of the table for `config`, and for a run of it.  Of an ensemble, the first replica.
+
+    Raises ValueError for a run of no synthetic experiment, and for lr of 1 or more.
+    """
+    if trajectory is not None:
+        _check_synthetic(trajectory.config)
+    problem = gaussian_regression(
+        config.samples,
+        config.dim,
+        config.seed,
+        theta_norm=config.theta_norm or None,
+        test_samples=config.test_samples,
+    )
+    network = ntk_init(config.width, config.dim, config.seed)
+    case = _Case(config, problem, network, trajectory)
+    columns = ("predicted",) if trajectory is None else ("predicted", "measured")
+    return [
+        *_heading(case),
+        *_section("Condition 1", ("value", "threshold"), _conditions(case)),
+        *_section("Times, in steps", columns, _times(case)),
+        *_section("Bounds of the lemmas", columns, _lemmas(case)),
+        *_section("Law of modes, beyond the paper", columns, _modes(case)),
+    ]
+
+
+def config_of(trajectory: Trajectory) -> Config:
+    """The configuration a run was made with.  Raises ValueError as `table` does."""
+    _check_synthetic(trajectory.config)
+    known = {field.name for field in fields(Config)}
+    return Config(**{key: value for key, value in trajectory.config.items() if key in known})
+
+
+def _check_synthetic(config: Mapping[str, object]) -> None:
+    missing = [key for key in ("samples", "dim", "width", "lr", "sigma") if key not in config]
+    if missing:
+        raise ValueError(
+            "the theory is of two-layer linear networks under label noise; this run "
+            f"({config.get('experiment', 'simulation')}) has no {' and no '.join(missing)}"
+        )
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A setting, the problem and network made from it, and a run of it or None."""
+
+    config: Config
+    problem: Problem
+    network: Network
+    trajectory: Trajectory | None
+
+    @property
+    def theta_star(self) -> FloatArray:
+        assert self.problem.theta_star is not None
+        return self.problem.theta_star
+
+    @property
+    def theta_norm(self) -> float:
+        return float(np.linalg.norm(self.theta_star))
+
+    @property
+    def length(self) -> int:
+        """Steps of the run: of those taken if there is one, else of those configured."""
+        return self.config.steps if self.trajectory is None else self.trajectory.status.step
+
+    @property
+    def experiment(self) -> str:
+        run = {} if self.trajectory is None else self.trajectory.config
+        return str(run.get("experiment", "label-noise"))
+
+    @property
+    def gaps(self) -> list[str]:
+        """What in the setting no statement covers."""
+        gaps = [] if self.experiment == "label-noise" else [f"the dynamics of {self.experiment}"]
+        gaps += ["momentum"] if self.config.momentum > 0 else []
+        return gaps + (["weight decay"] if self.config.weight_decay > 0 else [])
+
+    @property
+    def finished(self) -> Trajectory | None:
+        """The run, unless it diverged."""
+        run = self.trajectory
+        return run if run is not None and run.status.code != "DIVERGED" else None
+
+    def phase(self, name: str) -> float:
+        """A measured time, NaN where there is none."""
+        return math.nan if self.trajectory is None else _first(self._phases, name)
+
+    @cached_property
+    def _phases(self) -> object:
+        return None if self.trajectory is None else self.trajectory.phases()
+
+    def last(self, name: str) -> float:
+        """The last record of a series, NaN where there is none or the run diverged."""
+        return math.nan if self.finished is None else float(_series(self.finished, name)[-1])
+
+    @cached_property
+    def curve(self) -> modes.ModeCurve | str:
+        """The law of modes at every record, or why there is no such curve."""
+        steps = np.unique(np.linspace(0, self.length, 201).round())
+        if self.trajectory is not None:
+            steps = self.trajectory.steps.astype(np.float64)
+        config, network = self.config, self.network
+        try:
+            return modes.integrate_modes(
+                self.problem.X, self.theta_star, network.W, network.a,
+                config.lr, config.sigma, steps, config.batch_size,
+            )  # fmt: skip
+        except (ValueError, ArithmeticError) as error:
+            return str(error)
+
+    @cached_property
+    def stationary(self) -> tuple[float, float]:
+        """|W|_F^2 and |a|^2 at rest, with what of W no training input reaches."""
+        X, W = self.problem.X, self.network.W
+        first, second = theory.stationary_norms(self.theta_star, X.T @ X / len(X))
+        return first + float(np.sum(W**2) - np.sum((W @ np.linalg.pinv(X) @ X) ** 2)), second
+
+    @property
+    def premise(self) -> str:
+        """Why Phase II as the paper defines it does not begin, or nothing if it may."""
+        at_rest = math.sqrt(self.stationary[0] / self.config.width)
+        if self.config.sigma == 0:
+            return "no label noise: the neurons stay large"
+        if at_rest <= theory.phase_two_threshold(self.config.lr):
+            return ""
+        return f"the neurons rest at |w_i| = {at_rest:.3g}: T2, T3, Lemmas 5 and 6 are vacuous"
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    predicted: str = "-"
+    measured: str = "-"
+    remark: str = ""
+    note: str = ""
+
+
+def _heading(case: _Case) -> list[str]:
+    config = case.config
+    lines = [
+        f"{case.experiment}: n = {config.samples}, d = {config.dim}, m = {config.width}, "
+        f"lr = {config.lr:g}, sigma = {config.sigma:g}, batch size {config.batch_size}",
+        f"|theta*| = {case.theta_norm:.4g}, seed {config.seed}, {config.steps:,} steps",
+    ]
+    lines += [] if case.trajectory is None else [f"the run {case.trajectory.status}"]
+    lines += [f"not covered: {', '.join(case.gaps)}"] if case.gaps else []
+    return [part for line in lines for part in textwrap.wrap(line, WIDTH)]
+
+
+def _section(title: str, columns: tuple[str, ...], rows: list[_Row]) -> list[str]:
+    lines = ["", f"{title:<{LABEL}}" + "".join(f"{column:>{NUMBER}}" for column in columns)]
+    for row in rows:
+        numbers = (row.predicted, row.measured)[: len(columns)]
+        text = f"  {row.label:<{LABEL - 2}}" + "".join(f"{text:>{NUMBER}}" for text in numbers)
+        lines.append(f"{text}  {row.remark}".rstrip())
+        lines += textwrap.wrap(row.note, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
+
+
+def _conditions(case: _Case) -> list[_Row]:
+    conditions = theory.condition_1(
+        case.problem.X, case.theta_star, case.config.width, case.config.lr
+    )
+    remarks = {True: "holds", False: "does not hold", None: "unstated"}
+    return [
+        _Row(f"{c.name}  {c.statement}", _number(c.value), _number(c.threshold), remarks[c.holds],
+             c.note)
+        for c in conditions
+    ]  # fmt: skip
+
+
+def _times(case: _Case) -> list[_Row]:
+    lr, norm = case.config.lr, case.theta_norm
+    aligning, converged = case.phase("alignment"), case.phase("convergence")
+    premise = [""] if case.premise else []  # said at the start of Phase II
+    printed, linearized = (
+        _judged(case, label, bound, converged - aligning, premise, since=aligning)
+        for label, bound in (
+            ("T2: aligned, as printed (Lemma 5)", theory.alignment_time(lr, norm)),
+            ("T2: aligned, linearised growth", theory.alignment_time_linearized(lr, norm)),
+        )
+    )
+    if case.trajectory is not None:
+        linearized = replace(linearized, note="measured from half of the way to nine tenths")
+    rows = [
+        _Row("first neuron not lazy", measured=_steps(case.phase("first_escape"))),
+        _escape(case),
+        _threshold(case),
+        _Row("mean |cos| half of its way to 1", measured=_steps(aligning)),
+        _Row("mean |cos| nine tenths of it", measured=_steps(converged)),
+        printed,
+        linearized,
+        _Row("T3: converged, after T2 (Lemma 6)", _steps(theory.convergence_time(lr, norm)),
+             remark="vacuous" if premise else ""),
+    ]  # fmt: skip
+    if case.trajectory is None:
+        rows = [row for row in rows if row.predicted != "-" or row.remark]
+    return [_uncovered(row) if case.gaps and row.predicted != "-" else row for row in rows]
+
+
+def _escape(case: _Case) -> _Row:
+    """Theorem 2 against the last neuron's escape."""
+    config, last = case.config, case.phase("last_escape")
+    row = _Row("T1: no neuron lazy (Theorem 2)", measured=_steps(last))
+    if config.width < 2:
+        return replace(row, remark="vacuous", note="it needs a width of at least 2")
+    if _beyond_noise(config):
+        return _uncovered(row, _beyond_noise(config))
+    bound = theory.lazy_escape_bound(config.width, config.lr, config.sigma)
+    reasons = ["no label noise"] if config.sigma == 0 else []
+    return _judged(case, row.label, bound, last, reasons)
+
+
+def _threshold(case: _Case) -> _Row:
+    """The start of Phase II as the paper has it, against the largest weight at the end."""
+    level = theory.phase_two_threshold(case.config.lr)
+    row = _Row("Phase II: all |w_i|, |a_i| at most", _number(level), note=case.premise)
+    if case.finished is None:
+        return row
+    W, a = case.finished.final.W, case.finished.final.a
+    largest = float(max(np.linalg.norm(W, axis=1).max(), np.abs(a).max()))
+    remark = "reached" if largest <= level else "not reached"
+    return replace(row, measured=_number(largest), remark=remark)
+
+
+def _judged(
+    case: _Case, label: str, bound: float, measured: float, reasons: list[str], since: float = 0.0
+) -> _Row:
+    """A time claimed to be enough from step `since` on, against the time that it took.
+
+    `reasons`: what else makes the claim vacuous.
+    """
+    if case.length < bound < math.inf:
+        reasons = [*reasons, "longer than the run"]
+    taken = case.length - since if math.isnan(measured) else measured
+    remark = ""
+    if case.trajectory is not None and not math.isnan(taken):
+        late = "not reached" if math.isnan(measured) and taken < bound else "does not hold"
+        remark = "holds" if measured <= bound else late
+    if reasons:
+        remark = "holds, vacuous" if remark == "holds" and bound < math.inf else "vacuous"
+    return _Row(label, _steps(bound), _steps(measured), remark, "; ".join(filter(None, reasons)))
+
+
+def _lemmas(case: _Case) -> list[_Row]:
+    config = case.config
+    third = theory.lemma_3(config.width, config.dim, config.sigma)
+    noise = ["no label noise"] if config.sigma == 0 else []
+    vacuous = [*noise, "no probability is below 0"] if third.vacuous else noise
+    rows = [
+        _lemma_3(case, "P(dW_i <= 0)", third.nonpositive_probability, vacuous),
+        _lemma_3(case, f"P(dW_i <= {0 - third.decrease:.3g})", third.decrease_probability, noise),
+        _order(case, "Lemma 5: order of 1 - |cos|", theory.misalignment_order(config.lr),
+               _misalignment(case)),
+        _order(case, "Lemma 6: order of |theta - theta*|", theory.distance_order(config.lr),
+               case.last("interpolator_distance")),
+    ]  # fmt: skip
+    rows = [_uncovered(row) for row in rows] if case.gaps else rows
+    return [*rows[:2], _lemma_4(case), *rows[2:]]
+
+
+def _lemma_3(case: _Case, event: str, bound: float, reasons: list[str]) -> _Row:
+    row = _Row(f"Lemma 3: {event} >=", _number(bound))
+    if _beyond_noise(case.config):
+        return _uncovered(row, _beyond_noise(case.config))
+    return replace(row, remark="vacuous" if reasons else "", note="; ".join(reasons))
+
+
+def _lemma_4(case: _Case) -> _Row:
+    """Lemma 4 against the first record at which the mean squared norm is at its level."""
+    lemma, width = theory.lemma_4(case.config.lr), case.config.width
+    reasons = ["it is of the oscillation simulation"] if case.experiment != "oscillation" else []
+    if not math.isclose(width, lemma.premise_width, rel_tol=0.05):
+        reasons.append(f"it asks for a width of {lemma.premise_width:.3g}")
+    reached = math.nan
+    if case.trajectory is not None:
+        below = _series(case.trajectory, "norm_squared") <= width * lemma.level
+        reached = float(case.trajectory.steps[below.argmax()]) if below.any() else math.nan
+    label = f"Lemma 4: mean |w|^2 <= {lemma.level:.3g} at"
+    return _judged(case, label, lemma.latest, reached, reasons)
+
+
+def _order(case: _Case, label: str, order: float, measured: float) -> _Row:
+    """A bound known up to a constant: how large that would have to be."""
+    remark = "vacuous" if case.premise else "unstated"
+    note = f"it holds with a constant of {measured / order:.3g}" if measured >= 0 else ""
+    return _Row(label, _number(order), _number(measured), remark, note)
+
+
+def _misalignment(case: _Case) -> float:
+    """The largest 1 - |cos(w_i, theta_star)| of a neuron at the end."""
+    if case.finished is None:
+        return math.nan
+    W = case.finished.final.W
+    norms = np.linalg.norm(W, axis=1) * case.theta_norm
+    return float(1 - (np.abs(W @ case.theta_star) / np.where(norms > 0, norms, np.inf)).min())
+
+
+def _modes(case: _Case) -> list[_Row]:
+    curve = case.curve if not case.gaps else ""
+    rate = case.phase("decay_rate")
+    rows = [_Row("Phase I decay rate of |W|_F^2", measured=_number(rate)), *_rest(case)]
+    if case.gaps:
+        return [_uncovered(row) for row in rows]
+    if isinstance(curve, str):
+        return [*rows, _Row("|W|_F^2 over the run", remark="no prediction", note=curve)]
+    rows[0] = _compared(rows[0].label, _predicted_rate(case.finished, curve), rate)
+    small = float(curve.expansion.max())
+    judgement = "small" if small <= 0.2 else "not small" if small < 1 else "no prediction"
+    return [
+        *rows,
+        *_course(case, curve),
+        _Row("largest small parameter (modes.py)", _number(small), remark=judgement),
+    ]
+
+
+def _rest(case: _Case) -> list[_Row]:
+    """The stationary norms against those at the end."""
+    predicted, note = case.stationary, ""
+    if case.config.sigma == 0:
+        predicted, note = (math.nan, math.nan), "no label noise, hence no decay"
+    first, second = case.last("norm_squared"), case.last("second_layer_norm") ** 2
+    return [
+        _compared("|W|_F^2 at rest, and at the end", predicted[0], first),
+        replace(_compared("|a|^2 at rest, and at the end", predicted[1], second), note=note),
+    ]
+
+
+def _course(case: _Case, curve: modes.ModeCurve) -> list[_Row]:
+    """|W|_F^2 at a few records, and where it is furthest from the curve."""
+    at = np.unique(np.searchsorted(curve.steps, np.array(SHARES) * curve.steps[-1]))
+    run, label = case.trajectory, "|W|_F^2 at step "
+    seen = np.full(curve.steps.shape, np.nan) if run is None else _series(run, "norm_squared")
+    rows = [
+        _compared(label + _steps(curve.steps[k]), float(curve.norm_squared[k]), float(seen[k]))
+        for k in at
+    ]
+    if case.finished is None:
+        return rows
+    deviation = np.abs(seen / curve.norm_squared - 1)
+    worst = int(np.argmax(deviation))
+    note = f"at step {_steps(curve.steps[worst])}"
+    return [*rows, _Row("worst deviation of |W|_F^2", "-", f"{deviation[worst]:.2%}", note=note)]
+
+
+def _predicted_rate(run: Trajectory | None, curve: modes.ModeCurve) -> float:
+    """The rate of phases.py with the curve in the place of what the run recorded.
+
+    Without a run, which tells where Phase I ends, the mean rate of the first factor e.
+    """
+    steps, norms = curve.steps, curve.norm_squared
+    if run is not None:
+        series = np.broadcast_to(norms, run["norm_squared"].shape)
+        as_run = replace(run, arrays={**run.arrays, "norm_squared": series})
+        return _first(as_run.phases(), "decay_rate")
+    if len(steps) < 2:
+        return math.nan
+    fallen = np.flatnonzero(norms <= norms[0] / math.e)
+    k = int(fallen[0]) if fallen.size else len(steps) - 1
+    return math.log(norms[0] / norms[k]) / float(steps[k] - steps[0])
+
+
+def _beyond_noise(config: Config) -> str:
+    """Why the paper's statements on label noise do not cover the setting, or nothing."""
+    if config.batch_size > 1:
+        return "stated for one sample a step"
+    return "" if config.law == "rademacher" else "stated for noise of +sigma or -sigma"
+
+
+def _uncovered(row: _Row, note: str = "") -> _Row:
+    return replace(row, predicted="-", remark="not covered", note=note)
+
+
+def _compared(label: str, predicted: float, measured: float) -> _Row:
+    """A value beside its measurement, and by how much the latter is larger."""
+    remark = ""
+    if math.isfinite(measured) and math.isfinite(predicted) and predicted != 0:
+        ratio = measured / predicted
+        remark = f"{round(ratio - 1, 3) + 0:+.1%}" if ratio < 10 else f"x {ratio:.3g}"
+    return _Row(label, _number(predicted), _number(measured), remark)
+
+
+def _series(run: Trajectory, name: str) -> FloatArray:
+    """A recorded series, (records,); of an ensemble, the first replica's."""
+    return run[name] if run[name].ndim == 1 else run[name][0]
+
+
+def _first(phases: object, name: str) -> float:
+    return float(np.ravel(getattr(phases, name))[0])
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4g}"
+
+
+def _steps(value: float) -> str:
+    """A time in steps."""
+    if math.isinf(value):
+        return "never"
+    return f"{value:,.0f}" if 100 <= value < 1e9 else _number(value)
