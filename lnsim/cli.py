@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input, 3 the run diverged, 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.command(arguments)
+    except BrokenPipeError:
+        # Whoever read the output has had enough; what is left of it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, TypeError, OSError) as error:
         print(f"lnsim: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
@@ -49,10 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(command=_run)
     run.add_argument("experiment", nargs="?", help="one of those that `lnsim list` names")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
-        help="change one key of the configuration; may be given many times",
-    )  # fmt: skip
+    _add_assignments(run)
     run.add_argument(
         "--config", type=Path, metavar="FILE.toml", help="read keys from a file, such as a run's"
     )
@@ -68,7 +70,35 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint-every", type=float, default=60.0, metavar="SECONDS",
         help="write a checkpoint this often (default: %(default)g)",
     )  # fmt: skip
+
+    theory = commands.add_parser(
+        "theory",
+        help="what the theory says of a setting, beside what a run measured",
+        description="Prints conditions, times and bounds for a setting; for a run folder, measured"
+        " beside predicted.",
+    )
+    theory.set_defaults(command=_theory)
+    theory.add_argument("folder", nargs="?", type=Path, help="a run folder")
+    _add_assignments(theory)
+
+    everything = commands.add_parser(
+        "reproduce",
+        help="run every synthetic experiment and write one page of claims and verdicts",
+        description="Runs every synthetic experiment of the paper; writes index.html, with each"
+        " claim, our figure, measured against predicted, and a verdict.",
+    )
+    everything.set_defaults(command=_reproduce)
+    everything.add_argument("--out", type=Path, required=True, metavar="DIR")
+    everything.add_argument("--force", action="store_true", help="write over what is in DIR")
+    everything.add_argument("--backend", default="numba", help="default: %(default)s")
     return parser
+
+
+def _add_assignments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
+        help="change one key of the configuration; may be given many times",
+    )  # fmt: skip
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -119,12 +149,44 @@ def _run(arguments: argparse.Namespace) -> int:
         from lnsim import figures
 
         figures.save(experiment.figure(trajectory), out)
+        extra = getattr(experiment, "extra_figures", lambda trajectory: {})
+        for stem, figure in extra(trajectory).items():
+            figures.save(figure, out, stem)
     for line in experiment.report(trajectory):
         print(line)
     print(f"run folder    {out}")
     if trajectory.status.code == "DIVERGED":
         print(f"lnsim: the run {trajectory.status}: try a smaller lr", file=sys.stderr)
         return DIVERGED
+    return 0
+
+
+def _theory(arguments: argparse.Namespace) -> int:
+    from lnsim import theory_case, theory_table
+    from lnsim.experiments.label_noise import Config
+
+    trajectory = None
+    if arguments.folder is None:
+        values = dict(configs.parse_assignment(text) for text in arguments.assignments)
+        config = configs.build(Config, values)
+    else:
+        if arguments.assignments:
+            raise ValueError("--set changes nothing about a run that is over: give either")
+        trajectory = Trajectory.load(arguments.folder)
+        config = theory_case.config_of(trajectory)
+    for line in theory_table.table(config, trajectory):
+        print(line)
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from lnsim.reproduce import reproduce
+
+    with RunFolder(arguments.out, reuse=arguments.force):
+        verdicts = reproduce(arguments.out, backend=arguments.backend, progress=True)
+    for verdict in verdicts:
+        print(verdict)
+    print(f"page          {arguments.out / 'index.html'}")
     return 0
 
 

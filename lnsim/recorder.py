@@ -193,7 +193,9 @@ class Recorder:
         self._flush()
         steps = np.array(self._plan[: self.count])
         made = [i for i in self._cloud_of_record if i < self.count]
-        arrays = {name: value[:, : self.count].copy() for name, value in self._recorded()}
+        arrays: dict[str, NDArray[Any]] = {
+            name: value[:, : self.count].copy() for name, value in self._recorded()
+        }
         arrays |= {name: value[:, : len(made)].copy() for name, value in self._of_clouds()}
         arrays |= self._last_networks(append=made[-1] != self.count - 1, arrays=arrays)
         arrays["lazy_escape"] = self._escape.copy()

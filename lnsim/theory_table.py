@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lnsim import modes, theory
-from lnsim._checks import FloatArray
 from lnsim.experiments.label_noise import Config
-from lnsim.network import Network, ntk_init
-from lnsim.problem import Problem, gaussian_regression
+from lnsim.network import ntk_init
+from lnsim.problem import gaussian_regression
+from lnsim.theory_case import Case, check_synthetic, first_replica, series
 from lnsim.trajectory import Trajectory
 
 WIDTH = 80
@@ -41,7 +39,7 @@ def table(config: Config, trajectory: Trajectory | None = None) -> list[str]:
     Raises ValueError for a run of no synthetic experiment, and for lr of 1 or more.
     """
     if trajectory is not None:
-        _check_synthetic(trajectory.config)
+        check_synthetic(trajectory.config)
     problem = gaussian_regression(
         config.samples,
         config.dim,
@@ -50,7 +48,7 @@ def table(config: Config, trajectory: Trajectory | None = None) -> list[str]:
         test_samples=config.test_samples,
     )
     network = ntk_init(config.width, config.dim, config.seed)
-    case = _Case(config, problem, network, trajectory)
+    case = Case(config, problem, network, trajectory)
     columns = ("predicted",) if trajectory is None else ("predicted", "measured")
     return [
         *_heading(case),
@@ -59,108 +57,6 @@ def table(config: Config, trajectory: Trajectory | None = None) -> list[str]:
         *_section("Bounds of the lemmas", columns, _lemmas(case)),
         *_section("Law of modes, beyond the paper", columns, _modes(case)),
     ]
-
-
-def config_of(trajectory: Trajectory) -> Config:
-    """The configuration a run was made with.  Raises ValueError as `table` does."""
-    _check_synthetic(trajectory.config)
-    known = {field.name for field in fields(Config)}
-    return Config(**{key: value for key, value in trajectory.config.items() if key in known})
-
-
-def _check_synthetic(config: Mapping[str, object]) -> None:
-    missing = [key for key in ("samples", "dim", "width", "lr", "sigma") if key not in config]
-    if missing:
-        raise ValueError(
-            "the theory is of two-layer linear networks under label noise; this run "
-            f"({config.get('experiment', 'simulation')}) has no {' and no '.join(missing)}"
-        )
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A setting, the problem and network made from it, and a run of it or None."""
-
-    config: Config
-    problem: Problem
-    network: Network
-    trajectory: Trajectory | None
-
-    @property
-    def theta_star(self) -> FloatArray:
-        assert self.problem.theta_star is not None
-        return self.problem.theta_star
-
-    @property
-    def theta_norm(self) -> float:
-        return float(np.linalg.norm(self.theta_star))
-
-    @property
-    def length(self) -> int:
-        """Steps of the run: of those taken if there is one, else of those configured."""
-        return self.config.steps if self.trajectory is None else self.trajectory.status.step
-
-    @property
-    def experiment(self) -> str:
-        run = {} if self.trajectory is None else self.trajectory.config
-        return str(run.get("experiment", "label-noise"))
-
-    @property
-    def gaps(self) -> list[str]:
-        """What in the setting no statement covers."""
-        gaps = [] if self.experiment == "label-noise" else [f"the dynamics of {self.experiment}"]
-        gaps += ["momentum"] if self.config.momentum > 0 else []
-        return gaps + (["weight decay"] if self.config.weight_decay > 0 else [])
-
-    @property
-    def finished(self) -> Trajectory | None:
-        """The run, unless it diverged."""
-        run = self.trajectory
-        return run if run is not None and run.status.code != "DIVERGED" else None
-
-    def phase(self, name: str) -> float:
-        """A measured time, NaN where there is none."""
-        return math.nan if self.trajectory is None else _first(self._phases, name)
-
-    @cached_property
-    def _phases(self) -> object:
-        return None if self.trajectory is None else self.trajectory.phases()
-
-    def last(self, name: str) -> float:
-        """The last record of a series, NaN where there is none or the run diverged."""
-        return math.nan if self.finished is None else float(_series(self.finished, name)[-1])
-
-    @cached_property
-    def curve(self) -> modes.ModeCurve | str:
-        """The law of modes at every record, or why there is no such curve."""
-        steps = np.unique(np.linspace(0, self.length, 201).round())
-        if self.trajectory is not None:
-            steps = self.trajectory.steps.astype(np.float64)
-        config, network = self.config, self.network
-        try:
-            return modes.integrate_modes(
-                self.problem.X, self.theta_star, network.W, network.a,
-                config.lr, config.sigma, steps, config.batch_size,
-            )  # fmt: skip
-        except (ValueError, ArithmeticError) as error:
-            return str(error)
-
-    @cached_property
-    def stationary(self) -> tuple[float, float]:
-        """|W|_F^2 and |a|^2 at rest, with what of W no training input reaches."""
-        X, W = self.problem.X, self.network.W
-        first, second = theory.stationary_norms(self.theta_star, X.T @ X / len(X))
-        return first + float(np.sum(W**2) - np.sum((W @ np.linalg.pinv(X) @ X) ** 2)), second
-
-    @property
-    def premise(self) -> str:
-        """Why Phase II as the paper defines it does not begin, or nothing if it may."""
-        at_rest = math.sqrt(self.stationary[0] / self.config.width)
-        if self.config.sigma == 0:
-            return "no label noise: the neurons stay large"
-        if at_rest <= theory.phase_two_threshold(self.config.lr):
-            return ""
-        return f"the neurons rest at |w_i| = {at_rest:.3g}: T2, T3, Lemmas 5 and 6 are vacuous"
 
 
 @dataclass(frozen=True)
@@ -172,7 +68,7 @@ class _Row:
     note: str = ""
 
 
-def _heading(case: _Case) -> list[str]:
+def _heading(case: Case) -> list[str]:
     config = case.config
     lines = [
         f"{case.experiment}: n = {config.samples}, d = {config.dim}, m = {config.width}, "
@@ -194,7 +90,7 @@ def _section(title: str, columns: tuple[str, ...], rows: list[_Row]) -> list[str
     return lines
 
 
-def _conditions(case: _Case) -> list[_Row]:
+def _conditions(case: Case) -> list[_Row]:
     conditions = theory.condition_1(
         case.problem.X, case.theta_star, case.config.width, case.config.lr
     )
@@ -206,7 +102,7 @@ def _conditions(case: _Case) -> list[_Row]:
     ]  # fmt: skip
 
 
-def _times(case: _Case) -> list[_Row]:
+def _times(case: Case) -> list[_Row]:
     lr, norm = case.config.lr, case.theta_norm
     aligning, converged = case.phase("alignment"), case.phase("convergence")
     premise = [""] if case.premise else []  # said at the start of Phase II
@@ -235,7 +131,7 @@ def _times(case: _Case) -> list[_Row]:
     return [_uncovered(row) if case.gaps and row.predicted != "-" else row for row in rows]
 
 
-def _escape(case: _Case) -> _Row:
+def _escape(case: Case) -> _Row:
     """Theorem 2 against the last neuron's escape."""
     config, last = case.config, case.phase("last_escape")
     row = _Row("T1: no neuron lazy (Theorem 2)", measured=_steps(last))
@@ -248,7 +144,7 @@ def _escape(case: _Case) -> _Row:
     return _judged(case, row.label, bound, last, reasons)
 
 
-def _threshold(case: _Case) -> _Row:
+def _threshold(case: Case) -> _Row:
     """The start of Phase II as the paper has it, against the largest weight at the end."""
     level = theory.phase_two_threshold(case.config.lr)
     row = _Row("Phase II: all |w_i|, |a_i| at most", _number(level), note=case.premise)
@@ -261,7 +157,7 @@ def _threshold(case: _Case) -> _Row:
 
 
 def _judged(
-    case: _Case, label: str, bound: float, measured: float, reasons: list[str], since: float = 0.0
+    case: Case, label: str, bound: float, measured: float, reasons: list[str], since: float = 0.0
 ) -> _Row:
     """A time claimed to be enough from step `since` on, against the time that it took.
 
@@ -279,14 +175,15 @@ def _judged(
     return _Row(label, _steps(bound), _steps(measured), remark, "; ".join(filter(None, reasons)))
 
 
-def _lemmas(case: _Case) -> list[_Row]:
+def _lemmas(case: Case) -> list[_Row]:
     config = case.config
     third = theory.lemma_3(config.width, config.dim, config.sigma)
     noise = ["no label noise"] if config.sigma == 0 else []
     vacuous = [*noise, "no probability is below 0"] if third.vacuous else noise
     rows = [
-        _lemma_3(case, "P(dW_i <= 0)", third.nonpositive_probability, vacuous),
-        _lemma_3(case, f"P(dW_i <= {0 - third.decrease:.3g})", third.decrease_probability, noise),
+        _lemma_3(case, "P(dW_i <= 0)", third.nonpositive_probability, vacuous, "nonpositive"),
+        _lemma_3(case, f"P(dW_i <= {0 - third.decrease:.3g})", third.decrease_probability, noise,
+                 "decrease"),
         _order(case, "Lemma 5: order of 1 - |cos|", theory.misalignment_order(config.lr),
                _misalignment(case)),
         _order(case, "Lemma 6: order of |theta - theta*|", theory.distance_order(config.lr),
@@ -296,14 +193,20 @@ def _lemmas(case: _Case) -> list[_Row]:
     return [*rows[:2], _lemma_4(case), *rows[2:]]
 
 
-def _lemma_3(case: _Case, event: str, bound: float, reasons: list[str]) -> _Row:
+def _lemma_3(case: Case, event: str, bound: float, reasons: list[str], name: str) -> _Row:
+    """Lemma 3 against the shares at the start, which a run with the norm ledger records."""
     row = _Row(f"Lemma 3: {event} >=", _number(bound))
     if _beyond_noise(case.config):
         return _uncovered(row, _beyond_noise(case.config))
-    return replace(row, remark="vacuous" if reasons else "", note="; ".join(reasons))
+    remark = "vacuous" if reasons else ""
+    if case.trajectory is not None and f"lemma_3_{name}" in case.trajectory.arrays:
+        share = float(series(case.trajectory, f"lemma_3_{name}")[0])
+        row = replace(row, measured=_number(share))
+        remark = remark or ("holds" if share >= bound else "does not hold")
+    return replace(row, remark=remark, note="; ".join(reasons))
 
 
-def _lemma_4(case: _Case) -> _Row:
+def _lemma_4(case: Case) -> _Row:
     """Lemma 4 against the first record at which the mean squared norm is at its level."""
     lemma, width = theory.lemma_4(case.config.lr), case.config.width
     reasons = ["it is of the oscillation simulation"] if case.experiment != "oscillation" else []
@@ -311,20 +214,20 @@ def _lemma_4(case: _Case) -> _Row:
         reasons.append(f"it asks for a width of {lemma.premise_width:.3g}")
     reached = math.nan
     if case.trajectory is not None:
-        below = _series(case.trajectory, "norm_squared") <= width * lemma.level
+        below = series(case.trajectory, "norm_squared") <= width * lemma.level
         reached = float(case.trajectory.steps[below.argmax()]) if below.any() else math.nan
     label = f"Lemma 4: mean |w|^2 <= {lemma.level:.3g} at"
     return _judged(case, label, lemma.latest, reached, reasons)
 
 
-def _order(case: _Case, label: str, order: float, measured: float) -> _Row:
+def _order(case: Case, label: str, order: float, measured: float) -> _Row:
     """A bound known up to a constant: how large that would have to be."""
     remark = "vacuous" if case.premise else "unstated"
     note = f"it holds with a constant of {measured / order:.3g}" if measured >= 0 else ""
     return _Row(label, _number(order), _number(measured), remark, note)
 
 
-def _misalignment(case: _Case) -> float:
+def _misalignment(case: Case) -> float:
     """The largest 1 - |cos(w_i, theta_star)| of a neuron at the end."""
     if case.finished is None:
         return math.nan
@@ -333,7 +236,7 @@ def _misalignment(case: _Case) -> float:
     return float(1 - (np.abs(W @ case.theta_star) / np.where(norms > 0, norms, np.inf)).min())
 
 
-def _modes(case: _Case) -> list[_Row]:
+def _modes(case: Case) -> list[_Row]:
     curve = case.curve if not case.gaps else ""
     rate = case.phase("decay_rate")
     rows = [_Row("Phase I decay rate of |W|_F^2", measured=_number(rate)), *_rest(case)]
@@ -351,7 +254,7 @@ def _modes(case: _Case) -> list[_Row]:
     ]
 
 
-def _rest(case: _Case) -> list[_Row]:
+def _rest(case: Case) -> list[_Row]:
     """The stationary norms against those at the end."""
     predicted, note = case.stationary, ""
     if case.config.sigma == 0:
@@ -363,11 +266,11 @@ def _rest(case: _Case) -> list[_Row]:
     ]
 
 
-def _course(case: _Case, curve: modes.ModeCurve) -> list[_Row]:
+def _course(case: Case, curve: modes.ModeCurve) -> list[_Row]:
     """|W|_F^2 at a few records, and where it is furthest from the curve."""
     at = np.unique(np.searchsorted(curve.steps, np.array(SHARES) * curve.steps[-1]))
     run, label = case.trajectory, "|W|_F^2 at step "
-    seen = np.full(curve.steps.shape, np.nan) if run is None else _series(run, "norm_squared")
+    seen = np.full(curve.steps.shape, np.nan) if run is None else series(run, "norm_squared")
     rows = [
         _compared(label + _steps(curve.steps[k]), float(curve.norm_squared[k]), float(seen[k]))
         for k in at
@@ -389,7 +292,7 @@ def _predicted_rate(run: Trajectory | None, curve: modes.ModeCurve) -> float:
     if run is not None:
         series = np.broadcast_to(norms, run["norm_squared"].shape)
         as_run = replace(run, arrays={**run.arrays, "norm_squared": series})
-        return _first(as_run.phases(), "decay_rate")
+        return first_replica(as_run.phases(), "decay_rate")
     if len(steps) < 2:
         return math.nan
     fallen = np.flatnonzero(norms <= norms[0] / math.e)
@@ -415,15 +318,6 @@ def _compared(label: str, predicted: float, measured: float) -> _Row:
         ratio = measured / predicted
         remark = f"{round(ratio - 1, 3) + 0:+.1%}" if ratio < 10 else f"x {ratio:.3g}"
     return _Row(label, _number(predicted), _number(measured), remark)
-
-
-def _series(run: Trajectory, name: str) -> FloatArray:
-    """A recorded series, (records,); of an ensemble, the first replica's."""
-    return run[name] if run[name].ndim == 1 else run[name][0]
-
-
-def _first(phases: object, name: str) -> float:
-    return float(np.ravel(getattr(phases, name))[0])
 
 
 def _number(value: float) -> str:
