@@ -81,18 +81,24 @@ class LinearEngine(Protocol):
 
 
 def load(name: str) -> LinearEngine:
-    """The linear engine of backend `name`: attribute `engine` of the package lnsim_<name>.
+    """The linear engine of backend `name`: linear_engine() of the package lnsim_<name>.
 
-    Anyone can add a backend by installing such a package.  Raises ValueError where there is none.
+    What follows a colon is handed to it: "torch:cuda:float32" is linear_engine("cuda", "float32") of
+    lnsim_torch.  Anyone can add a backend by installing such a package.  Raises ValueError where
+    there is none, or where it needs a package that is missing.
     """
+    name, *options = name.split(":")
     package = f"lnsim_{name}"
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise ValueError(
-            f"backend {name!r} is not installed: no package {package} was found"
-        ) from error
-    engine: LinearEngine = module.engine
+        if error.name == package:
+            reason = f"no package {package} was found"
+        else:
+            reason = f"it needs {error.name}: pip install 'lnsim[{name}]'"
+        raise ValueError(f"backend {name!r} is not installed: {reason}") from error
+    try:
+        engine: LinearEngine = module.linear_engine(*options)
+    except TypeError as error:
+        raise ValueError(f"backend {name!r} takes no options {':'.join(options)!r}") from error
     return engine

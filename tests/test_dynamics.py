@@ -125,7 +125,7 @@ def test_replicas_are_single_runs_of_their_key(momentum):
             np.testing.assert_array_equal(run[name][0], value, err_msg=name)
 
 
-def test_reduction_is_exact_over_many_steps(backend):
+def test_reduction_is_exact_over_many_steps():
     problem, network = lnsim.gaussian_regression(50, 20), lnsim.ntk_init(100, 20)
     dynamics = lnsim.SGD(1e-3, lnsim.LabelNoise(4.0))
     runs = [
@@ -136,7 +136,6 @@ def test_reduction_is_exact_over_many_steps(backend):
             steps=50_000,
             record_every=50_000,
             reduce=reduce,
-            backend=backend,
         )
         for reduce in (True, False)
     ]

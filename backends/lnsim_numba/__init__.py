@@ -149,4 +149,6 @@ def _note(state: State, first_step: int, done: int, replica: int = 0) -> None:
         state.diverged_at[replica] = first_step + done
 
 
-engine = NumbaEngine()
+def linear_engine() -> NumbaEngine:
+    """The engine that lnsim.backend.load finds."""
+    return NumbaEngine()

@@ -1,0 +1,14 @@
+"""The torch backend: networks by autograd, their empirical kernels, and their linearisation."""
+
+from __future__ import annotations
+
+from lnsim_torch.linear import TorchEngine
+from lnsim_torch.linearization import linearize, mse_predictor
+from lnsim_torch.ntk import empirical_ntk
+
+__all__ = ["TorchEngine", "empirical_ntk", "linear_engine", "linearize", "mse_predictor"]
+
+
+def linear_engine(device: str = "cpu", dtype: str = "float64") -> TorchEngine:
+    """The engine that lnsim.backend.load finds."""
+    return TorchEngine(device, dtype)

@@ -1,0 +1,292 @@
+"""The linear engine on torch, CPU or CUDA: gradients by autograd, replicas as a batch.
+
+It is the independent witness of the hand-derived kernels: every step writes down the loss of the
+network and asks autograd for its gradient; nothing of the algebra of lnsim_numba is used.
+
+A replica whose squared residual reaches DIVERGED_ABOVE is left as it is by a mask, so that no step
+waits for the host to find out.  On CUDA, blocks of `BLOCK` steps are captured as a CUDA graph and
+replayed: a step then costs its kernels, not their launches.  Words become samples and noise on the
+CPU (lnsim.streams), a call's worth at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lnsim import streams
+from lnsim._checks import FloatArray, per_replica
+from lnsim.backend import DIVERGED_ABOVE, Gradient, State
+from lnsim.dynamics import FULL_BATCH, Dynamics, Oscillation
+from lnsim.linearized import Twin
+from lnsim.problem import Problem
+
+BLOCK = 64
+"""Steps in a CUDA graph; a call of fewer than two blocks is not worth capturing."""
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+Words = NDArray[np.uint64]
+
+
+class TorchEngine:
+    """Implements lnsim.backend.LinearEngine.
+
+    `device`: "cpu", "cuda" or "cuda:N"; `dtype`: "float64" or "float32".  Raises ValueError for
+    another, or for a device that is not there.
+    """
+
+    def __init__(self, device: str = "cpu", dtype: str = "float64") -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be cpu or cuda, got {device!r}") from error
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device!r} was asked for, but there is no CUDA device here")
+        self.dtype = DTYPES[dtype]
+
+    def advance(
+        self,
+        state: State,
+        problem: Problem,
+        dynamics: Dynamics,
+        words: Words,
+        first_step: int,
+        rows: FloatArray | None = None,
+    ) -> None:
+        """See lnsim.backend.LinearEngine.advance."""
+        steps = words.shape[1]
+        if steps == 0:
+            return
+        chain = None
+        if isinstance(dynamics, Oscillation):
+            assert state.chain is not None and dynamics.amplitude is not None
+            amplitude = per_replica("amplitude", dynamics.amplitude, len(words))
+            chain = chain_states(state.chain, words, amplitude)
+            state.chain[:] = chain[-1]
+        oscillating = isinstance(dynamics, Oscillation) and dynamics.oscillating
+        draws = _Draws(self, problem, dynamics, words, chain if oscillating else None)
+        run = _Training(self, state, problem, dynamics, draws, first_step)
+        done = run.replay_blocks() if self.device.type == "cuda" and rows is None else 0
+        for t in range(done, steps):
+            before = run.W.clone(), run.a.clone()
+            run.step(t)
+            if rows is not None:
+                at = (first_step + t) % rows.shape[2]
+                rows[:, 0, at], rows[:, 1, at] = _moves(*before, run.W, run.a)
+        run.store(state)
+        if oscillating:
+            assert state.chain is not None
+            state.a[:] = state.chain
+
+    def advance_twin(
+        self, linearized: Twin, problem: Problem, dynamics: Dynamics, words: Words
+    ) -> None:
+        """See lnsim.backend.LinearEngine.advance_twin."""
+        draws = _Draws(self, problem, dynamics, words, None)
+        rates = _Rates(self, dynamics, len(words))
+        theta, V = self.tensor(linearized.theta), self.tensor(linearized.velocity)
+        A, start = self.tensor(linearized.A), self.tensor(linearized.start)
+        alive = torch.ones(len(words), 1, dtype=torch.bool, device=self.device)
+        for t in range(words.shape[1]):
+            z, worst = draws.slope(theta, t)
+            alive &= (worst < DIVERGED_ABOVE)[:, None]
+            if rates.sharpness_aware:
+                move = z @ A
+                norm = (z * move).sum(dim=1, keepdim=True).clamp(min=0.0).sqrt()
+                z, _ = draws.slope(theta + _ratio(rates.rho[:, None], norm) * move, t)
+            new_V = rates.momentum[:, None] * V + z @ A + rates.decay[:, None] * (theta + start)
+            V = torch.where(alive, new_V, V)
+            theta = torch.where(alive, theta - rates.lr[:, None] * new_V, theta)
+        linearized.theta[:], linearized.velocity[:] = _numpy(theta), _numpy(V)
+
+    def gradient(self, state: State, problem: Problem) -> Gradient:
+        """See lnsim.backend.LinearEngine.gradient."""
+        W, a = self.tensor(state.W).requires_grad_(), self.tensor(state.a).requires_grad_()
+        predictions = (a[:, None, :] @ W)[:, 0] @ self.tensor(problem.X).T
+        loss = 0.5 * (predictions - self.tensor(problem.y)).square().mean(dim=1).sum()
+        grad_W, grad_a = torch.autograd.grad(loss, (W, a))
+        return Gradient(_numpy(grad_W), _numpy(grad_a))
+
+    def tensor(self, array: FloatArray) -> Tensor:
+        """A copy of `array` on the device, in the engine's precision."""
+        return torch.tensor(array, dtype=self.dtype, device=self.device)
+
+
+class _Rates:
+    """lr, rho, momentum and weight decay of every replica, (S,) each."""
+
+    def __init__(self, engine: TorchEngine, dynamics: Dynamics, replicas: int) -> None:
+        values = (dynamics.lr, dynamics.rho, dynamics.momentum, dynamics.weight_decay)
+        each = (engine.tensor(np.full(replicas, value)) for value in values)
+        self.lr, self.rho, self.momentum, self.decay = each
+        self.sharpness_aware = bool(np.any(np.asarray(dynamics.rho) > 0.0))
+
+
+class _Draws:
+    """The samples and labels of every step of a call, on the device."""
+
+    def __init__(
+        self,
+        engine: TorchEngine,
+        problem: Problem,
+        dynamics: Dynamics,
+        words: Words,
+        chain: FloatArray | None,
+    ) -> None:
+        replicas, steps, _ = words.shape
+        self.X, self.y = engine.tensor(problem.X), engine.tensor(problem.y)
+        self.full = dynamics.batch_size == FULL_BATCH
+        self.chain = None if chain is None else engine.tensor(chain)
+        self.index = torch.zeros(steps, 0, device=engine.device)
+        if not self.full:
+            index = streams.sample_index(words, problem.samples)
+            self.index = torch.tensor(index, device=engine.device).transpose(0, 1).contiguous()
+        noise = np.zeros((replicas, steps, 1))
+        if dynamics.noise is not None:
+            sigma = np.broadcast_to(dynamics.noise.sigma, (replicas,))
+            noise = sigma[:, None, None] * streams.unit_noise(words, dynamics.noise.law)
+        self.noise = engine.tensor(noise).transpose(0, 1).contiguous()
+
+    def loss(self, theta: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """(1/2B) sum_b r_b^2 over the batch of step t, summed over replicas, at theta : (S, r).
+
+        And the squared residual that decides on divergence, (S,): the largest of a batch, the mean
+        one, clean, of all samples.
+        """
+        if self.full:
+            clean = theta @ self.X.T - self.y
+            return 0.5 * (clean - self.noise[t]).square().mean(dim=1).sum(), clean.square().mean(1)
+        x = self.X[self.index[t]]
+        residual = (x @ theta[:, :, None])[:, :, 0] - self.y[self.index[t]] - self.noise[t]
+        return 0.5 * residual.square().mean(dim=1).sum(), residual.square().amax(dim=1)
+
+    def slope(self, theta: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """The gradient of the loss in theta, (S, r), and the deciding squared residual, (S,)."""
+        theta = theta.detach().requires_grad_()
+        loss, deciding = self.loss(theta, t)
+        return torch.autograd.grad(loss, theta)[0], deciding.detach()
+
+
+class _Training:
+    """The weights of all replicas, and one step of training in place."""
+
+    def __init__(
+        self,
+        engine: TorchEngine,
+        state: State,
+        problem: Problem,
+        dynamics: Dynamics,
+        draws: _Draws,
+        first_step: int,
+    ) -> None:
+        self._engine, self._draws = engine, draws
+        self._rates = _Rates(engine, dynamics, len(state.W))
+        self.W, self.a = engine.tensor(state.W), engine.tensor(state.a)
+        heavy = state.W_velocity is not None and state.a_velocity is not None
+        self._V_W = engine.tensor(state.W_velocity) if heavy else torch.zeros_like(self.W)  # type: ignore[arg-type]
+        self._V_a = engine.tensor(state.a_velocity) if heavy else torch.zeros_like(self.a)  # type: ignore[arg-type]
+        self._diverged_at = torch.tensor(state.diverged_at, device=engine.device)
+        self._now = torch.tensor(first_step, device=engine.device)
+
+    def _gradients(self, W: Tensor, a: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        W, a = W.detach().requires_grad_(), a.detach().requires_grad_()
+        loss, deciding = self._draws.loss((a[:, None, :] @ W)[:, 0], t)
+        return (*torch.autograd.grad(loss, (W, a)), deciding.detach())
+
+    def step(self, t: int) -> None:
+        """One step with the draws of step t of the call."""
+        rates, chain = self._rates, self._draws.chain
+        if chain is not None:
+            self.a.copy_(chain[t])
+        grad_W, grad_a, deciding = self._gradients(self.W, self.a, t)
+        stops = (self._diverged_at < 0) & ~(deciding < DIVERGED_ABOVE)
+        self._diverged_at.copy_(torch.where(stops, self._now, self._diverged_at))
+        self._now += 1
+        if rates.sharpness_aware:
+            norm = (grad_W.square().sum(dim=(1, 2)) + grad_a.square().sum(dim=1)).sqrt()
+            h = _ratio(rates.rho, norm)
+            moved = self.W + h[:, None, None] * grad_W, self.a + h[:, None] * grad_a
+            grad_W, grad_a, _ = self._gradients(*moved, t)
+        if chain is not None:
+            grad_a = torch.zeros_like(grad_a)
+        going = self._diverged_at < 0
+        for weights, V, gradient in ((self.W, self._V_W, grad_W), (self.a, self._V_a, grad_a)):
+            each = (-1, *(1,) * (weights.ndim - 1))
+            momentum, decay, lr, keep = (
+                rate.view(each) for rate in (rates.momentum, rates.decay, rates.lr, going)
+            )
+            new_V = momentum * V + gradient + decay * weights
+            V.copy_(torch.where(keep, new_V, V))
+            weights.copy_(torch.where(keep, weights - lr * new_V, weights))
+
+    def replay_blocks(self) -> int:
+        """On CUDA: all whole blocks as replays of one captured block; returns the steps done."""
+        draws, steps = self._draws, len(self._draws.noise)
+        if steps < 2 * BLOCK:
+            return 0
+        whole = (draws.index, draws.noise, draws.chain)
+        window = [None if array is None else array[:BLOCK].clone() for array in whole]
+        draws.index, draws.noise, draws.chain = window[0], window[1], window[2]  # type: ignore[assignment]
+        moving = (self.W, self.a, self._V_W, self._V_a, self._diverged_at, self._now)
+        start = [tensor.clone() for tensor in moving]
+        side = torch.cuda.Stream(self._engine.device)
+        side.wait_stream(torch.cuda.current_stream(self._engine.device))
+        with torch.cuda.stream(side):
+            self.step(0)  # autograd and the allocator warm up outside the capture
+        torch.cuda.current_stream(self._engine.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for t in range(BLOCK):
+                self.step(t)
+        for tensor, value in zip(moving, start, strict=True):
+            tensor.copy_(value)
+        blocks = steps // BLOCK
+        for block in range(blocks):
+            for part, array in zip(window, whole, strict=True):
+                if part is not None and array is not None:
+                    part.copy_(array[block * BLOCK : (block + 1) * BLOCK])
+            graph.replay()
+        draws.index, draws.noise, draws.chain = whole
+        return blocks * BLOCK
+
+    def store(self, state: State) -> None:
+        """Writes the weights back."""
+        state.W[:], state.a[:] = _numpy(self.W), _numpy(self.a)
+        if state.W_velocity is not None and state.a_velocity is not None:
+            state.W_velocity[:], state.a_velocity[:] = _numpy(self._V_W), _numpy(self._V_a)
+        state.diverged_at[:] = self._diverged_at.cpu().numpy()
+
+
+def chain_states(start: FloatArray, words: Words, amplitude: FloatArray) -> FloatArray:
+    """The chains of Oscillation from `start` : (S, m), at every step, shape (T + 1, S, m).
+
+    words : (S, T, ceil(m/64)), amplitude : (S,).
+    """
+    neurons = np.arange(start.shape[1])
+    bits = words[:, :, neurons // 64] >> (neurons % 64).astype(np.uint64) & np.uint64(1)
+    signs = amplitude[:, None, None] * np.where(bits == 1, 1.0, -1.0)
+    states = np.zeros((words.shape[1] + 1, *start.shape))
+    states[0] = start
+    for t in range(words.shape[1]):
+        states[t + 1] = np.where(states[t] == 0.0, signs[:, t], 0.0)
+    return states
+
+
+def _ratio(numerator: Tensor, norm: Tensor) -> Tensor:
+    """numerator / norm, and 0 where the norm is 0."""
+    return torch.where(norm > 0, numerator / torch.where(norm > 0, norm, 1.0), 0.0)
+
+
+def _moves(W: Tensor, a: Tensor, new_W: Tensor, new_a: Tensor) -> tuple[FloatArray, FloatArray]:
+    """v and |g| a of a step that moved a by -v and W by -a g^T (lnsim.ledger), (S, p) each."""
+    length = _ratio((new_W - W).square().sum(dim=(1, 2)).sqrt(), a.square().sum(dim=1).sqrt())
+    return _numpy(a - new_a), _numpy(length[:, None] * a)
+
+
+def _numpy(tensor: Tensor) -> FloatArray:
+    return tensor.detach().cpu().numpy().astype(np.float64)

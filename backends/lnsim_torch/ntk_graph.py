@@ -1,0 +1,198 @@
+"""What happened inside a network: its layer calls, who uses each parameter, where it can be cut.
+
+A forward hook on every leaf module that has a rule saves the module's input and gives the output a
+node of its own in the autograd graph, the *tap*. The gradient at the tap is the gradient at the
+module's output, whatever is done to the output later (in place, or through a view of it).
+
+The graph, walked once from the output, then answers two questions.
+
+* Is a parameter covered by a rule? It is when exactly one edge of the whole graph leads to it, and
+  exactly one tapped call claims it. A parameter that is tied, that belongs to a module called
+  twice, or that is used outside its module fails the count, and goes to the per-sample fallback.
+* Where can a backward pass be interrupted? At a *bottleneck*: a node that every path from the
+  output to the taps below it goes through (the residual stream between two blocks, say). Gradients
+  for all C outputs are taken down to one bottleneck, the layers above it are contracted and
+  forgotten, and the passes go on from there. No arithmetic is repeated, and only one stretch of
+  the network has its C gradients in memory at a time.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a leaf module: its input (n, …) and the tap on its output."""
+
+    module: nn.Module
+    input: Tensor
+    edge: GradientEdge
+    output_shape: torch.Size
+
+
+@dataclass(eq=False)
+class Graph:
+    """A recorded forward pass: output (n, C), its calls, and the nodes, inputs before users."""
+
+    output: Tensor
+    calls: list[Call]
+    nodes: list[Node]
+
+
+def record(network: nn.Module, x: Tensor, has_rule: Callable[[nn.Module], bool]) -> Graph:
+    """Run `network` on `x` and record every call of a leaf module that has a rule."""
+    calls: list[Call] = []
+
+    def tap(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Any:
+        if not output.requires_grad:
+            return None
+        # Same memory, but no view in autograd's books: an in-place operation on a view would
+        # rewrite the graph and leave the tap outside it.
+        output = torch.ops.aten._unsafe_view(output, output.shape)
+        given = args[0] if args else kwargs["input"]
+        calls.append(Call(module, given.detach(), get_gradient_edge(output), output.shape))
+        return output
+
+    hooks = [
+        module.register_forward_hook(tap, prepend=True, with_kwargs=True)
+        for module in network.modules()
+        if has_rule(module)
+    ]
+    try:
+        output = network(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    _check_output(output, len(x))
+    nodes = _inputs_first(output.grad_fn)
+    reached = set(nodes)
+    return Graph(output, [call for call in calls if call.edge.node in reached], nodes)
+
+
+def _check_output(output: Any, samples: int) -> None:
+    is_tensor = isinstance(output, Tensor)
+    if not is_tensor or output.ndim != 2 or len(output) != samples or output.shape[1] == 0:
+        got = tuple(output.shape) if is_tensor else type(output).__name__
+        raise ValueError(f"network output must be one tensor (N, C), N = {samples}; got {got}")
+    if output.grad_fn is None:
+        raise ValueError("network output depends on no parameter that requires grad")
+
+
+def _inputs_first(root: Node) -> list[Node]:
+    """All nodes below `root`, each after every node it leads to (iterative depth first)."""
+    order: list[Node] = []
+    seen = {root}
+    stack = [(root, iter(root.next_functions))]
+    while stack:
+        node, edges = stack[-1]
+        for child, _ in edges:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append((child, iter(child.next_functions)))
+                break
+        else:
+            order.append(node)
+            stack.pop()
+    return order
+
+
+def parameter_uses(graph: Graph) -> Counter[Tensor]:
+    """How many edges of the graph lead to each parameter."""
+    children: Iterator[Any] = (child for node in graph.nodes for child, _ in node.next_functions)
+    leaf = "torch::autograd::AccumulateGrad"
+    return Counter(child.variable for child in children if child and child.name() == leaf)
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """A place to interrupt the backward passes: its edges, their bytes, and the calls above it."""
+
+    above: frozenset[int]
+    edges: tuple[GradientEdge, ...] = ()
+    nbytes: int = 0
+
+
+def bottlenecks(graph: Graph, calls: Sequence[int]) -> list[Bottleneck]:
+    """Where all paths from the output to the calls below pass one node, from the output down.
+
+    Only the calls named are looked at. One bottleneck, the one of fewest bytes, for each set of
+    calls above it; the last is the bottom, all calls above it and no edges.
+    """
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    taps = {position[graph.calls[i].edge.node]: i for i in calls}
+    leading = set(taps)  # nodes from which a tap is reached
+    users: dict[int, int] = {}  # of these, to the highest node that uses them
+    numbers: dict[int, set[int]] = {}  # and to the numbers of the outputs used
+    for i, node in enumerate(graph.nodes):
+        for child, number in node.next_functions:
+            j = position[child] if child else -1
+            if j in leading:
+                leading.add(i)
+                users[j] = i
+                numbers.setdefault(j, set()).add(number)
+    # Node j crosses every level from j + 1 to its highest user; alone at j + 1: a bottleneck.
+    change = Counter(j + 1 for j in users)
+    change.subtract(Counter(highest + 1 for highest in users.values()))
+    crossing, narrow = 0, []
+    for j in range(len(graph.nodes)):
+        crossing += change[j + 1]
+        if crossing == 1 and j in users:
+            narrow.append(j)
+    found: dict[frozenset[int], Bottleneck] = {}
+    for j in reversed(narrow):
+        above = frozenset(i for tap, i in taps.items() if tap >= j)
+        edges = tuple(GradientEdge(graph.nodes[j], number) for number in sorted(numbers[j]))
+        here = Bottleneck(above, edges, sum(_nbytes(edge) for edge in edges))
+        if above not in found or here.nbytes < found[above].nbytes:
+            found[above] = here
+    bottom = frozenset(calls)
+    return [*found.values()][: -1 if bottom in found else None] + [Bottleneck(bottom)]
+
+
+def _nbytes(edge: GradientEdge) -> int:
+    entry = edge.node._input_metadata[edge.output_nr]
+    return torch.Size(entry.shape).numel() * entry.dtype.itemsize
+
+
+Seeds = list[tuple[tuple[GradientEdge, ...], tuple[Tensor, ...]]]
+Gradients = tuple[Tensor | None, ...]
+
+
+def sweep(
+    graph: Graph, stages: Sequence[tuple[Sequence[int], Bottleneck]], outputs: range
+) -> Iterator[Iterator[Gradients]]:
+    """Per stage, per output: the gradients at the stage's calls. To be consumed in order.
+
+    stages: calls, and the bottleneck they are above. What autograd saved is freed stage by stage,
+    so a graph serves for one sweep.
+    """
+    root = (get_gradient_edge(graph.output),)
+    seeds: Seeds = []
+    for c in outputs:
+        seed = torch.zeros_like(graph.output)
+        seed[:, c] = 1
+        seeds.append((root, (seed,)))
+    for calls, end in stages:
+        yield _passes([graph.calls[i].edge for i in calls], end, seeds)
+
+
+def _passes(targets: Sequence[GradientEdge], end: Bottleneck, seeds: Seeds) -> Iterator[Gradients]:
+    """Take every output's gradients from where they are, `seeds`, to `end`; update `seeds`."""
+    for k, (edges, gradients) in enumerate(seeds):
+        wanted = (*targets, *end.edges)
+        found: Gradients = (None,) * len(wanted)
+        if edges and wanted:
+            last = k + 1 == len(seeds)
+            found = torch.autograd.grad(
+                edges, wanted, gradients, retain_graph=not last, allow_unused=True
+            )
+        at_end = zip(end.edges, found[len(targets) :], strict=True)
+        reached = [(edge, gradient) for edge, gradient in at_end if gradient is not None]
+        seeds[k] = (tuple(e for e, _ in reached), tuple(g for _, g in reached))
+        yield found[: len(targets)]
