@@ -63,18 +63,15 @@ class LinearEngine(Protocol):
         words: NDArray[np.uint64],
         first_step: int,
         rows: FloatArray | None = None,
+        twin: Twin | None = None,
     ) -> None:
-        """Takes `state` through T steps, the first being `first_step`.
+        """Takes `state` through T steps, the first being `first_step`, and `twin` if there is one.
 
         `problem` has inputs of r columns; words : (S, T, draws) uint64.  Where `rows` is given,
-        (S, 2, T, p), a step of SGD or GD that moves a by -v and W by -a g^T puts v into rows[:, 0]
-        and |g| a into rows[:, 1]: what the norm ledger adds up.
+        (S, 2, L, p), step t of SGD or GD that moves a by -v and W by -a g^T puts v into rows[:, 0]
+        and |g| a into rows[:, 1], at index t mod L : what the norm ledger adds up.  A twin that
+        diverges stops there.
         """
-
-    def advance_twin(
-        self, linearized: Twin, problem: Problem, dynamics: Dynamics, words: NDArray[np.uint64]
-    ) -> None:
-        """Takes the linearised twin through the same steps; one that diverges stops there."""
 
     def gradient(self, state: State, problem: Problem) -> Gradient:
         """The full-batch gradient at `state`, for equivalence tests."""

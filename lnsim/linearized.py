@@ -34,19 +34,28 @@ from lnsim._checks import FloatArray
 class Twin:
     """S linearised networks, updated in place.
 
-    theta, velocity : (S, r); start = theta(0) : (r,); A : (r, r).
+    theta, velocity : (S, r); start = theta(0) : (r,); A : (r, r).  For one sample a step,
+    inputs and moves : (n, r') hold x_i and A x_i, padded with zeros to a multiple r' of 4, and
+    norms : (n,) sqrt(x_i^T A x_i).
     """
 
     theta: FloatArray
     velocity: FloatArray
     start: FloatArray
     A: FloatArray
+    inputs: FloatArray
+    moves: FloatArray
+    norms: FloatArray
 
 
-def twin(W: FloatArray, a: FloatArray, replicas: int) -> Twin:
-    """The twin of the reduced network W : (p, r), a : (p,)."""
+def twin(W: FloatArray, a: FloatArray, X: FloatArray, replicas: int) -> Twin:
+    """The twin of the reduced network W : (p, r), a : (p,), for reduced inputs X : (n, r)."""
     start = a @ W
     A = W.T @ W
     A.flat[:: len(A) + 1] += a @ a
     theta = np.repeat(start[None], replicas, axis=0)
-    return Twin(theta, np.zeros_like(theta), start, A)
+    moves = X @ A
+    norms = np.sqrt(np.maximum(np.einsum("nr,nr->n", moves, X), 0.0))
+    room = ((0, 0), (0, -X.shape[1] % 4))
+    inputs, moves = np.pad(X, room), np.pad(moves, room)
+    return Twin(theta, np.zeros_like(theta), start, A, inputs, moves, norms)

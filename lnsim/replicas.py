@@ -53,7 +53,7 @@ class Replicas:
         )
         return cls(
             state,
-            twin(reduction.W, reduction.a, count) if linearized else None,
+            twin(reduction.W, reduction.a, reduction.problem.X, count) if linearized else None,
             Ledger(reduction, dynamics, count) if ledger else None,
         )
 
@@ -83,9 +83,7 @@ class Replicas:
             count = min(count, self.ledger.room(step))
         words = stream.take(count * draws).reshape(len(self), count, draws)
         rows = None if self.ledger is None else self.ledger.rows
-        engine.advance(self.state, problem, now, words, step, rows)
-        if self.twin is not None:
-            engine.advance_twin(self.twin, problem, now, words)
+        engine.advance(self.state, problem, now, words, step, rows, self.twin)
         if self.ledger is not None:
             self.ledger.note(step + count)
         return count

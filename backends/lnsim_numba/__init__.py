@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 from lnsim import streams
 from lnsim._checks import FloatArray, per_replica
 from lnsim.backend import Gradient, State
-from lnsim.dynamics import FULL_BATCH, Dynamics, Oscillation
+from lnsim.dynamics import Dynamics, Oscillation
 from lnsim.linearized import Twin
 from lnsim.problem import Problem
-from lnsim_numba import batches, kernels, oscillation, twin
+from lnsim_numba import batches, kernels, oscillation
+from lnsim_numba import twin as twins_of_batches
+from lnsim_numba.common import MOMENTUM
 
 Words = NDArray[np.uint64]
+
+_NO_FEATURES = (np.empty((0, 0)), np.empty((0, 0)), np.empty(0))
 
 
 class NumbaEngine:
@@ -33,34 +37,77 @@ class NumbaEngine:
         words: Words,
         first_step: int,
         rows: FloatArray | None = None,
+        twin: Twin | None = None,
     ) -> None:
         """See LinearEngine.advance."""
-        if isinstance(dynamics, Oscillation):
-            self._oscillate(state, problem, dynamics, words, first_step)
-            return
-        data, noise, rates = _data(problem), _noise(dynamics, words), _rates(dynamics, len(words))
-        moving: tuple[Any, ...] = (state.W, state.a)
-        head: tuple[Any, ...] = ()
-        batch: tuple[int, ...] = ()
-        if dynamics.batch_size == 1 and not rates[:, 3:].any():
-            kernel, over_replicas = kernels.one_sample, kernels.one_sample_replicas
-            head = (kernels.tile_of(state.W.shape[1]),)
-        else:
-            kernel, over_replicas = batches.batches, batches.batches_replicas
-            V_W = np.zeros_like(state.W) if state.W_velocity is None else state.W_velocity
-            V_a = np.zeros_like(state.a) if state.a_velocity is None else state.a_velocity
-            moving, batch = (*moving, V_W, V_a), (dynamics.batch_size,)
         if words.shape[1] == 0:
             return
+        rates = _rates(dynamics, len(words))
+        if isinstance(dynamics, Oscillation):
+            self._oscillate(state, problem, dynamics, words, first_step, rates)
+        elif dynamics.batch_size == 1 and not rates[:, MOMENTUM:].any():
+            self._one_sample(state, problem, dynamics, words, first_step, rates, rows, twin)
+            return
+        else:
+            self._batches(state, problem, dynamics, words, first_step, rates, rows)
+        if twin is not None:
+            self._twin(twin, problem, dynamics, words, rates)
+
+    def _one_sample(
+        self,
+        state: State,
+        problem: Problem,
+        dynamics: Dynamics,
+        words: Words,
+        first_step: int,
+        rates: FloatArray,
+        rows: FloatArray | None,
+        twin: Twin | None,
+    ) -> None:
+        tile, data, noise = (
+            kernels.tile_of(state.W.shape[1]),
+            _data(problem),
+            _noise(dynamics, words),
+        )
+        theta, features = None, _NO_FEATURES
+        if twin is not None:
+            theta, features = twin.theta, (twin.inputs, twin.moves, twin.norms)
         if len(words) > 1:
-            over_replicas(
-                *head, *moving, data, words, noise, *batch, rates, rows,
+            kernels.one_sample_replicas(
+                tile, state.W, state.a, data, words, noise, rates, rows, theta, features,
                 first_step, state.diverged_at,
             )  # fmt: skip
         elif state.diverged_at[0] < 0:
-            own = (array[0] for array in moving)
-            first = (words[0], _first(noise), *batch, rates[0], _first(rows), first_step)
-            _note(state, first_step, kernel(*head, *own, data, *first))
+            done = kernels.one_sample(
+                tile, state.W[0], state.a[0], data, words[0], _first(noise), rates[0],
+                _first(rows), _first(theta), features, first_step,
+            )  # fmt: skip
+            _note(state, first_step, done)
+
+    def _batches(
+        self,
+        state: State,
+        problem: Problem,
+        dynamics: Dynamics,
+        words: Words,
+        first_step: int,
+        rates: FloatArray,
+        rows: FloatArray | None,
+    ) -> None:
+        V_W = np.zeros_like(state.W) if state.W_velocity is None else state.W_velocity
+        V_a = np.zeros_like(state.a) if state.a_velocity is None else state.a_velocity
+        data, noise, batch = _data(problem), _noise(dynamics, words), dynamics.batch_size
+        if len(words) > 1:
+            batches.batches_replicas(
+                state.W, state.a, V_W, V_a, data, words, noise, batch, rates, rows,
+                first_step, state.diverged_at,
+            )  # fmt: skip
+        elif state.diverged_at[0] < 0:
+            done = batches.batches(
+                state.W[0], state.a[0], V_W[0], V_a[0], data, words[0], _first(noise), batch,
+                rates[0], _first(rows), first_step,
+            )  # fmt: skip
+            _note(state, first_step, done)
 
     def _oscillate(
         self,
@@ -69,26 +116,21 @@ class NumbaEngine:
         dynamics: Oscillation,
         words: Words,
         first_step: int,
+        rates: FloatArray,
     ) -> None:
         """The chain runs in any case; while it is off, a takes no part in it."""
         assert state.chain is not None and dynamics.amplitude is not None
-        data, rates = _data(problem), _rates(dynamics, len(words))
         amplitude = per_replica("amplitude", dynamics.amplitude, len(words))
         if not dynamics.oscillating:
-            V_W, V_a = np.zeros_like(state.W), np.zeros_like(state.a)
-            for s in np.flatnonzero(state.diverged_at < 0).tolist():
-                done = batches.batches(
-                    state.W[s], state.a[s], V_W[s], V_a[s], data, words[s], None, FULL_BATCH,
-                    rates[s], None, 0,
-                )  # fmt: skip
-                _note(state, first_step, done, s)
+            self._batches(state, problem, dynamics, words, first_step, rates, None)
         elif len(words) > 1:
             oscillation.oscillation_replicas(
-                state.W, state.chain, data, words, rates, amplitude, first_step, state.diverged_at
-            )
+                state.W, state.chain, _data(problem), words, rates, amplitude,
+                first_step, state.diverged_at,
+            )  # fmt: skip
         elif state.diverged_at[0] < 0:
             done = oscillation.oscillation(
-                state.W[0], state.chain[0], data, words[0], rates[0], amplitude[0]
+                state.W[0], state.chain[0], _data(problem), words[0], rates[0], amplitude[0]
             )
             _note(state, first_step, done)
         for chain, own_words, size in zip(state.chain, words, amplitude, strict=True):
@@ -96,19 +138,23 @@ class NumbaEngine:
         if dynamics.oscillating:
             state.a[:] = state.chain
 
-    def advance_twin(
-        self, linearized: Twin, problem: Problem, dynamics: Dynamics, words: Words
+    def _twin(
+        self,
+        linearized: Twin,
+        problem: Problem,
+        dynamics: Dynamics,
+        words: Words,
+        rates: FloatArray,
     ) -> None:
-        """See LinearEngine.advance_twin."""
         theta, velocity = linearized.theta, linearized.velocity
-        data, noise, rates = _data(problem), _noise(dynamics, words), _rates(dynamics, len(words))
-        fixed, batch = (linearized.start, linearized.A, data), dynamics.batch_size
-        if words.shape[1] == 0:
-            return
+        fixed = (linearized.start, linearized.A, _data(problem))
+        noise, batch = _noise(dynamics, words), dynamics.batch_size
         if len(words) > 1:
-            twin.twin_replicas(theta, velocity, *fixed, words, noise, batch, rates)
+            twins_of_batches.twin_replicas(theta, velocity, *fixed, words, noise, batch, rates)
         else:
-            twin.twin(theta[0], velocity[0], *fixed, words[0], _first(noise), batch, rates[0])
+            twins_of_batches.twin(
+                theta[0], velocity[0], *fixed, words[0], _first(noise), batch, rates[0]
+            )
 
     def gradient(self, state: State, problem: Problem) -> Gradient:
         """Full-batch gradient of (1/2n) sum (f(x_i) - y_i)^2: a z^T and W z, z = X^T r / n."""

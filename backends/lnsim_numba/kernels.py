@@ -22,6 +22,9 @@ Ledger.  A step changes |w_k|^2 - a_k^2 of SGD by (c |x| a_k)^2 - (c u_k)^2 exac
 cancel); where `rows` : (2, L, p) is given, c u and c |x| a of step t go to
 rows[0] and rows[1] at t mod L.
 
+Twin.  Where its `theta` is given, the linearised twin takes the same step; `features` are the
+inputs, moves and norms of lnsim.linearized.Twin.
+
 Layout.  The hidden units are packed into tiles of up to 24 (vectors.py), padded with zeros (which
 stay zero), aligned to cache lines: one tile when reduced at d = 20, 42 when dense at m = 1000.
 Each replica is advanced by one thread from start to end, so the number of threads changes no bit.
@@ -47,11 +50,12 @@ from lnsim_numba.common import (
     has_diverged,
     part,
 )
-from lnsim_numba.vectors import LANES, MOST_VECTORS, sam_pass, tile_pass
+from lnsim_numba.twin import twin_step
+from lnsim_numba.vectors import LANES, MOST_VECTORS, sam_pass, tile_pass, twin_pass
 
 
 @njit(**FAST)
-def one_sample_plain(W, a, data, words, noise, rates, rows, first_step):  # type: ignore[no-untyped-def]
+def one_sample_plain(W, a, data, words, noise, rates, rows, theta, features, first_step):  # type: ignore[no-untyped-def]
     """SGD or SAM as the equations stand.  W : (p, r), a : (p,), words : (T, 1)."""
     X, y = data[0], data[1]
     width, rank = W.shape
@@ -73,6 +77,8 @@ def one_sample_plain(W, a, data, words, noise, rates, rows, first_step):  # type
         residual = f - target
         if has_diverged(residual * residual):
             return t
+        if theta is not None:
+            twin_step(theta, x, features[1][i], target, lr, rho * features[2][i])
         h = rho * np.sign(residual) / np.sqrt(s) if rho > 0.0 and s > 0.0 else 0.0
         residual += h * s + h * h * f * square
         c = -lr * residual
@@ -101,7 +107,9 @@ def _squares(X):  # type: ignore[no-untyped-def]
 
 
 @njit(**EXACT)
-def _sgd(tile, W, a, u, data, words, noise, rates, rows, first_step):  # type: ignore[no-untyped-def]
+def _sgd(  # type: ignore[no-untyped-def]
+    tile, W, a, u, data, words, noise, rates, rows, theta, features, first_step
+):
     """SGD on the packed W : (tiles, r, units), a and u : (tiles units,)."""
     X, y = data[0], data[1]
     tiles, rank, _ = W.shape
@@ -109,10 +117,14 @@ def _sgd(tile, W, a, u, data, words, noise, rates, rows, first_step):  # type: i
     squares = _squares(X if rows is not None else X[:0])
     i = drawn_sample(words[0, 0], samples)
     f = tile_pass(tile, W, a, u, X, i * rank, i * rank, tiles, rank, 0.0)
+    stride = features[0].shape[1]
     for t in range(words.shape[0]):
-        residual = f - (y[i] + drawn_noise(words, noise, t, 0, sigma))
+        target = y[i] + drawn_noise(words, noise, t, 0, sigma)
+        residual = f - target
         if has_diverged(residual * residual):
             return t
+        if stride > 0:
+            twin_pass(theta, features[0], features[1], i * stride, stride // LANES, target, lr, 0.0)
         c = -lr * residual
         if rows is not None:
             row, length = (first_step + t) % rows.shape[1], c * np.sqrt(squares[i])
@@ -127,7 +139,7 @@ def _sgd(tile, W, a, u, data, words, noise, rates, rows, first_step):  # type: i
 
 
 @njit(**EXACT)
-def _sam(tile, W, a, u, data, words, noise, rates):  # type: ignore[no-untyped-def]
+def _sam(tile, W, a, u, data, words, noise, rates, theta, features):  # type: ignore[no-untyped-def]
     """SAM on the packed W : (tiles, r, units), a and u : (tiles units,)."""
     X, y = data[0], data[1]
     tiles, rank, _ = W.shape
@@ -135,10 +147,17 @@ def _sam(tile, W, a, u, data, words, noise, rates):  # type: ignore[no-untyped-d
     squares = _squares(X)
     i = drawn_sample(words[0, 0], samples)
     f, aa, uu = sam_pass(tile, W, a, u, X, i * rank, i * rank, tiles, rank, 0.0, 0.0, 0.0)
+    stride = features[0].shape[1]
     for t in range(words.shape[0]):
-        residual = f - (y[i] + drawn_noise(words, noise, t, 0, sigma))
+        target = y[i] + drawn_noise(words, noise, t, 0, sigma)
+        residual = f - target
         if has_diverged(residual * residual):
             return t
+        if stride > 0:
+            push = rho * features[2][i]
+            twin_pass(
+                theta, features[0], features[1], i * stride, stride // LANES, target, lr, push
+            )
         s = aa * squares[i] + uu
         h = rho * np.sign(residual) / np.sqrt(s) if s > 0.0 else 0.0
         c = -lr * (residual + h * s + h * h * f * squares[i])
@@ -152,8 +171,17 @@ def _sam(tile, W, a, u, data, words, noise, rates):  # type: ignore[no-untyped-d
 
 
 @njit(**EXACT)
+def _padded(theta, features):  # type: ignore[no-untyped-def]
+    """theta padded with zeros like the inputs of the twin; of no length where there is no twin."""
+    padded = aligned(features[0].shape[1])
+    if theta is not None:
+        padded[: theta.size] = theta
+    return padded
+
+
+@njit(**EXACT)
 def one_sample_tiled(  # type: ignore[no-untyped-def]
-    tile, W, a, data, words, noise, rates, rows, first_step
+    tile, W, a, data, words, noise, rates, rows, theta, features, first_step
 ):
     """`one_sample_plain` in tiles of len(tile) SIMD vectors (vectors.py)."""
     units = LANES * len(tile)
@@ -165,10 +193,15 @@ def one_sample_tiled(  # type: ignore[no-untyped-def]
     tiled_a[:width] = a
     for k in range(width):
         tiled_W[k // units, :, k % units] = W[k]
+    padded = _padded(theta, features)
     if rates[RHO] > 0.0:
-        done = _sam(tile, tiled_W, tiled_a, u, data, words, noise, rates)
+        done = _sam(tile, tiled_W, tiled_a, u, data, words, noise, rates, padded, features)
     else:
-        done = _sgd(tile, tiled_W, tiled_a, u, data, words, noise, rates, rows, first_step)
+        done = _sgd(
+            tile, tiled_W, tiled_a, u, data, words, noise, rates, rows, padded, features, first_step
+        )
+    if theta is not None:
+        theta[:] = padded[: theta.size]
     a[:] = tiled_a[:width]
     for k in range(width):
         W[k] = tiled_W[k // units, :, k % units]
@@ -191,7 +224,7 @@ else:
 
 @njit(parallel=True, **EXACT)
 def one_sample_replicas(  # type: ignore[no-untyped-def]
-    tile, W, a, data, words, noise, rates, rows, first_step, diverged_at
+    tile, W, a, data, words, noise, rates, rows, theta, features, first_step, diverged_at
 ):
     """`one_sample` for every replica that has not diverged.  W : (S, p, r), words : (S, T, 1)."""
     for s in prange(W.shape[0]):
@@ -205,6 +238,8 @@ def one_sample_replicas(  # type: ignore[no-untyped-def]
                 part(noise, s),
                 rates[s],
                 part(rows, s),
+                part(theta, s),
+                features,
                 first_step,
             )
             if done >= 0:

@@ -1,8 +1,8 @@
-"""One pass over a tile of the state, in explicit SIMD vectors.
+"""The inner loops of one-sample steps, in explicit SIMD vectors.
 
-A tile holds LANES * V hidden units: W : (r, LANES * V) with the hidden index innermost, a and u of
-LANES * V each.  The pass applies the update of one step and, on the same loads, makes the
-pre-activations u = W x' of the next:
+The pass.  A tile holds LANES * V hidden units: W : (r, LANES * V) with the hidden index innermost,
+a and u of LANES * V each.  The pass applies the update of one step and, on the same loads, makes
+the pre-activations u = W x' of the next:
 
     p = c a + e u,   a <- a + c u + g a,   W_j <- W_j + x_j p,   u <- sum_j x'_j W_j
 
@@ -13,6 +13,9 @@ register spills.  So the pass is emitted as LLVM IR: p and the V accumulators st
 (12 of 16 at V = 6 on AVX2), each W_j is loaded and stored once.  The vectors are <4 x double>,
 which LLVM splits where a machine's are narrower (SSE2, NEON), and multiply-adds are llvm.fmuladd,
 which is fused where the machine does that fast and is a product and a sum elsewhere.
+
+The twin's step (twin.py) is emitted likewise, so short that the processor does it while the sums of
+the pass are under way.
 """
 
 from __future__ import annotations
@@ -25,129 +28,88 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from lnsim.backend import DIVERGED_ABOVE
+
 LANES = 4
 MOST_VECTORS = 6
 
+_DOUBLE, _INT32 = ir.DoubleType(), ir.IntType(32)
+_VECTOR = ir.VectorType(_DOUBLE, LANES)
+_ZERO = ir.Constant(_VECTOR, [0.0] * LANES)
 
-def _emit(vectors: int, sam: bool) -> Callable[..., Any]:
-    """The code generator of the pass for tiles of `vectors` vectors, of SAM or of SGD."""
-    double, i32 = ir.DoubleType(), ir.IntType(32)
-    vector = ir.VectorType(double, LANES)
-    zero = ir.Constant(vector, [0.0] * LANES)
-    units = range(vectors)
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x_at, next_at, tiles, rank, *factors = args[5:]
-        intp = rank.type
-        block = builder.append_basic_block
+class _Emitter:
+    """Writes vector operations at the place where `builder` stands."""
 
-        def pointer(argument: int) -> Any:
-            array = context.make_array(signature.args[argument])(context, builder, args[argument])
-            return array.data
+    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
+        self.builder = builder
+        self._context, self._signature, self._args = context, signature, args
 
-        def at(base: Any, k: int) -> Any:
-            return builder.bitcast(builder.gep(base, [intp(LANES * k)]), vector.as_pointer())
+    def pointer(self, argument: int, offset: Any = None) -> Any:
+        """The data of an array argument, from `offset` elements on."""
+        kind, value = self._signature.args[argument], self._args[argument]
+        data = self._context.make_array(kind)(self._context, self.builder, value).data
+        return data if offset is None else self.builder.gep(data, [offset])
 
-        def load(base: Any, k: int) -> Any:
-            value = builder.load(at(base, k))
-            value.align = 8
-            return value
+    def _at(self, base: Any, offset: Any) -> Any:
+        return self.builder.bitcast(self.builder.gep(base, [offset]), _VECTOR.as_pointer())
 
-        def store(value: Any, base: Any, k: int) -> None:
-            builder.store(value, at(base, k)).align = 8
+    def load(self, base: Any, offset: Any) -> Any:
+        """LANES elements of `base` from `offset` on."""
+        value = self.builder.load(self._at(base, offset))
+        value.align = 8
+        return value
 
-        def splat(scalar: Any) -> Any:
-            empty = ir.Constant(vector, ir.Undefined)
-            one = builder.insert_element(empty, scalar, i32(0))
-            first = ir.Constant(ir.VectorType(i32, LANES), [0] * LANES)
-            return builder.shuffle_vector(one, empty, first)
+    def store(self, value: Any, base: Any, offset: Any) -> None:
+        """The counterpart of `load`."""
+        self.builder.store(value, self._at(base, offset)).align = 8
 
-        def fma(x: Any, y: Any, z: Any) -> Any:
-            kind = ir.FunctionType(vector, [vector] * 3)
-            name = f"llvm.fmuladd.v{LANES}f64"
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            return builder.call(function, [x, y, z])
+    def splat(self, scalar: Any) -> Any:
+        """A vector of LANES times `scalar`."""
+        empty = ir.Constant(_VECTOR, ir.Undefined)
+        one = self.builder.insert_element(empty, scalar, _INT32(0))
+        first = ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
+        return self.builder.shuffle_vector(one, empty, first)
 
-        def dot(x: list[Any], y: list[Any], start: Any) -> Any:
-            # Three chains of multiply-adds: one would be the longest wait of the whole step.
-            chains = [start, zero, zero]
-            for k in units:
-                chains[k % 3] = fma(x[k], y[k], chains[k % 3])
-            return builder.fadd(builder.fadd(chains[1], chains[2]), chains[0])
+    def fma(self, x: Any, y: Any, z: Any) -> Any:
+        """x y + z."""
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        name = f"llvm.fmuladd.v{LANES}f64"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, [x, y, z])
 
-        def across(total: Any) -> Any:
-            lane = [builder.extract_element(total, i32(i)) for i in range(LANES)]
-            return builder.fadd(builder.fadd(lane[0], lane[2]), builder.fadd(lane[1], lane[3]))
+    def across(self, total: Any) -> Any:
+        """The sum of the lanes."""
+        lane = [self.builder.extract_element(total, _INT32(i)) for i in range(LANES)]
+        add = self.builder.fadd
+        return add(add(lane[0], lane[2]), add(lane[1], lane[3]))
 
-        W_start, a_start, u_start = pointer(1), pointer(2), pointer(3)
-        x = builder.gep(pointer(4), [x_at])
-        x_next = builder.gep(pointer(4), [next_at])
-        c, *others = (splat(factor) for factor in factors)
-        before, tile_begin, row, tile_end, after = (
-            builder.block,
-            *map(block, ("tile", "row", "tile_end", "after")),
-        )
-        builder.branch(tile_begin)
+    def dot(self, x: list[Any], y: list[Any], start: Any) -> Any:
+        """start + sum_k x_k y_k, lane by lane."""
+        # Three chains of multiply-adds: one would be the longest wait of the whole step.
+        chains = [start, _ZERO, _ZERO]
+        for k, (left, right) in enumerate(zip(x, y, strict=True)):
+            chains[k % 3] = self.fma(left, right, chains[k % 3])
+        return self.builder.fadd(self.builder.fadd(chains[1], chains[2]), chains[0])
 
-        builder.position_at_end(tile_begin)
-        tile = builder.phi(intp)
-        tile.add_incoming(intp(0), before)
-        partial = [builder.phi(vector) for _ in range(3 if sam else 1)]
-        for phi in partial:
-            phi.add_incoming(zero, before)
-        first_unit = builder.mul(tile, intp(LANES * vectors))
-        a_tile, u_tile = builder.gep(a_start, [first_unit]), builder.gep(u_start, [first_unit])
-        W_tile = builder.gep(W_start, [builder.mul(first_unit, rank)])
-        p = []
-        for k in units:
-            a_k, u_k = load(a_tile, k), load(u_tile, k)
-            p_k, new_a = builder.fmul(c, a_k), fma(c, u_k, a_k)
-            if sam:
-                e, g = others
-                p_k, new_a = fma(e, u_k, p_k), fma(g, a_k, new_a)
-            p.append(p_k)
-            store(new_a, a_tile, k)
-        builder.branch(row)
-
-        builder.position_at_end(row)
-        j = builder.phi(intp)
-        sums = [builder.phi(vector) for _ in units]
-        W_j = builder.gep(W_tile, [builder.mul(j, intp(LANES * vectors))])
-        x_j = splat(builder.load(builder.gep(x, [j])))
-        next_j = splat(builder.load(builder.gep(x_next, [j])))
-        totals = []
-        for k in units:
-            value = fma(p[k], x_j, load(W_j, k))
-            store(value, W_j, k)
-            totals.append(fma(value, next_j, sums[k]))
-        next_row = builder.add(j, intp(1))
-        for phi, start, end in zip(
-            [j, *sums], [intp(0)] + [zero] * vectors, [next_row, *totals], strict=True
-        ):
-            phi.add_incoming(start, tile_begin)
-            phi.add_incoming(end, row)
-        again = builder.cbranch(builder.icmp_signed("<", next_row, rank), row, tile_end)
+    def loop(self, count: Any, starts: list[Any], body: Callable[[Any, list[Any]], Any]) -> Any:
+        """`body`(index, values) -> values, `count` >= 1 times; returns the last values."""
+        builder = self.builder
+        before, inside = builder.block, builder.append_basic_block("body")
+        builder.branch(inside)
+        builder.position_at_end(inside)
+        phis = [builder.phi(value.type) for value in (count, *starts)]
+        values = body(phis[0], phis[1:])
+        following = builder.add(phis[0], count.type(1))
+        ends, end = [following, *values], builder.block
+        for phi, start, value in zip(phis, [count.type(0), *starts], ends, strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(value, end)
+        after = builder.append_basic_block("after")
+        again = builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
         again.set_metadata("llvm.loop", _not_unrolled(builder.module))
-
-        builder.position_at_end(tile_end)
-        for k in units:
-            store(totals[k], u_tile, k)
-        new_a = [load(a_tile, k) for k in units]
-        pairs = [(new_a, totals), (new_a, new_a), (totals, totals)]
-        sums_so_far = [dot(x, y, so_far) for (x, y), so_far in zip(pairs, partial, strict=False)]
-        next_tile = builder.add(tile, intp(1))
-        tile.add_incoming(next_tile, tile_end)
-        for phi, total in zip(partial, sums_so_far, strict=True):
-            phi.add_incoming(total, tile_end)
-        builder.cbranch(builder.icmp_signed("<", next_tile, tiles), tile_begin, after)
-
         builder.position_at_end(after)
-        results = [across(total) for total in sums_so_far]
-        if not sam:
-            return results[0]
-        return context.make_tuple(builder, signature.return_type, results)
-
-    return codegen
+        return values
 
 
 def _not_unrolled(module: Any) -> Any:
@@ -156,6 +118,58 @@ def _not_unrolled(module: Any) -> Any:
     loop = module.add_metadata([disable, disable])
     loop.operands = (loop, disable)  # a loop's metadata names itself first
     return loop
+
+
+def _pass(vectors: int, sam: bool) -> Callable[..., Any]:
+    """The code generator of the pass for tiles of `vectors` vectors, of SAM or of SGD."""
+    units = range(vectors)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x_at, next_at, tiles, rank, *factors = args[5:]
+        intp = rank.type
+        emit = _Emitter(context, builder, signature, args)
+        W, a, u = emit.pointer(1), emit.pointer(2), emit.pointer(3)
+        x, next_x = emit.pointer(4, x_at), emit.pointer(4, next_at)
+        c, *others = (emit.splat(factor) for factor in factors)
+        at = [intp(LANES * k) for k in units]
+
+        def one_tile(tile: Any, so_far: list[Any]) -> list[Any]:
+            first = builder.mul(tile, intp(LANES * vectors))
+            a_tile, u_tile = builder.gep(a, [first]), builder.gep(u, [first])
+            W_tile = builder.gep(W, [builder.mul(first, rank)])
+            p = []
+            for k in units:
+                a_k, u_k = emit.load(a_tile, at[k]), emit.load(u_tile, at[k])
+                p_k, new_a = builder.fmul(c, a_k), emit.fma(c, u_k, a_k)
+                if sam:
+                    e, g = others
+                    p_k, new_a = emit.fma(e, u_k, p_k), emit.fma(g, a_k, new_a)
+                p.append(p_k)
+                emit.store(new_a, a_tile, at[k])
+
+            def one_row(j: Any, sums: list[Any]) -> list[Any]:
+                W_j = builder.gep(W_tile, [builder.mul(j, intp(LANES * vectors))])
+                x_j = emit.splat(builder.load(builder.gep(x, [j])))
+                next_j = emit.splat(builder.load(builder.gep(next_x, [j])))
+                totals = []
+                for k in units:
+                    value = emit.fma(p[k], x_j, emit.load(W_j, at[k]))
+                    emit.store(value, W_j, at[k])
+                    totals.append(emit.fma(value, next_j, sums[k]))
+                return totals
+
+            totals = emit.loop(rank, [_ZERO] * vectors, one_row)
+            for k in units:
+                emit.store(totals[k], u_tile, at[k])
+            new_a = [emit.load(a_tile, at[k]) for k in units]
+            pairs = [(new_a, totals), (new_a, new_a), (totals, totals)]
+            return [emit.dot(*pair, start) for pair, start in zip(pairs, so_far, strict=False)]
+
+        sums = emit.loop(tiles, [_ZERO] * (3 if sam else 1), one_tile)
+        results = [emit.across(total) for total in sums]
+        return context.make_tuple(builder, signature.return_type, results) if sam else results[0]
+
+    return codegen
 
 
 @intrinsic
@@ -170,7 +184,7 @@ def tile_pass(
     X.flat[x_at] and X.flat[next_at].
     """
     at, real = types.intp, types.float64
-    return real(tile, W, a, u, X, at, at, at, at, real), _emit(len(tile), sam=False)
+    return real(tile, W, a, u, X, at, at, at, at, real), _pass(len(tile), sam=False)
 
 
 @intrinsic
@@ -182,4 +196,47 @@ def sam_pass(
     at, real = types.intp, types.float64
     results = types.UniTuple(real, 3)
     signature = results(tile, W, a, u, X, at, at, at, at, real, real, real)
-    return signature, _emit(len(tile), sam=True)
+    return signature, _pass(len(tile), sam=True)
+
+
+@intrinsic
+def twin_pass(
+    typingctx: Any, theta: Any, inputs: Any, moves: Any, at: Any, vectors: Any, target: Any,
+    lr: Any, push: Any,
+) -> Any:  # fmt: skip
+    """theta <- theta - lr (r + sign(r) push) move, r = <theta, x> - target; none if it diverged.
+
+    theta : (LANES `vectors`,); x and move start at inputs.flat[at] and moves.flat[at].
+    """
+    real = types.float64
+    signature = types.void(theta, inputs, moves, types.intp, types.intp, real, real, real)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        offset, count, target, lr, push = args[3:]
+        emit = _Emitter(context, builder, signature, args)
+        weights, x, move = emit.pointer(0), emit.pointer(1, offset), emit.pointer(2, offset)
+
+        def product(k: Any, so_far: list[Any]) -> list[Any]:
+            j = builder.mul(k, k.type(LANES))
+            return [emit.fma(emit.load(weights, j), emit.load(x, j), so_far[0])]
+
+        (total,) = emit.loop(count, [_ZERO], product)
+        residual = builder.fsub(emit.across(total), target)
+        negative = builder.fcmp_ordered("<", residual, _DOUBLE(0.0))
+        pushed = builder.select(
+            negative, builder.fsub(residual, push), builder.fadd(residual, push)
+        )
+        square = builder.fmul(residual, residual)
+        goes_on = builder.fcmp_ordered("<", square, _DOUBLE(DIVERGED_ABOVE))
+        step = builder.fmul(builder.fneg(lr), builder.select(goes_on, pushed, _DOUBLE(0.0)))
+        c = emit.splat(step)
+
+        def update(k: Any, nothing: list[Any]) -> list[Any]:
+            j = builder.mul(k, k.type(LANES))
+            emit.store(emit.fma(c, emit.load(move, j), emit.load(weights, j)), weights, j)
+            return []
+
+        emit.loop(count, [], update)
+        return context.get_dummy_value()
+
+    return signature, codegen

@@ -57,6 +57,7 @@ class TorchEngine:
         words: Words,
         first_step: int,
         rows: FloatArray | None = None,
+        twin: Twin | None = None,
     ) -> None:
         """See lnsim.backend.LinearEngine.advance."""
         steps = words.shape[1]
@@ -82,11 +83,12 @@ class TorchEngine:
         if oscillating:
             assert state.chain is not None
             state.a[:] = state.chain
+        if twin is not None:
+            self._advance_twin(twin, problem, dynamics, words)
 
-    def advance_twin(
+    def _advance_twin(
         self, linearized: Twin, problem: Problem, dynamics: Dynamics, words: Words
     ) -> None:
-        """See lnsim.backend.LinearEngine.advance_twin."""
         draws = _Draws(self, problem, dynamics, words, None)
         rates = _Rates(self, dynamics, len(words))
         theta, V = self.tensor(linearized.theta), self.tensor(linearized.velocity)
@@ -196,7 +198,8 @@ class _Training:
     def _gradients(self, W: Tensor, a: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
         W, a = W.detach().requires_grad_(), a.detach().requires_grad_()
         loss, deciding = self._draws.loss((a[:, None, :] @ W)[:, 0], t)
-        return (*torch.autograd.grad(loss, (W, a)), deciding.detach())
+        grad_W, grad_a = torch.autograd.grad(loss, (W, a))
+        return grad_W, grad_a, deciding.detach()
 
     def step(self, t: int) -> None:
         """One step with the draws of step t of the call."""

@@ -1,0 +1,95 @@
+"""The two-layer erf network on torch: the same training, its gradients by autograd.
+
+The reduction is in lnsim/function_space.py: a step of gradient descent on the first layer is
+A <- A - lr dL/dH, so what autograd is asked for is the gradient at the preactivations H, and at
+the second layer.  All runs share a call, some thirty small kernels a step.  On the CPU they have
+one thread: threads that share so small products wait for each other, and where another program
+has taken a core they wait ten times as long as they work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lnsim.function_space import Start, State
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError for a device that is not there."""
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}") from error
+    if place.type == "cpu":
+        return
+    if place.type != "cuda":
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}")
+    if (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} is not there: torch finds {torch.cuda.device_count()} CUDA devices"
+        )
+
+
+def advance(
+    state: State,
+    start: Start,
+    labels: NDArray[np.int64],
+    lr: float,
+    *,
+    dtype: str,
+    device: str = "cpu",
+) -> None:
+    """See function_space.Engine."""
+    with _one_thread():
+        _descend(state, start, labels, lr, getattr(torch, dtype), device)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps torch to one thread, and gives it back those it had."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _descend(
+    state: State,
+    start: Start,
+    labels: NDArray[np.int64],
+    lr: float,
+    real: torch.dtype,
+    device: str,
+) -> None:
+    """Takes all runs of `state` through T steps together."""
+    runs, classes = state.b2.shape
+
+    def place(array: NDArray[np.generic]) -> Tensor:
+        return torch.tensor(array, device=device)
+
+    gram = place(start.gram).expand(runs, -1, -1)
+    preactivation = place(start.preactivation)
+    masters = [place(values) for values in vars(state).values()]
+    targets = torch.eye(classes, dtype=real, device=device)[place(labels.swapaxes(0, 1))]
+    for target in targets:
+        H = torch.baddbmm(preactivation, gram, masters[0])
+        moving = [value.detach().to(real).requires_grad_() for value in (H, *masters[1:])]
+        gradients = torch.autograd.grad(_loss(*moving, target), moving)
+        for master, gradient in zip(masters, gradients, strict=True):
+            master.sub_(gradient, alpha=lr)
+    for values, master in zip(vars(state).values(), masters, strict=True):
+        values[...] = master.cpu().numpy()
+
+
+def _loss(H: Tensor, W2: Tensor, b2: Tensor, target: Tensor) -> Tensor:
+    """The loss of every run, added up: runs share no parameter."""
+    f = torch.baddbmm(b2[:, None], torch.erf(H), W2.mT)
+    return 0.5 * (f - target).square().mean(dim=(1, 2)).sum()
