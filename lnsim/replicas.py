@@ -17,8 +17,8 @@ from lnsim.problem import Problem
 from lnsim.reduction import Reduction
 from lnsim.streams import WordStream
 
-WORDS_AT_ONCE = 1 << 17
-"""Words held in memory at a time, over all replicas (1 MiB): small enough for the caches."""
+WORDS_AT_ONCE = 1 << 16
+"""Words held in memory at a time, over all replicas (512 KiB): small enough for the caches."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ it by full-batch gradient descent would give, without training. With the loss
 t in steps, Θ the kernel on the training set. In Θ's eigenbasis these are scalars: one
 eigendecomposition serves all times. Elsewhere
 
-    f_test(t) = f_test(0) − Θ_test w(t),    w(t) = (1 − e^{−a t})/Θ r(0)   or   (1 − (1 − a)^t)/Θ r(0),
+    f_test(t) = f_test(0) − Θ_test w(t),   w(t) = (1 − e^{−a t})/Θ r(0)   or  (1 − (1 − a)^t)/Θ r(0),
 
 whose limit in a direction that Θ does not see (eigenvalue λ → 0) is lr·t/(N·C): no inverse of Θ is
 taken. At t = ∞ such directions are left where they are, in training and test.
@@ -123,7 +123,7 @@ class MSEPredictor:
         """Training outputs at `times` (steps): (N, C), or (T, N, C) for T times; float64.
 
         discrete: gradient descent with steps of lr, times whole; otherwise gradient flow. Infinity
-        is a time. Raises ValueError for negative or, if discrete, fractional times, and for infinite
+        is a time. Raises ValueError for negative or, if discrete, fractional times, for infinite
         time at an lr at which gradient descent does not converge.
         """
         steps = self._steps(times, discrete)
@@ -203,7 +203,7 @@ def kernel_change(ntk: Tensor, ntk_start: Tensor) -> Tensor:
 
 
 def label_alignment(ntk: Tensor, y: Tensor) -> Tensor:
-    """Centred alignment of a kernel with the labels, ⟨K_c, Y_c Y_cᵀ⟩ / (‖K_c‖ ‖Y_c Y_cᵀ‖), a scalar.
+    """Centred alignment of kernel and labels, ⟨K_c, Y_c Y_cᵀ⟩ / (‖K_c‖ ‖Y_c Y_cᵀ‖), a scalar.
 
     ntk: (N, N), or (N, N, C, C), which is averaged over its outputs. y: targets (N, C). One is a
     kernel that sees nothing but the labels. nan if all labels are equal.

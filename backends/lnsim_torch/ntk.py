@@ -79,7 +79,7 @@ def empirical_ntk(
 
 
 def refuse_random_layers(network: nn.Module) -> None:
-    """Raise ValueError if a layer, in its present mode, mixes the samples of a batch or is random."""
+    """Raise ValueError if a layer, in its present mode, mixes a batch's samples or is random."""
     for name, module in network.named_modules():
         label = f"{type(module).__name__} {name!r}"
         if module.training and _is_random(module):

@@ -71,7 +71,7 @@ class Layer:
         raise NotImplementedError
 
     def held_nbytes(self, result: int, itemsize: int) -> int:
-        """Bytes held for each output once its gradient is taken, the call's result having so many."""
+        """Bytes held for each output once its gradient is taken, the result having so many."""
         return result
 
     def contribute(self, other: "Layer", kernel: Tensor, workspace: int) -> None:

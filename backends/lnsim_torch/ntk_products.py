@@ -2,7 +2,7 @@
 
 With patches P_n (L × K) and output gradients D_nc (L × O), see `ntk_layers`, the kernel
 
-    Θ[nc, mc'] = Σ_ll' A_nm[l, l'] E_nc,mc'[l, l'],    A_nm = P_n P_mᵀ (+ 1),  E_nc,mc' = D_nc D_mc'ᵀ
+    Θ[nc, mc'] = Σ_ll' A_nm[l, l'] E_nc,mc'[l, l'],   A_nm = P_n P_mᵀ (+ 1),  E_nc,mc' = D_nc D_mc'ᵀ
 
 is had from
 
