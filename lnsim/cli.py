@@ -149,9 +149,9 @@ def _run(arguments: argparse.Namespace) -> int:
         from lnsim import figures
 
         figures.save(experiment.figure(trajectory), out)
-        extra = getattr(experiment, "extra_figures", lambda trajectory: {})
-        for stem, figure in extra(trajectory).items():
-            figures.save(figure, out, stem)
+        if hasattr(experiment, "extra_figures"):
+            for stem, figure in experiment.extra_figures(trajectory).items():
+                figures.save(figure, out, stem)
     for line in experiment.report(trajectory):
         print(line)
     print(f"run folder    {out}")

@@ -1,4 +1,4 @@
-"""All figures, for paper and screen; matplotlib is imported here alone."""
+"""All figures, for paper and screen; matplotlib is imported here and in panels.py alone."""
 
 from __future__ import annotations
 
@@ -9,56 +9,36 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from lnsim import store
+from lnsim import panels, store
 from lnsim._checks import FloatArray
+from lnsim.panels import BLACK, BLUE, GREEN, SKY, STYLE, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from lnsim.theory import Lemma3, Lemma4
     from lnsim.trajectory import Trajectory
 
 TWO_COLUMNS = 7.0
 """Width of a figure over two columns, inches."""
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00",
-)  # fmt: skip
-STYLE: Any = {
-    "font.family": "STIXGeneral",
-    "mathtext.fontset": "stix",
-    "font.size": 8.5,
-    "axes.titlesize": 8.5,
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.linewidth": 0.6,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "lines.linewidth": 1.1,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "pdf.fonttype": 42,
-    "savefig.dpi": 200,
-}
-PHASES = (("lazy", "#EDEDED"), ("I", "#FFF4DC"), ("II", "#E3F1FA"))
-"""Lazy regime, Phase I (norms shrink), Phase II (alignment)."""
-MOST_POINTS = 5000
-"""Neurons drawn of a cloud; a wider network shows its first ones."""
-
 
 def save(figure: Figure, folder: Path, name: str = "figure") -> None:
     """Writes `name`.png and `name`.pdf into `folder`, each atomically."""
-    formats: dict[str, Any] = {"png": {}, "pdf": {"metadata": {"CreationDate": None}}}
-    for kind, options in formats.items():
-        buffer = io.BytesIO()
-        with rc_context(STYLE):
-            figure.savefig(buffer, format=kind, **options)
-        store.write_bytes(folder / f"{name}.{kind}", buffer.getvalue())
+    for kind in ("png", "pdf"):
+        store.write_bytes(folder / f"{name}.{kind}", render(figure, kind))
+
+
+def render(figure: Figure, kind: str, **options: Any) -> bytes:
+    """The figure as a file of `kind` "png", "pdf" or "svg", the same bytes every time."""
+    if kind == "pdf":
+        options["metadata"] = {"CreationDate": None}
+    buffer = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(buffer, format=kind, **options)
+    return buffer.getvalue()
 
 
 def _blank(width: float, height: float) -> Figure:
@@ -68,147 +48,186 @@ def _blank(width: float, height: float) -> Figure:
     return figure
 
 
-def two_phases(trajectory: Trajectory) -> Figure:
-    """Figure 2 of the paper: losses, norm and alignment, paths of neurons, clouds of all neurons.
+def two_phases(
+    trajectory: Trajectory, *, law_of_modes: FloatArray | None = None, without: str = ""
+) -> Figure:
+    """Figures 2 and 4 of the paper: losses, norm and alignment, paths of neurons, their clouds.
 
-    Of an ensemble the first replica is shown.
+    With `law_of_modes` : (records,), or the reason for being without it, a further panel has
+    |W|_F^2 and what the law of modes predicts.  Of an ensemble the first replica is shown.
     """
-    series = _first_replica(trajectory)
+    series = panels.first_replica(trajectory)
+    further = law_of_modes is not None or bool(without)
     with rc_context(STYLE):
-        figure = _blank(TWO_COLUMNS, 4.5)
-        top = {"left": 0.08, "right": 0.93, "bottom": 0.59, "top": 0.95, "wspace": 0.7}
+        figure = _blank(TWO_COLUMNS, 4.6)
+        top = {"left": 0.08, "right": 0.93, "bottom": 0.6, "top": 0.95, "wspace": 0.72}
         losses, norms, path = figure.subplots(1, 3, gridspec_kw=top)
-        bottom = {"left": 0.08, "right": 0.985, "bottom": 0.09, "top": 0.44, "wspace": 0.1}
+        right = 0.715 if further else 0.985
+        bottom = {"left": 0.08, "right": right, "bottom": 0.09, "top": 0.44, "wspace": 0.12}
         clouds = figure.subplots(1, 4, sharex=True, sharey=True, gridspec_kw=bottom)
-        _draw_losses(losses, series)
-        _draw_norms(norms, series)
-        for axes in (losses, norms):
-            _shade_phases(axes, trajectory, series["step"])
-        _draw_path(path, series)
-        _draw_clouds(clouds, series)
+        panels.draw_losses(losses, series)
+        panels.draw_norms(norms, series)
+        over_time = [losses, norms]
+        panels.draw_path(path, series)
+        panels.draw_clouds(clouds, series)
+        if further:
+            place = {"left": 0.8, "right": 0.985, "bottom": 0.09, "top": 0.44}
+            over_time.append(figure.subplots(1, 1, gridspec_kw=place))
+            panels.draw_law(over_time[-1], series, law_of_modes, without)
+        for axes in over_time:
+            panels.time_axis(axes, series["step"])
+            panels.shade_phases(axes, trajectory, series["step"])
+        for axes, name in zip(
+            (losses, norms, path, clouds[0], *over_time[2:]), "abcde", strict=False
+        ):
+            panels.letter(axes, name)
     return figure
 
 
-def _first_replica(trajectory: Trajectory) -> dict[str, Any]:
-    shared = ("step", "tracked_neurons", "cloud_step", "theta_star", "diverged_at")
-    ensemble = trajectory["train_loss"].ndim == 2
-    return {
-        name: value[0] if ensemble and name not in shared else value
-        for name, value in trajectory.arrays.items()
-    }
+def windows(trajectory: Trajectory, period: int, *, twin: bool = True, most: int = 3) -> Figure:
+    """A run in windows of `period` steps, those in which the noise is on shaded.
+
+    Losses (with those of the linearised `twin`), neuron norms, and the second-layer weights of
+    `most` neurons.  Of an ensemble the first replica is shown.
+    """
+    series = panels.first_replica(trajectory)
+    with rc_context(STYLE):
+        figure = _blank(TWO_COLUMNS, 5.2)
+        place = {"left": 0.09, "right": 0.84, "bottom": 0.08, "top": 0.96, "hspace": 0.2}
+        rows = figure.subplots(3, 1, sharex=True, gridspec_kw=place)
+        panels.draw_losses(rows[0], series, twin)
+        panels.draw_single_norms(rows[1], series)
+        panels.draw_second_layer(rows[2], series, most)
+        for axes, name in zip(rows, "abc", strict=True):
+            panels.time_axis(axes, series["step"], log=False)
+            panels.shade_windows(axes, period, int(series["step"][-1]))
+            panels.letter(axes, name)
+            handles = axes.get_legend_handles_labels()
+            axes.legend(*handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=1.0)
+            if name != "c":
+                axes.set_xlabel("")
+    return figure
 
 
-def _letter(axes: Axes, letter: str) -> None:
+def oscillation(trajectory: Trajectory, early: Trajectory, lemma: Lemma4 | None) -> Figure:
+    """The oscillation simulation: losses, norms, alignment, and the chains at the start.
+
+    `early` is the same run with every step recorded, `lemma` has the level and the time of Lemma 4,
+    if it says anything.  Of an ensemble the first replica is shown.
+    """
+    series = panels.first_replica(trajectory)
+    with rc_context(STYLE):
+        figure = _blank(TWO_COLUMNS, 4.6)
+        place = {"left": 0.08, "right": 0.93, "bottom": 0.1, "top": 0.95, "hspace": 0.5}
+        (losses, norms), (aligned, chains) = figure.subplots(
+            2, 2, gridspec_kw={**place, "wspace": 0.45}
+        )
+        panels.draw_losses(losses, series, twin=False)
+        panels.draw_norms(aligned, series)
+        for axes in (losses, aligned):
+            panels.time_axis(axes, series["step"])
+        _draw_small_norms(norms, series, lemma)
+        first = panels.first_replica(early)
+        panels.draw_chains(chains, first)
+        panels.time_axis(chains, first["step"], log=False)
+        for axes, name in zip((losses, norms, aligned, chains), "abcd", strict=True):
+            panels.letter(axes, name)
+    return figure
+
+
+def _draw_small_norms(axes: Axes, series: dict[str, Any], lemma: Lemma4 | None) -> None:
+    """The mean norm and the mean squared norm, with the level and the time of Lemma 4."""
+    steps, width = series["step"], series["cloud_norm"].shape[1]
+    panels.plot(axes, steps, series["norm_mean"], color=SKY, label=r"mean $\|w_i\|$")
+    squared = series["norm_squared"] / width
+    panels.plot(axes, steps, squared, color=BLUE, label=r"mean $\|w_i\|^2$")
+    panels.time_axis(axes, steps)
+    panels.log_values(axes)
+    if lemma is not None:
+        _draw_lemma_4(axes, int(steps[-1]), lemma)
+    axes.set_ylim(top=6 * axes.get_ylim()[1])  # room for the legend
+    axes.set_ylabel("norm of the neurons")
+    axes.legend(loc="upper left", ncols=2, columnspacing=1.0)
+
+
+def _draw_lemma_4(axes: Axes, last: int, lemma: Lemma4) -> None:
+    """The level and the latest time of Lemma 4, with their names where they are on the axes."""
+    axes.axhline(lemma.level, color=BLACK, ls="--", lw=0.8)
+    axes.axvline(lemma.latest, color=VERMILION, ls=":", lw=1.2)
+    if axes.get_xscale() == "log" and last < 1.5 * lemma.latest < 1e3 * last:
+        axes.set_xlim(right=1.5 * lemma.latest)
+    beside: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": True}
     axes.annotate(
-        f"({letter})", (0, 1), (-26, 4), xycoords="axes fraction", textcoords="offset points"
-    )
+        r"$\sqrt{\eta}$", (0.01, lemma.level), (4, 2), va="bottom",
+        xycoords=("axes fraction", "data"), **beside,
+    )  # fmt: skip
+    axes.annotate(
+        r"$t_0 \leq 1/\eta^2$", (lemma.latest, 0.99), (-3, -2), ha="right", va="top",
+        color=VERMILION, xycoords=("data", "axes fraction"), **beside,
+    )  # fmt: skip
 
 
-def _time_axis(axes: Axes, steps: FloatArray) -> None:
-    """Logarithmic time from the first record after the start, which has no place on it."""
-    if steps.size > 2:
-        axes.set_xscale("log")
-        axes.set_xlim(steps[1], steps[-1])
-    axes.set_xlabel("step $t$")
+def ledger(trajectory: Trajectory, lemma: Lemma3) -> Figure:
+    """Where the norm went: the sums of the norm identity, over time and by neuron, and Lemma 3.
+
+    `lemma` has the bounds to draw.  Of an ensemble the first replica is shown.
+    """
+    series = panels.first_replica(trajectory)
+    with rc_context(STYLE):
+        figure = _blank(TWO_COLUMNS, 2.5)
+        place = {"left": 0.075, "right": 0.985, "bottom": 0.18, "top": 0.9, "wspace": 0.36}
+        means, neurons, shares = figure.subplots(1, 3, gridspec_kw=place)
+        _draw_account(means, series)
+        _draw_neurons(neurons, series)
+        _draw_lemma_3(shares, series, lemma)
+        panels.time_axis(means, series["step"])
+        panels.time_axis(shares, series["cloud_step"])
+        for axes, name in zip((means, neurons, shares), "abc", strict=True):
+            panels.letter(axes, name)
+    return figure
 
 
-def _draw_losses(axes: Axes, series: dict[str, FloatArray]) -> None:
-    steps = series["step"]
-    for name, label, colour in (
-        ("train_loss", "train", BLUE),
-        ("test_loss", "test", ORANGE),
-    ):
-        if not np.isnan(series[name]).all():
-            axes.plot(steps, series[name], color=colour, label=label, lw=0.8)
-    axes.set_yscale("log")
-    axes.set_ylabel("loss (clean labels)")
-    _letter(axes, "a")
-    _time_axis(axes, steps)
-    axes.legend(loc="lower left")
+def _draw_account(axes: Axes, series: dict[str, Any]) -> None:
+    """Means over the neurons of the identity's terms, and its sum over what was measured."""
+    steps, width = series["step"], series["cloud_norm"].shape[1]
+    removed, restored = (series[f"ledger_{k}"].mean(axis=1) for k in ("removed", "restored"))
+    squared, second = series["norm_squared"] / width, series["second_layer_norm"] ** 2 / width
+    identity = squared[0] + second - second[0] - removed + restored
+    panels.plot(axes, steps, removed, color=VERMILION, label="removed")
+    panels.plot(axes, steps, restored, color=GREEN, label="restored")
+    panels.plot(axes, steps, squared, color=SKY, lw=2.4, label=r"$\|w_i\|^2$")
+    panels.plot(axes, steps, identity, color=BLACK, lw=0.9, ls="--", label="identity")
+    axes.set_ylim(top=1.5 * axes.get_ylim()[1])  # room for the legend
+    axes.set_ylabel("mean over neurons")
+    axes.legend(loc="upper left")
 
 
-def _draw_norms(axes: Axes, series: dict[str, FloatArray]) -> None:
-    steps = series["step"]
-    axes.plot(steps, series["norm_mean"], color=BLUE)
-    axes.set_ylabel(r"$\frac{1}{m}\sum_i \|w_i\|$", color=BLUE)
-    axes.tick_params(axis="y", colors=BLUE)
-    axes.set_ylim(bottom=0.0)
-    right = axes.twinx()
-    right.plot(steps, series["alignment_mean"], color=VERMILION, ls="--")
-    right.set_ylabel(r"$\frac{1}{m}\sum_i |\langle w_i, \theta^\star\rangle|$", color=VERMILION)
-    right.tick_params(axis="y", colors=VERMILION)
-    right.set_ylim(bottom=0.0)
-    _letter(axes, "b")
-    _time_axis(axes, steps)
+def _draw_neurons(axes: Axes, series: dict[str, Any]) -> None:
+    """Both sums of every neuron at the end against its norm at the start."""
+    start = series["cloud_norm"][0, : panels.MOST_POINTS] ** 2
+    for name, colour in (("removed", VERMILION), ("restored", GREEN)):
+        sums = series[f"ledger_{name}"][-1, : panels.MOST_POINTS]
+        axes.plot(start, sums, ".", ms=2, mew=0, color=colour, label=name, rasterized=True)
+    axes.legend(loc="upper left", handletextpad=0.1, markerscale=3)
+    axes.set_xlabel(r"$\|w_i(0)\|^2$")
+    axes.set_ylabel(f"sum until $t$ = {series['step'][-1]:,}")
 
 
-def _shade_phases(axes: Axes, trajectory: Trajectory, steps: FloatArray) -> None:
-    """Bands for the phases that phases.py finds, named along the top."""
-    phases = trajectory.phases()
-    starts = [0.0, *(np.ravel(t)[0] for t in (phases.last_escape, phases.alignment))]
-    edges = [*(np.inf if np.isnan(t) else t for t in starts), np.inf]
-    left, right = axes.get_xlim()
-    for (name, colour), begin, end in zip(PHASES, edges[:-1], edges[1:], strict=True):
-        begin, end = max(begin, left), min(end, right)
-        if begin < end:
-            axes.axvspan(begin, end, color=colour, lw=0, zorder=0)
-            log = axes.get_xscale() == "log"
-            share = np.log(end / begin) / np.log(right / left) if log else (end - begin) / right
-            if share > 0.1:
-                middle = np.sqrt(begin * end) if log else 0.5 * (begin + end)
-                axes.text(
-                    middle, 1.01, name, transform=axes.get_xaxis_transform(),
-                    ha="center", va="bottom", fontsize=8,
-                )  # fmt: skip
-
-
-def _draw_path(axes: Axes, series: dict[str, FloatArray]) -> None:
-    """Tracked neurons in the norm-alignment plane, darker later."""
-    steps, norm, alignment = (series[k] for k in ("step", "tracked_norm", "tracked_alignment"))
-    _letter(axes, "c")
-    axes.set_xlabel(r"norm $\|w_i\|$")
-    axes.set_ylabel(r"alignment $|\langle w_i, \theta^\star\rangle|$")
-    axes.set_xlim(0.0, 1.05 * np.nanmax(norm, initial=1e-12))
-    axes.set_ylim(0.0, 1.05 * np.nanmax(alignment, initial=1e-12))
-    _draw_bound(axes, series)
-    if steps.size < 3:
-        return
-    times = LogNorm(steps[1], steps[-1])
-    for i in range(norm.shape[1]):
-        points = np.stack([norm[:, i], alignment[:, i]], axis=1)
-        lines = LineCollection(
-            np.stack([points[:-1], points[1:]], axis=1).tolist(),
-            cmap="viridis_r", norm=times, lw=0.7, rasterized=True,
-        )  # fmt: skip
-        lines.set_array(steps[1:])
-        axes.add_collection(lines)
-    figure = axes.get_figure()
-    assert figure is not None
-    bar = figure.colorbar(ScalarMappable(times, "viridis_r"), ax=axes, pad=0.03, aspect=30)
-    bar.set_label("step $t$")
-
-
-def _draw_bound(axes: Axes, series: dict[str, FloatArray]) -> None:
-    """Full alignment, |<w, theta_star>| = |w| |theta_star|: no neuron can lie above this line."""
-    slope = float(np.linalg.norm(series["theta_star"]))
-    axes.axline((0.0, 0.0), slope=slope, color=BLACK, ls=":", lw=0.8)
-
-
-def _draw_clouds(panels: Any, series: dict[str, FloatArray]) -> None:
-    """All neurons at the start, near T/32 and T/8, and at the end."""
-    steps, norm, alignment = (series[k] for k in ("cloud_step", "cloud_norm", "cloud_alignment"))
-    last = steps[-1]
-    chosen = [int(np.argmin(np.abs(steps - last * share))) for share in (0.0, 1 / 32, 1 / 8, 1.0)]
-    for panel, k in zip(panels, chosen, strict=True):
-        panel.plot(
-            norm[k, :MOST_POINTS], alignment[k, :MOST_POINTS],
-            ".", ms=1.6, mew=0, alpha=0.6, color=BLUE, rasterized=True,
-        )  # fmt: skip
-        _draw_bound(panel, series)
-        panel.set_title(f"$t$ = {steps[k]:,}")
-        panel.set_xlabel(r"$\|w_i\|$")
-    _letter(panels[0], "d")
-    shown = np.array(chosen)
-    panels[0].set_ylabel(r"alignment $|\langle w_i, \theta^\star\rangle|$")
-    panels[0].set_xlim(0.0, 1.05 * np.nanmax(norm[shown], initial=1e-12))
-    panels[0].set_ylim(0.0, 1.05 * np.nanmax(alignment[shown], initial=1e-12))
+def _draw_lemma_3(axes: Axes, series: dict[str, Any], lemma: Lemma3) -> None:
+    """The empirical probabilities of Lemma 3 with the bounds that say something."""
+    steps = series["cloud_step"]
+    for name, label, colour, bound in (
+        ("lemma_3_nonpositive", r"$\Delta W_i \leq 0$", BLUE, lemma.nonpositive_probability),
+        ("lemma_3_decrease", r"$\Delta W_i \leq -(\sigma/4)^2$", VERMILION,
+         lemma.decrease_probability),
+    ):  # fmt: skip
+        panels.plot(axes, steps, series[name], color=colour, marker="o", ms=2, label=label)
+        if bound > 0:
+            axes.axhline(bound, color=colour, ls=":", lw=0.9, label="its bound")
+    gone = np.max(series["lazy_escape"])
+    if steps.size > 2 and gone > steps[1]:
+        axes.axvspan(steps[1], gone, color=panels.PHASES[0][1], lw=0, zorder=0)
+    axes.set_ylim(0.0, 1.5)  # room for the legend
+    axes.set_yticks(np.linspace(0.0, 1.0, 6))
+    axes.set_ylabel("probability (Lemma 3)")
+    axes.legend(loc="upper right")

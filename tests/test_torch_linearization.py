@@ -196,7 +196,7 @@ def test_steps_that_overshoot():
         torch.testing.assert_close(found[:, 0], 1 - residual)
         torch.testing.assert_close(predictor.test(step, discrete=True), found)
         residual = residual * (1 - 1.5 * torch.tensor([1.0, 2.0, 3.0]) / 3)
-    with pytest.raises(ValueError, match="no limit: lr is 1.5 times"):
+    with pytest.raises(ValueError, match=r"no limit: lr is 1\.5 times"):
         mse_predictor(kernel, f0, y, 3.0).train(INFINITY, discrete=True)
 
 

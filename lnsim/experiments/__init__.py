@@ -7,7 +7,13 @@ from types import ModuleType
 
 from lnsim.config import nearest
 
-NAMES = {"label-noise": "two phases of label noise SGD (Figure 2)"}
+NAMES = {
+    "label-noise": "two phases of label noise SGD (Figure 2)",
+    "label-noise-periodic": "label noise SGD with the noise on and off in turn",
+    "oscillation": "an oscillating second layer alone shrinks the first (Lemma 4)",
+    "oscillation-periodic": "the same with the oscillation on and off in turn",
+    "sam": "two phases of sharpness-aware minimisation (Figure 4)",
+}
 
 
 def load(name: str) -> ModuleType:

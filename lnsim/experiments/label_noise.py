@@ -6,41 +6,27 @@ steps, so two million show both phases to their end.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lnsim import _checks
-from lnsim.dynamics import SGD, LabelNoise
-from lnsim.network import ntk_init
-from lnsim.problem import gaussian_regression
-from lnsim.simulate import simulate
+from lnsim._checks import FloatArray
+from lnsim.experiments import _synthetic
 from lnsim.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LARGEST_EXPANSION = 1.0
+"""The small parameter of the law of modes from which on it is no prediction (modes.py)."""
+
 
 @dataclass(frozen=True)
-class Config:
-    """The setting of the figures.  theta_norm = 0 leaves theta* as drawn."""
+class Config(_synthetic.NoisySetting):
+    """The paper's setting.  `ledger` keeps the norm ledger of every neuron (ledger.py)."""
 
-    samples: int = 200
-    test_samples: int = 1000
-    dim: int = 20
-    width: int = 1000
-    theta_norm: float = 0.0
-    lr: float = 1e-3
-    sigma: float = 4.0
-    law: str = "rademacher"
-    batch_size: int = 1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    steps: int = 2_000_000
-    record_every: int = 2_000
-    tracked: int = 8
-    seed: int = 0
+    ledger: bool = False
 
 
 def run(config: Config, *, backend: str = "numba", **driver: Any) -> Trajectory:
@@ -48,60 +34,55 @@ def run(config: Config, *, backend: str = "numba", **driver: Any) -> Trajectory:
 
     Raises ValueError or TypeError for values out of range.
     """
-    _checks.real("theta_norm", config.theta_norm, least=0.0)
-    problem = gaussian_regression(
-        config.samples,
-        config.dim,
-        config.seed,
-        theta_norm=config.theta_norm or None,
-        test_samples=config.test_samples,
-    )
-    dynamics = SGD(
-        config.lr,
-        LabelNoise(config.sigma, config.law),
-        batch_size=config.batch_size,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-    return simulate(
-        problem,
-        ntk_init(config.width, config.dim, config.seed),
-        dynamics,
-        steps=config.steps,
-        record_every=config.record_every,
-        seed=config.seed,
-        tracked=config.tracked,
-        backend=backend,
-        config={"experiment": "label-noise", "backend": backend, **asdict(config)},
-        **driver,
-    )
+    driver = {"ledger": config.ledger, **driver}
+    dynamics = _synthetic.label_noise_sgd(config)
+    return _synthetic.train("label-noise", config, dynamics, backend, driver)
+
+
+def law_of_modes(trajectory: Trajectory) -> tuple[FloatArray | None, str]:
+    """The predicted |W(t)|_F^2 at the records, (records,), or None and why there is none."""
+    from lnsim import modes
+
+    config = _synthetic.config_of(Config, trajectory)
+    if config.momentum or config.weight_decay:
+        return None, "not derived for momentum or weight decay"
+    if config.batch_size < 1:
+        return None, "not derived for full batches"
+    if trajectory.status.code == "DIVERGED":
+        return None, "the run diverged"
+    problem, network = _synthetic.start(config)
+    assert problem.theta_star is not None
+    try:
+        curve = modes.integrate_modes(
+            problem.X, problem.theta_star, network.W, network.a,
+            config.lr, config.sigma, trajectory.steps.astype(np.float64), config.batch_size,
+        )  # fmt: skip
+    except (ValueError, ArithmeticError):
+        return None, "it has no solution here"
+    if curve.expansion.max() > LARGEST_EXPANSION:
+        return None, f"its small parameter is {curve.expansion.max():.2g}"
+    return curve.norm_squared, ""
 
 
 def figure(trajectory: Trajectory) -> Figure:
-    """Figure 2 of this run."""
+    """Figure 2 of this run, with the law of modes beside |W|_F^2."""
     from lnsim import figures
 
-    return figures.two_phases(trajectory)
+    curve, reason = law_of_modes(trajectory)
+    return figures.two_phases(trajectory, law_of_modes=curve, without=reason)
+
+
+def extra_figures(trajectory: Trajectory) -> dict[str, Figure]:
+    """Further figures by file name: that of the norm ledger, where it was kept."""
+    from lnsim import figures, theory
+
+    if "ledger_removed" not in trajectory.arrays:
+        return {}
+    config = _synthetic.config_of(Config, trajectory)
+    lemma = theory.lemma_3(config.width, config.dim, config.sigma)
+    return {"ledger": figures.ledger(trajectory, lemma)}
 
 
 def report(trajectory: Trajectory) -> list[str]:
     """What a person wants to know first, a line each."""
-    phases = trajectory.phases()
-    escape = "no neuron left the lazy regime"
-    if not np.isnan(phases.first_escape):
-        escape = f"first neuron at step {int(phases.first_escape):,}, "
-        escape += (
-            "not all of them"
-            if np.isnan(phases.last_escape)
-            else f"last at step {int(phases.last_escape):,}"
-        )
-    norm, alignment = trajectory["norm_mean"], trajectory["alignment_mean"]
-    test_loss = trajectory["test_loss"][-1]
-    return [
-        f"lazy escape   {escape}",
-        f"mean norm     {norm[0]:.4g} at the start,"
-        f" {norm[-1]:.4g} at step {trajectory.steps[-1]:,}",
-        f"alignment     {alignment[0]:.4g} at the start, {alignment[-1]:.4g} at the end"
-        f" (mean |cos| {trajectory['cosine_mean'][-1]:.3f})",
-        f"test loss     {test_loss:.4g} at the end (clean labels)",
-    ]
+    return _synthetic.report(trajectory)

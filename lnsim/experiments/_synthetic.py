@@ -1,0 +1,167 @@
+"""What the experiments on the two-layer linear network share: the setting, the run, the report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+
+from lnsim import _checks
+from lnsim._checks import FloatArray
+from lnsim.dynamics import SGD, Alternating, Dynamics, LabelNoise
+from lnsim.network import Network, ntk_init
+from lnsim.problem import Problem, gaussian_regression
+from lnsim.simulate import simulate
+from lnsim.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The setting of the figures.  theta_norm = 0 leaves theta* as drawn."""
+
+    samples: int = 200
+    test_samples: int = 1000
+    dim: int = 20
+    width: int = 1000
+    theta_norm: float = 0.0
+    lr: float = 1e-3
+    steps: int = 2_000_000
+    record_every: int = 2_000
+    tracked: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class NoisySetting(Setting):
+    """The same under label noise SGD."""
+
+    sigma: float = 4.0
+    law: str = "rademacher"
+    batch_size: int = 1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+
+C = TypeVar("C", bound=Setting)
+
+
+def start(config: Setting) -> tuple[Problem, Network]:
+    """The problem and the network at the start.  Raises ValueError for sizes out of range."""
+    _checks.real("theta_norm", config.theta_norm, least=0.0)
+    problem = gaussian_regression(
+        config.samples,
+        config.dim,
+        config.seed,
+        theta_norm=config.theta_norm or None,
+        test_samples=config.test_samples,
+    )
+    return problem, ntk_init(config.width, config.dim, config.seed)
+
+
+def label_noise_sgd(config: NoisySetting) -> SGD:
+    """The dynamics of a noisy setting."""
+    return SGD(
+        config.lr,
+        LabelNoise(config.sigma, config.law),
+        batch_size=config.batch_size,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def train(
+    experiment: str,
+    config: Setting,
+    dynamics: Dynamics | Alternating,
+    backend: str,
+    driver: dict[str, Any],
+) -> Trajectory:
+    """Trains from `start`; the trajectory's config names the experiment and repeats the run."""
+    problem, network = start(config)
+    return simulate(
+        problem,
+        network,
+        dynamics,
+        steps=config.steps,
+        record_every=config.record_every,
+        seed=config.seed,
+        tracked=config.tracked,
+        backend=backend,
+        config={"experiment": experiment, "backend": backend, **asdict(config)},
+        **driver,
+    )
+
+
+def config_of(cls: type[C], trajectory: Trajectory) -> C:
+    """The configuration that `trajectory` was made with."""
+    known = {field.name for field in fields(cls)}
+    return cls(**{key: value for key, value in trajectory.config.items() if key in known})
+
+
+def series(trajectory: Trajectory, name: str) -> FloatArray:
+    """A recorded series, (records,); of an ensemble, the first replica's."""
+    values = trajectory[name]
+    return values if values.shape == trajectory.steps.shape else values[0]
+
+
+def window_changes(trajectory: Trajectory, period: int) -> tuple[FloatArray, FloatArray]:
+    """How the mean norm changed over each window of `period` steps: while on, while off.
+
+    Between records the norm is interpolated.
+    """
+    steps, norm = trajectory.steps, series(trajectory, "norm_mean")
+    borders = np.unique(np.append(np.arange(0, steps[-1] + 1, period), steps[-1]))
+    changes = np.diff(np.interp(borders, steps, norm))
+    return changes[0::2], changes[1::2]
+
+
+def first_below(trajectory: Trajectory, level: float) -> float:
+    """The first record with (1/m) sum |w_i|^2 <= level, NaN if there is none.  Lemma 4."""
+    squares = series(trajectory, "norm_squared") / trajectory["final_W"].shape[-2]
+    below = np.flatnonzero(squares <= level)
+    return float(trajectory.steps[below[0]]) if below.size else float("nan")
+
+
+def report(trajectory: Trajectory) -> list[str]:
+    """What a person wants to know first, a line each."""
+    return [f(trajectory) for f in (escape_line, norm_line, alignment_line, loss_line)]
+
+
+def escape_line(trajectory: Trajectory) -> str:
+    """When the neurons left the lazy regime."""
+    phases = trajectory.phases()
+    first, last = (float(np.ravel(t)[0]) for t in (phases.first_escape, phases.last_escape))
+    if np.isnan(first):
+        return "lazy escape   no neuron left the lazy regime"
+    then = "not all of them" if np.isnan(last) else f"last at step {int(last):,}"
+    return f"lazy escape   first neuron at step {int(first):,}, {then}"
+
+
+def norm_line(trajectory: Trajectory) -> str:
+    """The mean norm at both ends."""
+    norm = series(trajectory, "norm_mean")
+    return (
+        f"mean norm     {norm[0]:.4g} at the start, {norm[-1]:.4g} at step {trajectory.steps[-1]:,}"
+    )
+
+
+def alignment_line(trajectory: Trajectory) -> str:
+    """The mean alignment at both ends."""
+    alignment, cosine = (series(trajectory, f"{name}_mean") for name in ("alignment", "cosine"))
+    return (
+        f"alignment     {alignment[0]:.4g} at the start, {alignment[-1]:.4g} at the end"
+        f" (mean |cos| {cosine[-1]:.3f})"
+    )
+
+
+def loss_line(trajectory: Trajectory) -> str:
+    """The test loss at the end."""
+    loss = series(trajectory, "test_loss")[-1]
+    return f"test loss     {loss:.4g} at the end (clean labels)"
+
+
+def window_line(trajectory: Trajectory, period: int) -> str:
+    """How the mean norm changed in all on-windows and in all off-windows."""
+    on, off = window_changes(trajectory, period)
+    return f"windows       mean norm {on.sum():+.4g} in all while on, {off.sum():+.4g} while off"

@@ -1,0 +1,52 @@
+"""Label noise in windows: on for `period` steps, off for `period` steps, and so on.
+
+Neuron norms fall while the noise is on and stop while it is off; second-layer weights oscillate
+while it is on and settle while it is off.  100,000 steps are ten windows of each kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lnsim.dynamics import Alternating
+from lnsim.experiments import _synthetic
+from lnsim.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Config(_synthetic.NoisySetting):
+    """The paper's setting."""
+
+    steps: int = 100_000
+    record_every: int = 50
+    period: int = 5000
+
+
+def run(config: Config, *, backend: str = "numba", **driver: Any) -> Trajectory:
+    """Draws the problem and the network and trains; `driver` goes to `simulate` as it is.
+
+    Raises ValueError or TypeError for values out of range.
+    """
+    dynamics = Alternating(_synthetic.label_noise_sgd(config), config.period)
+    return _synthetic.train("label-noise-periodic", config, dynamics, backend, driver)
+
+
+def figure(trajectory: Trajectory) -> Figure:
+    """Losses, norms and second-layer weights over the windows."""
+    from lnsim import figures
+
+    return figures.windows(trajectory, trajectory.config["period"])
+
+
+def report(trajectory: Trajectory) -> list[str]:
+    """What a person wants to know first, a line each."""
+    return [
+        _synthetic.escape_line(trajectory),
+        _synthetic.norm_line(trajectory),
+        _synthetic.window_line(trajectory, trajectory.config["period"]),
+        _synthetic.loss_line(trajectory),
+    ]

@@ -1,0 +1,172 @@
+"""The synthetic experiments: their configurations, their effects, and their figures everywhere."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lnsim import config as configs
+from lnsim import experiments, figures
+from lnsim.experiments import _synthetic, label_noise, label_noise_periodic, oscillation, sam
+from lnsim.reproduce import SYNTHETIC
+
+TINY = {"samples": 12, "dim": 4, "width": 10, "lr": 1e-2, "steps": 60, "record_every": 3}
+EDGES = {
+    "no step": {"steps": 0},
+    "two records": {"steps": 5, "record_every": 5},
+    "diverged": {"lr": 40.0, "record_every": 1},
+    "few samples": {"samples": 2, "tracked": 0},
+    "one neuron, one input, no noise": {"width": 1, "dim": 1, "sigma": 0.0},
+}
+
+
+def build(name, **changes):
+    module = experiments.load(name)
+    known = {field.name for field in dataclasses.fields(module.Config)}
+    values = {**TINY, "period": 20, **changes}
+    return module, module.Config(**{k: v for k, v in values.items() if k in known})
+
+
+@pytest.mark.small
+def test_the_synthetic_experiments_are_listed():
+    assert set(SYNTHETIC) <= set(experiments.NAMES)
+    with pytest.raises(ValueError, match="oscillation"):
+        experiments.load("oscilation")
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_configurations_survive_their_file(name, tmp_path):
+    module, config = build(name)
+    run = module.run(config)
+    run.save(tmp_path)
+    values = configs.read_toml(tmp_path / "config.toml")
+    assert values.pop("experiment") == name and values.pop("backend") == "numba"
+    again = configs.build(module.Config, values)
+    assert again == config
+    for key, value in module.run(again).arrays.items():
+        np.testing.assert_array_equal(value, run[key], err_msg=key)
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("edge", EDGES.values(), ids=EDGES.keys())
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_every_figure_renders_and_every_report_has_four_lines(name, edge):
+    module, config = build(name, **edge)
+    run = module.run(config)
+    assert (run.status.code == "DIVERGED") == (config.lr > 1)
+    assert figures.render(module.figure(run), "png", dpi=30).startswith(b"\x89PNG")
+    lines = module.report(run)
+    assert len(lines) == 4 and all("\n" not in line for line in lines)
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("edge", [{"steps": 0}, {"lr": 40.0}, {"width": 1}])
+def test_the_ledger_has_a_figure_of_its_own(edge):
+    module, config = build("label-noise", ledger=True, **edge)
+    drawn = module.extra_figures(module.run(config))
+    assert list(drawn) == ["ledger"]
+    assert figures.render(drawn["ledger"], "png", dpi=30).startswith(b"\x89PNG")
+    _, without = build("label-noise", **edge)
+    assert module.extra_figures(module.run(without)) == {}
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_an_ensemble_has_a_figure_and_a_report(name):
+    module, config = build(name)
+    run = module.run(config, replicas=2)
+    assert figures.render(module.figure(run), "png", dpi=30).startswith(b"\x89PNG")
+    assert module.report(run) == module.report(module.run(config))
+
+
+@pytest.mark.small
+def test_figures_are_the_same_bytes_every_time():
+    module, config = build("label-noise-periodic")
+    run = module.run(config)
+    for kind in ("png", "pdf"):
+        first, second = (figures.render(module.figure(run), kind, dpi=30) for _ in range(2))
+        assert first == second
+
+
+@pytest.mark.small
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("oscillation", "amplitude", 0.0),
+        ("oscillation-periodic", "amplitude", -0.1),
+        ("oscillation", "lr", -1e-3),
+        ("oscillation-periodic", "period", 0),
+        ("label-noise-periodic", "period", 0),
+        ("sam", "rho", -0.1),
+        ("sam", "sigma", -1.0),
+        ("label-noise", "theta_norm", -1.0),
+    ],
+)
+def test_values_out_of_range_are_named(name, key, value):
+    module, config = build(name, **{key: value})
+    with pytest.raises(ValueError, match=key):
+        module.run(config)
+
+
+@pytest.mark.small
+def test_the_amplitude_is_the_fourth_root_of_lr_unless_given():
+    assert oscillation.Config(lr=1e-4).amplitude == pytest.approx(0.1)
+    assert oscillation.Config(lr=1e-4, amplitude=0.3).amplitude == 0.3
+
+
+@pytest.mark.small
+def test_the_law_of_modes_says_why_it_is_not_drawn():
+    for changes, word in (
+        ({"momentum": 0.5}, "momentum"),
+        ({"weight_decay": 0.1}, "weight decay"),
+        ({"batch_size": 0}, "full batches"),
+        ({"lr": 40.0}, "diverged"),
+    ):
+        module, config = build("label-noise", **changes)
+        curve, reason = label_noise.law_of_modes(module.run(config))
+        assert curve is None and word in reason
+
+
+def test_the_law_of_modes_is_over_the_measured_norm():
+    run = label_noise.run(label_noise.Config(steps=200_000))
+    curve, reason = label_noise.law_of_modes(run)
+    assert reason == ""
+    np.testing.assert_allclose(curve, run["norm_squared"], rtol=0.03)
+
+
+@pytest.mark.small
+def test_window_changes_of_a_known_series():
+    _, config = build("label-noise-periodic", steps=60, record_every=7)
+    run = label_noise_periodic.run(config)
+    line = dataclasses.replace(run, arrays={**run.arrays, "norm_mean": 100.0 - run.steps})
+    on, off = _synthetic.window_changes(line, 20)
+    np.testing.assert_allclose(on, [-20.0, -20.0])
+    np.testing.assert_allclose(off, [-20.0])
+
+
+@pytest.mark.parametrize("name", ["label-noise-periodic", "oscillation-periodic"])
+def test_norms_fall_while_it_is_on_and_rest_while_it_is_off(name):
+    module = experiments.load(name)
+    run = module.run(module.Config(width=200, steps=40_000))
+    on, off = _synthetic.window_changes(run, 5000)
+    assert len(on) == len(off) == 4
+    assert (on < 0).all()
+    assert np.abs(off).sum() < 0.05 * np.abs(on).sum()
+
+
+def test_sam_leaves_the_lazy_regime_and_without_rho_does_not():
+    config = sam.Config(steps=20_000)
+    run, still = sam.run(config), sam.run(dataclasses.replace(config, rho=0.0))
+    assert run["lazy_fraction"][-1] == 0.0 and run["norm_mean"][-1] < 0.7
+    assert still["lazy_fraction"][-1] == 1.0
+    assert still["norm_mean"][-1] == pytest.approx(still["norm_mean"][0], rel=1e-3)
+
+
+def test_an_oscillating_second_layer_shrinks_the_first():
+    run = oscillation.run(oscillation.Config(width=32, steps=200_000))
+    level = np.sqrt(run.config["lr"])
+    assert _synthetic.first_below(run, level) < run.config["lr"] ** -2
+    # The record spacing is odd, so that every chain is seen to move.
+    seen = np.abs(run["tracked_second_layer"])
+    assert ((seen == 0).any(axis=0) & (seen > 0).any(axis=0)).all()
