@@ -87,10 +87,13 @@ class Trajectory:
         return phases.measure(self)
 
     def plot(self) -> Figure:
-        """The figure of the experiment that made this trajectory."""
-        from lnsim import figures
+        """The figure of the experiment that made this trajectory; else that of the two phases."""
+        from lnsim import experiments, figures
 
-        return figures.two_phases(self)
+        if "experiment" not in self.config:
+            return figures.two_phases(self)
+        figure: Figure = experiments.load(str(self.config["experiment"])).figure(self)
+        return figure
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers of how the run ended, as written to summary.json."""
