@@ -84,10 +84,10 @@ def two_phases(
     return figure
 
 
-def windows(trajectory: Trajectory, period: int, *, twin: bool = True, most: int = 3) -> Figure:
+def windows(trajectory: Trajectory, period: int, *, most: int = 3) -> Figure:
     """A run in windows of `period` steps, those in which the noise is on shaded.
 
-    Losses (with those of the linearised `twin`), neuron norms, and the second-layer weights of
+    Losses with those of the linearised twin, neuron norms, and the second-layer weights of
     `most` neurons.  Of an ensemble the first replica is shown.
     """
     series = panels.first_replica(trajectory)
@@ -95,7 +95,7 @@ def windows(trajectory: Trajectory, period: int, *, twin: bool = True, most: int
         figure = _blank(TWO_COLUMNS, 5.2)
         place = {"left": 0.09, "right": 0.84, "bottom": 0.08, "top": 0.96, "hspace": 0.2}
         rows = figure.subplots(3, 1, sharex=True, gridspec_kw=place)
-        panels.draw_losses(rows[0], series, twin)
+        panels.draw_losses(rows[0], series)
         panels.draw_single_norms(rows[1], series)
         panels.draw_second_layer(rows[2], series, most)
         for axes, name in zip(rows, "abc", strict=True):
@@ -122,7 +122,7 @@ def oscillation(trajectory: Trajectory, early: Trajectory, lemma: Lemma4 | None)
         (losses, norms), (aligned, chains) = figure.subplots(
             2, 2, gridspec_kw={**place, "wspace": 0.45}
         )
-        panels.draw_losses(losses, series, twin=False)
+        panels.draw_losses(losses, series)
         panels.draw_norms(aligned, series)
         for axes in (losses, aligned):
             panels.time_axis(axes, series["step"])

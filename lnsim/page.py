@@ -92,7 +92,7 @@ def oscillation(verdicts: Sequence[Verdict]) -> Section:
         (
             (
                 "oscillation/figure.png",
-                "(a) losses on clean labels; (b) mean norm and mean squared norm with the level"
+                f"{LOSSES}, by plain descent; (b) mean norm and mean squared norm with the level"
                 " and the latest time of Lemma 4; (c) mean norm (solid) and mean alignment"
                 " (dashed); (d) four second-layer weights at the start.",
             ),
@@ -108,7 +108,7 @@ def oscillation_periodic(verdicts: Sequence[Verdict]) -> Section:
         "The same in windows: norms fall while the second layer oscillates and stop falling while"
         " it does not. What a does while off is unstated; here both layers follow plain gradient"
         " descent.",
-        (("oscillation-periodic/figure.png", f"(a) losses on clean labels, {WINDOWS}."),),
+        (("oscillation-periodic/figure.png", f"{LOSSES}, {WINDOWS}."),),
         verdicts,
     )
 

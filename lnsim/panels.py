@@ -142,27 +142,30 @@ def shade_windows(axes: Axes, period: int, last: int) -> None:
         axes.axvspan(begin, min(begin + period, last), color=ON, lw=0, zorder=0)
 
 
-def draw_losses(axes: Axes, series: Series, twin: bool = True) -> None:
-    """Clean training and test loss, and where `twin` those of the linearised twin ("lin.")."""
+def draw_losses(axes: Axes, series: Series) -> None:
+    """Clean training and test loss, and those of the linearised twin ("lin.")."""
     shown: list[FloatArray] = []
-    for name, label, colour, width in LOSSES if twin else LOSSES[2:]:
+    for name, label, colour, width in LOSSES:
         values = series.get(name)
         if values is None or np.isnan(values).all():
             continue
         plot(axes, series["step"], values, color=colour, label=label, lw=width)
         shown.append(values[(values > 0) & (values < LARGEST)])
     log_values(axes)
-    _whole_decades(axes, np.concatenate([np.empty(0), *shown]))
+    # The network's own losses decide how far down the axis goes: a twin may fall out of it.
+    own = [values for values in shown[-2:] if values.size]
+    lowest = min((values.min() for values in own), default=0.0)
+    _whole_decades(axes, np.concatenate([np.empty(0), *shown]), lowest)
     axes.set_ylabel("loss (clean labels)")
     handles, labels = axes.get_legend_handles_labels()
-    fallen = shown and len(shown[0]) and shown[0][-1] < 1e-3 * shown[0][0]
+    fallen = bool(own) and all(v[-1] < 1e-3 * v[0] for v in shown if v.size)
     axes.legend(handles[::-1], labels[::-1], loc="upper right" if fallen else "lower left")
 
 
-def _whole_decades(axes: Axes, values: FloatArray) -> None:
-    """Limits such that a power of ten is on the axis, and no rounding errors are."""
+def _whole_decades(axes: Axes, values: FloatArray, lowest: float) -> None:
+    """Limits from `lowest` such that a power of ten is on the axis, and no rounding errors are."""
     if values.size:
-        low, high = max(values.min(), LOSS_FLOOR * values.max()), values.max()
+        low, high = max(lowest, LOSS_FLOOR * values.max()), values.max()
         if high < 10 * low:
             axes.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.floor(np.log10(high) + 1))
         elif low > values.min():

@@ -39,7 +39,7 @@ def figure(trajectory: Trajectory) -> Figure:
     """Losses, norms and second-layer weights over the windows."""
     from lnsim import figures
 
-    return figures.windows(trajectory, trajectory.config["period"], twin=False, most=2)
+    return figures.windows(trajectory, trajectory.config["period"], most=2)
 
 
 def report(trajectory: Trajectory) -> list[str]:
