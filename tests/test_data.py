@@ -52,7 +52,7 @@ X, y = np.ones((3, 2)), np.ones(3)
         (lambda: lnsim.Network(X, np.ones(3) * np.inf), "a must be finite"),
         (lambda: lnsim.gaussian_regression(3, 2, theta_norm=-1.0), "theta_norm must be"),
         (lambda: lnsim.SGD(-1e-3), "lr must be"),
-        (lambda: lnsim.SGD(1e-3, batch_size=0), "batch_size must be at least 1"),
+        (lambda: lnsim.SGD(1e-3, batch_size=-1), "batch_size must be at least 0"),
         (lambda: lnsim.SGD(1e-3, momentum=1.0), "momentum must be below 1"),
         (lambda: lnsim.SGD(1e-3, weight_decay=-1.0), "weight_decay must be"),
         (lambda: lnsim.LabelNoise(-1.0), "sigma must be"),

@@ -32,7 +32,7 @@ from .ntk import refuse_random_layers
 
 with warnings.catch_warnings():
     # jvp imports this on its first use, and some releases of torch then warn about themselves.
-    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore")
     import torch._decomp.decompositions_for_jvp
 
 
