@@ -23,7 +23,7 @@ import lnsim
 ROUNDS = 7
 NOISE = lnsim.LabelNoise(4.0)
 SGD, SAM = lnsim.SGD(1e-3, NOISE), lnsim.SAM(1e-3, 0.1)
-LONG, SHORT = 2_000_000, 20_000
+LONG, SHORT = 2_000_000, 100_000
 RECORDED = {"record_every": LONG // 1000}
 CASES = {
     "reduced": (SGD, "reduced", LONG, {}),

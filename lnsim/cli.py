@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input, 3 the run diverged, 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import signal
 import sys
@@ -59,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE.toml", help="read keys from a file, such as a run's"
     )
     run.add_argument("--seed", type=int, help="short for --set seed=SEED")
-    run.add_argument("--backend", help="the backend that trains (default: numba)")
+    run.add_argument("--backend", help="the backend that trains: numba (default) or torch")
+    run.add_argument("--device", help="where torch trains: cpu (default), cuda or cuda:N")
     run.add_argument(
         "--out", type=Path, metavar="DIR", help="the run folder (default: runs/EXPERIMENT)"
     )
@@ -96,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_assignments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
-        help="change one key of the configuration; may be given many times",
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="assignments",
+        help="change keys of the configuration; may be given many times",
     )  # fmt: skip
 
 
@@ -128,6 +130,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.seed is not None:
         values["seed"] = arguments.seed
     config = configs.build(experiment.Config, values)
+    options: dict[str, Any] = {}
+    if arguments.device is not None:
+        if "device" in inspect.signature(experiment.run).parameters:
+            options["device"] = arguments.device
+        else:
+            backend = f"{backend}:{arguments.device}"
 
     out = arguments.out or free_path(Path("runs"), name)
     with RunFolder(out, reuse=arguments.resume or arguments.force), _interrupt() as stop:
@@ -139,6 +147,7 @@ def _run(arguments: argparse.Namespace) -> int:
             checkpoint=lambda partial: partial.save(out, "checkpoint.npz"),
             checkpoint_every=arguments.checkpoint_every,
             stop=stop,
+            **options,
         )
         if trajectory.status.code == "STOPPED":
             trajectory.save(out, "checkpoint.npz")

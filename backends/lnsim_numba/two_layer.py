@@ -18,6 +18,9 @@ g(c + e) = g(c) sum_i u_i, the terms of the Taylor series follow from g' = -2 x 
 By Cramer's bound on Hermite functions |g(c) u_i| <= 1.3 (sqrt(2) |e|)^i / sqrt(i!): with a node
 every 1/32, so |e| <= 1/64, eight terms leave 3e-16.  Beyond 6, erf is 1 to the last bit.  The
 look-up and the series are two loops, because only the second can be vectorised.
+
+Outputs are made in double precision whatever the type of the gradients: late in training f - y is
+a small difference of large numbers, and an error of f would not fade as one of a gradient does.
 """
 
 from __future__ import annotations
@@ -113,9 +116,11 @@ def descend(
     weights = np.empty(W2.shape, real.dtype)
     moved = np.empty(W2.shape, real.dtype)
     Delta = np.empty(start.shape, real.dtype)
-    scratch = np.empty((4, width), real.dtype)
-    phi, slope, centre, offset = scratch[0], scratch[1], scratch[2], scratch[3]
-    f = np.empty(b2.size, real.dtype)
+    double = np.empty((4, width))
+    phi, node_slope, centre, offset = double[0], double[1], double[2], double[3]
+    single = np.empty((2, width), real.dtype)
+    phi_real, slope = single[0], single[1]
+    f = np.empty(b2.size)
     D = np.empty(b2.size, real.dtype)
     shift = np.empty(b2.size)
     for t in range(labels.shape[0]):
@@ -127,13 +132,13 @@ def descend(
         for j in range(samples):
             if j % 2 == 0:
                 preactivations(A, gram, start, j, rows)
-            look_up(rows[j % 2], nodes, phi, slope, centre, offset)
-            series(phi, slope, centre, offset)
-            forward(weights, phi, f)
+            look_up(rows[j % 2], nodes, phi, node_slope, centre, offset)
+            series(phi, node_slope, centre, offset, phi_real, slope)
+            forward(W2, phi, f)
             for c in range(b2.size):
                 D[c] = rate * (f[c] + b2[c] - (labels[t, j] == c))
                 shift[c] += D[c]
-            backward(D, weights, phi, slope, Delta[j], moved)
+            backward(D, weights, phi_real, slope, Delta[j], moved)
         subtract(A, Delta)
         subtract(W2, moved)
         for c in range(b2.size):
@@ -180,27 +185,27 @@ def look_up(h: Any, nodes: Any, phi: Any, slope: Any, centre: Any, offset: Any) 
 
 
 @njit(**FAST)
-def series(phi: Any, slope: Any, centre: Any, offset: Any) -> None:
-    """erf and erf' from those at the nodes."""
-    real = phi.dtype.type
+def series(phi: Any, slope: Any, centre: Any, offset: Any, phi_real: Any, slope_real: Any) -> None:
+    """From those at the nodes, erf in `phi`, and both in the arrays of the gradients' type."""
     for i in range(phi.size):
         e = offset[i]
-        p, q = real(-2) * centre[i] * e, real(-2) * e * e
-        before, u = real(0), real(1)
-        of_slope, of_erf = real(1), real(1)
+        p, q = -2.0 * centre[i] * e, -2.0 * e * e
+        before, u = 0.0, 1.0
+        of_slope, of_erf = 1.0, 1.0
         for k in range(1, TERMS):
-            before, u = u, (p * u + q * before) * real(1.0 / k)
+            before, u = u, (p * u + q * before) * (1.0 / k)
             of_slope += u
-            of_erf += u * real(1.0 / (k + 1))
+            of_erf += u * (1.0 / (k + 1))
         phi[i] += slope[i] * e * of_erf
-        slope[i] *= of_slope
+        phi_real[i] = phi[i]
+        slope_real[i] = slope[i] * of_slope
 
 
 @njit(**FAST)
 def forward(W2: Any, phi: Any, f: Any) -> None:
     """f = W2 phi."""
     for c in range(f.size):
-        total = phi.dtype.type(0)
+        total = 0.0
         for i in range(phi.size):
             total += W2[c, i] * phi[i]
         f[c] = total

@@ -14,7 +14,7 @@ it by full-batch gradient descent would give, without training. With the loss
 t in steps, Θ the kernel on the training set. In Θ's eigenbasis these are scalars: one
 eigendecomposition serves all times. Elsewhere
 
-    f_test(t) = f_test(0) − Θ_test w(t),   w(t) = (1 − e^{−a t})/Θ r(0)   or  (1 − (1 − a)^t)/Θ r(0),
+    f_test(t) = f_test(0) − Θ_test w(t),   w(t) = (1 − e^{−a t})/Θ r(0)  or  (1 − (1 − a)^t)/Θ r(0),
 
 whose limit in a direction that Θ does not see (eigenvalue λ → 0) is lr·t/(N·C): no inverse of Θ is
 taken. At t = ∞ such directions are left where they are, in training and test.

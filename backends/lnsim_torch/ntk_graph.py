@@ -152,7 +152,7 @@ def bottlenecks(graph: Graph, calls: Sequence[int]) -> list[Bottleneck]:
         if above not in found or here.nbytes < found[above].nbytes:
             found[above] = here
     bottom = frozenset(calls)
-    return [*[*found.values()][:-1 if bottom in found else None], Bottleneck(bottom)]
+    return [*[*found.values()][: -1 if bottom in found else None], Bottleneck(bottom)]
 
 
 def _nbytes(edge: GradientEdge) -> int:

@@ -78,18 +78,33 @@ def _descend(
     gram = place(start.gram).expand(runs, -1, -1)
     preactivation = place(start.preactivation)
     masters = [place(values) for values in vars(state).values()]
-    targets = torch.eye(classes, dtype=real, device=device)[place(labels.swapaxes(0, 1))]
-    for target in targets:
-        H = torch.baddbmm(preactivation, gram, masters[0])
-        moving = [value.detach().to(real).requires_grad_() for value in (H, *masters[1:])]
-        gradients = torch.autograd.grad(_loss(*moving, target), moving)
+    targets = torch.eye(classes, dtype=torch.float64, device=device)[place(labels.swapaxes(0, 1))]
+    coefficients, W2, b2 = masters
+    for target in targets.mT:
+        H = torch.baddbmm(preactivation, gram, coefficients)
+        gradients = _gradients(H, W2, b2, target, real)
         for master, gradient in zip(masters, gradients, strict=True):
             master.sub_(gradient, alpha=lr)
     for values, master in zip(vars(state).values(), masters, strict=True):
         values[...] = master.cpu().numpy()
 
 
-def _loss(H: Tensor, W2: Tensor, b2: Tensor, target: Tensor) -> Tensor:
-    """The loss of every run, added up: runs share no parameter."""
-    f = torch.baddbmm(b2[:, None], torch.erf(H), W2.mT)
-    return 0.5 * (f - target).square().mean(dim=(1, 2)).sum()
+def _gradients(
+    H: Tensor, W2: Tensor, b2: Tensor, target: Tensor, real: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Gradients of the loss at H, W2 and b2, of type `real`.  `target` : (S, C, n).
+
+    The loss is differentiated in double precision, the network in `real`: late in training f - y
+    is a small difference of large numbers, and an error of f would not fade as one of a gradient.
+    """
+    f = _outputs(H, W2, b2).requires_grad_()
+    # The loss of every run, added up: runs share no parameter.
+    loss = 0.5 * (f - target).square().mean(dim=(1, 2)).sum()
+    (at_f,) = torch.autograd.grad(loss, f)
+    moving = [value.detach().to(real).requires_grad_() for value in (H, W2, b2)]
+    return torch.autograd.grad(_outputs(*moving), moving, at_f.to(real))
+
+
+def _outputs(H: Tensor, W2: Tensor, b2: Tensor) -> Tensor:
+    """f at preactivations H, (S, C, n): so laid out, the products of both passes are fastest."""
+    return torch.baddbmm(b2[:, :, None], W2, torch.erf(H).mT)

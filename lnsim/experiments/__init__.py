@@ -13,6 +13,7 @@ NAMES = {
     "oscillation": "an oscillating second layer alone shrinks the first (Lemma 4)",
     "oscillation-periodic": "the same with the oscillation on and off in turn",
     "sam": "two phases of sharpness-aware minimisation (Figure 4)",
+    "linearization": "label noise on real images, beside the linearised network (the notebook)",
 }
 
 

@@ -1,0 +1,268 @@
+"""Function-space linearisation on real images (the paper's released notebook).
+
+Two-layer erf networks on 64 images of CIFAR-10: one trained on clean labels, one with labels
+redrawn at every step, and the linearisation of both at their start.  The clean run follows the
+linearisation, so it is lazy; the noisy one leaves it: higher training loss, lower test loss, and
+first-layer norms that fall more.  The science is in function_space.py and label_flips.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lnsim import _checks, function_space, images, streams
+from lnsim._checks import FloatArray
+from lnsim.backend import DIVERGED_ABOVE
+from lnsim.function_space import Start, State, Task
+from lnsim.images import CLASSES
+from lnsim.label_flips import FLIPS, check_tau, flip_labels
+from lnsim.simulate import _progress, record_steps
+from lnsim.trajectory import Status, Trajectory, provenance
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RUNS = ("clean", "noisy")
+CURVES = ("clean", "noisy", "linearized")
+SERIES = (
+    *(f"{curve}_{part}_loss" for curve in CURVES for part in ("train", "test")),
+    *(f"{run}_{what}" for run in RUNS for what in ("norm_mean", "norm_std", "ntk_distance")),
+)
+"""The recorded arrays beside `step`, each (records,)."""
+
+STEPS_AT_ONCE = 1000
+"""Steps whose labels are held at a time."""
+
+SAME = 1e-6
+"""Relative difference up to which the start of a resumed run is that of the earlier one."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The notebook's setting.
+
+    `data` is the path of an .npz file, or "cifar10", downloaded below `data_root`.  `tau` is the
+    probability that a label is drawn anew at a step, `flip` from which classes: "any" of all (the
+    notebook) or "other" than the true one (the README).  `dtype` is that of single gradients.
+    """
+
+    data: str = ""
+    data_root: str = "data"
+    samples: int = 64
+    test_samples: int = 64
+    width: int = 512
+    lr: float = 1e-3
+    steps: int = 10_000
+    record_every: int = 100
+    tau: float = 0.5
+    flip: str = "any"
+    dtype: str = "float32"
+    seed: int = 0
+
+
+def run(
+    config: Config,
+    *,
+    backend: str = "numba",
+    device: str = "cpu",
+    progress: bool | Callable[[int], object] | None = None,
+    resume: Trajectory | None = None,
+    checkpoint: Callable[[Trajectory], object] | None = None,
+    checkpoint_every: float = 60.0,
+    stop: Callable[[], bool] | None = None,
+) -> Trajectory:
+    """Trains both runs; the keywords mean what they mean for `lnsim.simulate`.
+
+    Raises ValueError or TypeError for bad input.
+    """
+    _check(config)
+    engine = function_space.load_engine(backend)
+    engine.check_device(device)
+    recorder = _Recorder(config, backend, device)
+    step = recorder.restore(resume) if resume is not None else 0
+    words = streams.WordStream(config.seed, 1, step * config.samples)
+    report, close = _progress(progress or False, config.steps, step)
+    saved = time.monotonic()
+    try:
+        for target in recorder.to_come():
+            while step < target:
+                count = min(target - step, STEPS_AT_ONCE)
+                engine.advance(
+                    recorder.state, recorder.start, _labels(config, recorder.task, words, count),
+                    config.lr, dtype=config.dtype, device=device,
+                )  # fmt: skip
+                step += count
+                report(step)
+            if not recorder.observe(step):
+                return recorder.trajectory(Status("DIVERGED", step))
+            if step == config.steps:
+                break
+            if stop is not None and stop():
+                return recorder.trajectory(Status("STOPPED", step))
+            if checkpoint is not None and time.monotonic() - saved >= checkpoint_every:
+                checkpoint(recorder.trajectory(Status("STOPPED", step)))
+                saved = time.monotonic()
+    finally:
+        close()
+    return recorder.trajectory(Status("OK", step))
+
+
+def figure(trajectory: Trajectory) -> Figure:
+    """Training loss, test loss, and mean and deviation of the first-layer norms."""
+    from lnsim import figures_linearization
+
+    return figures_linearization.four_panels(trajectory)
+
+
+def report(trajectory: Trajectory) -> list[str]:
+    """What a person wants to know first, a line each."""
+    lines = []
+    for part, label in (("train", "training loss"), ("test", "test loss")):
+        ends = {curve: trajectory[f"{curve}_{part}_loss"][-1] for curve in CURVES}
+        lines.append(
+            f"{label:<14}{ends['linearized']:.4g} linearised, {ends['clean']:.4g} clean,"
+            f" {ends['noisy']:.4g} noisy (clean labels, step {trajectory.steps[-1]:,})"
+        )
+    norms = [trajectory[f"{run}_norm_mean"] for run in RUNS]
+    changes = [norm[-1] - norm[0] for norm in norms]
+    lines.append(
+        f"mean norm     {norms[0][0]:.4g} at the start,"
+        f" {changes[0]:+.2e} clean, {changes[1]:+.2e} noisy"
+    )
+    moved = [trajectory[f"{run}_ntk_distance"][-1] for run in RUNS]
+    lines.append(f"kernel        moved by {moved[0]:.3g} clean, {moved[1]:.3g} noisy (of its norm)")
+    return lines
+
+
+def _check(config: Config) -> None:
+    """Refuses numbers and words out of range."""
+    for name in ("samples", "test_samples", "width", "record_every"):
+        _checks.integer(name, getattr(config, name), 1)
+    _checks.integer("steps", config.steps, 0)
+    if not isinstance(_checks.real("lr", config.lr, above=0.0), float):
+        raise TypeError(f"lr must be one number, got {config.lr!r}")
+    check_tau(config.tau)
+    _checks.choice("flip", config.flip, FLIPS)
+    _checks.choice("dtype", config.dtype, function_space.DTYPES)
+    streams.check_seed(config.seed)
+
+
+def _labels(config: Config, task: Task, words: streams.WordStream, count: int) -> Any:
+    """What both runs train on in the next `count` steps, (2, T, n)."""
+    drawn = words.take(count * config.samples).reshape(count, config.samples)
+    noisy = flip_labels(task.labels, drawn, config.tau, config.flip, CLASSES)
+    return np.stack([np.broadcast_to(task.labels, noisy.shape), noisy])
+
+
+class _Recorder:
+    """Holds the runs, takes down what is observed of them, and makes a trajectory of it."""
+
+    def __init__(self, config: Config, backend: str, device: str) -> None:
+        self._config = {"experiment": "linearization", "backend": backend, **asdict(config)}
+        self._device = device
+        source = images.load(config.data, config.data_root)
+        self.task = function_space.choose(
+            source, config.samples, config.test_samples, CLASSES, config.seed
+        )
+        network = function_space.standard_init(
+            config.width, self.task.X.shape[1], CLASSES, config.seed
+        )
+        self.start: Start = function_space.reduce(self.task, network)
+        self.state: State = function_space.state_at_start(network, config.samples, len(RUNS))
+        self._linear = function_space.linearize(self.state, self.start, self.task, config.lr)
+        self._plan = record_steps(config.steps, config.record_every)
+        self._count = 0
+        self._arrays = {name: np.full(len(self._plan), np.nan) for name in SERIES}
+
+    def to_come(self) -> list[int]:
+        """The steps that are still to be recorded."""
+        return self._plan[self._count :]
+
+    def observe(self, step: int) -> bool:
+        """Takes down both runs at `step`; False, and nothing taken down, where one diverged."""
+        with np.errstate(all="ignore"):
+            values = self._values(step)
+        # Not the same as >=: NaN is above all.
+        if not max(values["clean_train_loss"], values["noisy_train_loss"]) < DIVERGED_ABOVE:
+            return False
+        for name, value in values.items():
+            self._arrays[name][self._count] = value
+        self._count += 1
+        return True
+
+    def _values(self, step: int) -> dict[str, float]:
+        """Every one of SERIES at the present state."""
+        state, start, task = self.state, self.start, self.task
+        H, H_test = function_space.preactivations(state, start)
+        norms = function_space.neuron_norms(H, state, start)
+        of_runs = {
+            "train_loss": function_space.loss(function_space.outputs(H, state), task.y),
+            "test_loss": function_space.loss(function_space.outputs(H_test, state), task.y_test),
+            "norm_mean": norms.mean(axis=1),
+            "norm_std": norms.std(axis=1),
+            "ntk_distance": self._ntk_distance(H),
+        }
+        values = {
+            f"{run}_{name}": float(of_run[s])
+            for name, of_run in of_runs.items()
+            for s, run in enumerate(RUNS)
+        }
+        f, f_test = self._linear.train(step), self._linear.test(step)
+        values["linearized_train_loss"] = float(function_space.loss(f, task.y))
+        values["linearized_test_loss"] = float(function_space.loss(f_test, task.y_test))
+        return values
+
+    def _ntk_distance(self, H: FloatArray) -> FloatArray:
+        """|K(t) - K(0)|_F / |K(0)|_F of both runs, (2,)."""
+        start = self._linear.kernel
+        moved = function_space.mean_kernel(H, H, self.state.W2, self.start.gram) - start
+        return np.linalg.norm(moved, axis=(1, 2)) / np.linalg.norm(start)
+
+    def trajectory(self, status: Status) -> Trajectory:
+        """All that was recorded so far, and the state to go on from."""
+        arrays: dict[str, Any] = {
+            name: value[: self._count].copy() for name, value in self._arrays.items()
+        }
+        arrays["step"] = np.array(self._plan[: self._count])
+        state = {name: value.copy() for name, value in vars(self.state).items()}
+        about = {**provenance(self._config), "device": self._device}
+        return Trajectory(arrays, self._config, status, state, about)
+
+    def restore(self, earlier: Trajectory) -> int:
+        """Takes over records and state of `earlier`; returns the step it ended at."""
+        step, found = earlier.status.step, earlier.steps.tolist()
+        if earlier.status.code == "DIVERGED":
+            raise ValueError(f"cannot resume: the earlier run {earlier.status}")
+        if step > self._plan[-1]:
+            raise ValueError(f"cannot resume: the earlier run is at step {step}, past the end")
+        # An earlier end may have been recorded where this run records nothing.
+        pairs = zip(found, self._plan, strict=False)
+        kept = next(
+            (i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(self._plan))
+        )
+        if len(found) - kept > 1 or found[-1] > step:
+            raise ValueError("cannot resume: the earlier run was recorded at other steps")
+        self._check_same(earlier)
+        for name, values in self._arrays.items():
+            values[:kept] = earlier[name][:kept]
+        for name, value in vars(self.state).items():
+            value[...] = earlier.state[name]
+        self._count = kept
+        return step
+
+    def _check_same(self, earlier: Trajectory) -> None:
+        """Refuses a trajectory that did not start where this one does, or went by other rules."""
+        now = self._values(0)
+        for name in SERIES:
+            if name not in earlier.arrays or not np.isclose(
+                earlier[name][0], now[name], rtol=SAME, atol=0.0
+            ):
+                raise ValueError("cannot resume: the earlier run had other data or another network")
+        for name, value in vars(self.state).items():
+            if name not in earlier.state or earlier.state[name].shape != value.shape:
+                raise ValueError(f"cannot resume: the earlier run has no fitting state {name!r}")

@@ -1,0 +1,68 @@
+"""The figure of the experiment `linearization`; drawn with matplotlib as those of figures.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lnsim import panels
+from lnsim.figures import TWO_COLUMNS
+from lnsim.panels import BLACK, BLUE, STYLE, VERMILION
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from lnsim.trajectory import Trajectory
+
+CURVES = (
+    ("clean", "clean labels", BLUE, "-"),
+    ("noisy", "label noise", VERMILION, "-"),
+    ("linearized", "linearised", BLACK, "--"),
+)
+PANELS = (
+    ("train_loss", "training loss (clean labels)"),
+    ("test_loss", "test loss"),
+    ("norm_mean", r"mean of $\|w_i(t)\|$, change"),
+    ("norm_std", r"deviation of $\|w_i(t)\|$, change"),
+)
+"""The end of the arrays' names, and the axis's label."""
+
+
+def four_panels(trajectory: Trajectory) -> Figure:
+    """Training loss, test loss, and mean and standard deviation over neurons of |w_i(t)|.
+
+    The norms change by parts in ten thousand: what is drawn is their change since the start.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(TWO_COLUMNS, 4.2))
+        FigureCanvasAgg(figure)
+        margins = {"left": 0.085, "right": 0.98, "bottom": 0.1, "top": 0.94}
+        spaces = {"wspace": 0.25, "hspace": 0.42}
+        axes = figure.subplots(2, 2, gridspec_kw={**margins, **spaces}).flat
+        for place, letter, (what, label) in zip(axes, "abcd", PANELS, strict=True):
+            _draw(place, trajectory, what)
+            place.set_ylabel(label)
+            panels.letter(place, letter)
+        axes[0].legend(loc="lower left")
+    return figure
+
+
+def _draw(axes: Axes, trajectory: Trajectory, what: str) -> None:
+    """One quantity of all curves that have it, from the first record after the start."""
+    steps = trajectory.steps
+    for curve, label, colour, style in CURVES:
+        values = trajectory.arrays.get(f"{curve}_{what}")
+        if values is not None:
+            shown = values if what.endswith("loss") else values - values[0]
+            axes.plot(steps[1:], shown[1:], color=colour, ls=style, label=label)
+    axes.set_xlabel("step $t$")
+    if steps.size > 2:
+        axes.set_xscale("log")
+        axes.set_xlim(steps[1], steps[-1])
+    if what == "train_loss":
+        axes.set_yscale("log")
+    elif what != "test_loss":
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)

@@ -1,0 +1,462 @@
+"""Function-space linearisation: against a plain loop from the equations, the theory, bad input."""
+
+import math
+import os
+import sys
+import types
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from lnsim import function_space, images, label_flips
+from lnsim.experiments import linearization
+from lnsim.streams import WordStream
+
+CLASSES = 10
+NAMES = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def small_images(seed=0, train=30, test=20):
+    """Blobs of 4 x 4 x 3 pixels whose brightness and colour depend on the class."""
+    rng = np.random.default_rng(seed)
+    looks = rng.integers(40, 216, (CLASSES, 4, 4, 3))
+    arrays = {}
+    for name, count in (("train", train), ("test", test)):
+        labels = rng.integers(0, CLASSES, count)
+        noise = rng.integers(-40, 40, (count, 4, 4, 3))
+        arrays[f"{name}_images"] = (looks[labels] + noise).astype(np.uint8)
+        arrays[f"{name}_labels"] = labels.astype(np.uint8)
+    return arrays
+
+
+@pytest.fixture
+def data(tmp_path):
+    """The path of an .npz file of small images."""
+    path = tmp_path / "images.npz"
+    np.savez(path, **small_images())
+    return str(path)
+
+
+def small(data, **changes):
+    setting = linearization.Config(
+        data=data, samples=10, test_samples=7, width=24, lr=0.05, steps=60, record_every=20,
+        dtype="float64",
+    )  # fmt: skip
+    return replace(setting, **changes)
+
+
+def task_and_network(config):
+    source = images.load(config.data)
+    task = function_space.choose(source, config.samples, config.test_samples, CLASSES, config.seed)
+    return task, function_space.standard_init(config.width, task.X.shape[1], CLASSES, config.seed)
+
+
+def naive_run(config, noisy):
+    """The equations as they stand, on all inputs: losses and norms at every record."""
+    task, network = task_and_network(config)
+    W1, b1, W2, b2 = (a.copy() for a in (network.W1, network.b1, network.W2, network.b2))
+    words = np.random.Philox(key=np.array([config.seed, 0], dtype=np.uint64))
+    records = []
+    for t in range(config.steps + 1):
+        phi = erf(task.X @ W1.T + b1)
+        f = phi @ W2.T + b2
+        if t % config.record_every == 0 or t == config.steps:
+            f_test = erf(task.X_test @ W1.T + b1) @ W2.T + b2
+            norms = np.sqrt((W1**2).sum(axis=1))
+            records.append(
+                (np.mean((f - task.y) ** 2) / 2, np.mean((f_test - task.y_test) ** 2) / 2,
+                 norms.mean(), norms.std())
+            )  # fmt: skip
+        y = np.zeros_like(f)
+        for j in range(config.samples):
+            word = int(words.random_raw())
+            label = int(task.labels[j])
+            if noisy and word % 2**32 < config.tau * 2**32:
+                high = word >> 32
+                if config.flip == "any":
+                    label = high * CLASSES >> 32
+                else:
+                    others = [c for c in range(CLASSES) if c != label]
+                    label = others[high * (CLASSES - 1) >> 32]
+            y[j, label] = 1.0
+        D = (f - y) / f.size
+        Delta = (D @ W2) * 2.0 / math.sqrt(math.pi) * np.exp(-((task.X @ W1.T + b1) ** 2))
+        W2 = W2 - config.lr * D.T @ phi
+        b2 = b2 - config.lr * D.sum(axis=0)
+        W1 = W1 - config.lr * Delta.T @ task.X
+        b1 = b1 - config.lr * Delta.sum(axis=0)
+    return np.array(records).T
+
+
+def recorded(trajectory, curve):
+    kinds = ("train_loss", "test_loss", "norm_mean", "norm_std")
+    return np.array([trajectory[f"{curve}_{kind}"] for kind in kinds])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"flip": "any"}, {"flip": "other", "tau": 0.9, "seed": 3}, {"samples": 1}, {"samples": 7}],
+)
+def test_the_reduced_runs_are_those_of_the_equations(data, changes):
+    config = small(data, **changes)
+    trajectory = linearization.run(config)
+    np.testing.assert_array_equal(trajectory.steps, [0, 20, 40, 60])
+    for curve in ("clean", "noisy"):
+        naive = naive_run(config, noisy=curve == "noisy")
+        np.testing.assert_allclose(recorded(trajectory, curve), naive, rtol=1e-11)
+
+
+def test_in_single_precision_the_runs_are_the_same_to_its_rounding(data):
+    config = small(data, samples=20, width=64, steps=3000, record_every=100, lr=0.02)
+    double, single = (
+        linearization.run(replace(config, dtype=dtype)) for dtype in ("float64", "float32")
+    )
+    assert double["clean_train_loss"][-1] < 0.3 * double["clean_train_loss"][0]
+    for name in linearization.SERIES:
+        np.testing.assert_allclose(single[name], double[name], rtol=1e-7, err_msg=name)
+
+
+@pytest.mark.small
+def test_without_flips_both_runs_are_one(data):
+    trajectory = linearization.run(small(data, tau=0.0, steps=4, record_every=3, width=6))
+    for kind in ("train_loss", "test_loss", "norm_mean", "norm_std", "ntk_distance"):
+        np.testing.assert_array_equal(trajectory[f"clean_{kind}"], trajectory[f"noisy_{kind}"])
+    assert trajectory.steps.tolist() == [0, 3, 4]
+
+
+def test_erf_and_its_slope_are_right_to_the_last_bits():
+    two_layer = pytest.importorskip("lnsim_numba.two_layer")
+
+    def both(h):
+        work, results = np.empty((4, h.size)), np.empty((2, h.size))
+        two_layer.look_up(h, two_layer._nodes(), *work)
+        two_layer.series(*work, *results)
+        return results
+
+    h = np.append(np.linspace(-8.0, 8.0, 100_001), [0.0, -0.0, 1e150, -1e150])
+    found, found_slope = both(h)
+    np.testing.assert_allclose(found, erf(h), rtol=0, atol=1e-15)
+    np.testing.assert_allclose(found_slope, function_space.slope(h), rtol=0, atol=1.2e-15)
+    assert np.isnan(both(np.array([np.nan]))).all()
+
+
+def test_the_kernel_compiles_once_for_each_type(data):
+    two_layer = pytest.importorskip("lnsim_numba.two_layer")
+    linearization.run(small(data))
+    linearization.run(small(data, samples=9, width=5, dtype="float32"))
+    if hasattr(two_layer.descend, "signatures"):
+        assert len(two_layer.descend.signatures) == 2
+
+
+def test_the_mean_kernel_is_that_of_the_plain_jacobian(data):
+    config = small(data, width=5)
+    task, network = task_and_network(config)
+    state = function_space.state_at_start(network, config.samples, 1)
+    state.coefficients += 0.01 * np.random.default_rng(0).standard_normal((1, config.samples, 5))
+    start = function_space.reduce(task, network)
+    W1 = network.W1 + state.coefficients[0].T @ task.X
+    b1 = network.b1 + state.coefficients[0].sum(axis=0)
+
+    def jacobian(X):
+        slope = 2.0 / math.sqrt(math.pi) * np.exp(-((X @ W1.T + b1) ** 2))
+        phi = erf(X @ W1.T + b1)
+        rows = []
+        for x, s, p in zip(X, slope, phi, strict=True):
+            for c in range(CLASSES):
+                of_W1 = np.outer(network.W2[c] * s, x).ravel()
+                of_W2 = np.outer(np.eye(CLASSES)[c], p).ravel()
+                rows.append(np.concatenate([of_W1, network.W2[c] * s, of_W2, np.eye(CLASSES)[c]]))
+        return np.array(rows)
+
+    H, H_test = function_space.preactivations(state, start)
+    for found, X, in (
+        (function_space.mean_kernel(H, H, state.W2, start.gram)[0], task.X),
+        (function_space.mean_kernel(H_test, H, state.W2, start.cross)[0], task.X_test),
+    ):  # fmt: skip
+        full = (jacobian(X) @ jacobian(task.X).T).reshape(len(X), CLASSES, -1, CLASSES)
+        np.testing.assert_allclose(found, np.einsum("icjc->ij", full) / CLASSES, rtol=1e-12)
+
+
+def test_the_linearisation_is_the_limit_of_long_descent_with_its_kernel(data):
+    config = small(data)
+    task, network = task_and_network(config)
+    start = function_space.reduce(task, network)
+    state = function_space.state_at_start(network, config.samples, 1)
+    H, H_test = function_space.preactivations(state, start)
+    K = function_space.mean_kernel(H, H, state.W2, start.gram)[0]
+    K_test = function_space.mean_kernel(H_test, H, state.W2, start.cross)[0]
+    time, parts = 400.0, {}
+    for steps in (4000, 8000):
+        lr = config.lr * time / steps
+        f = function_space.outputs(H, state)[0]
+        f_test = function_space.outputs(H_test, state)[0]
+        for _ in range(steps):
+            move = lr * (f - task.y) / f.size
+            f, f_test = f - K @ move, f_test - K_test @ move
+        parts[steps] = f, f_test
+    linear = function_space.linearize(state, start, task, config.lr)
+    for i, found in enumerate((linear.train(time), linear.test(time))):
+        # The error of descent is of first order in its step: two steps take it away.
+        limit = 2.0 * parts[8000][i] - parts[4000][i]
+        np.testing.assert_allclose(found, limit, rtol=0, atol=3e-6)
+    np.testing.assert_allclose(linear.train(0), function_space.outputs(H, state)[0], atol=1e-14)
+    np.testing.assert_array_equal(linear.test(0), function_space.outputs(H_test, state)[0])
+    np.testing.assert_allclose(linear.train(math.inf), task.y, atol=1e-12)
+
+
+def test_a_direction_the_kernel_does_not_see_moves_the_test_set_at_its_limit():
+    f0, y = np.array([[1.0], [2.0]]), np.zeros((2, 1))
+    linear = function_space.Linearization(
+        np.diag([4.0, 0.0]), f0, y, 0.1, np.array([[1.0, 0.5]]), np.array([[3.0]])
+    )
+    np.testing.assert_allclose(linear.train(10), [[math.exp(-0.05 * 4 * 10)], [2.0]])
+    np.testing.assert_allclose(
+        linear.test(10), [[3.0 - (1 - math.exp(-2.0)) / 4 - 0.5 * 0.05 * 10 * 2.0]]
+    )
+
+
+def test_a_wide_clean_run_follows_the_linearisation(data):
+    distances = []
+    for width in (40, 2000):
+        trajectory = linearization.run(small(data, width=width, steps=400, lr=0.01))
+        left, right = trajectory["clean_train_loss"], trajectory["linearized_train_loss"]
+        assert left[0] == pytest.approx(right[0], rel=1e-12)
+        distances.append(abs(left[-1] / right[-1] - 1))
+        assert trajectory["clean_ntk_distance"][0] == 0.0
+    assert distances[1] < 0.5 * distances[0]
+
+
+@pytest.mark.small
+@pytest.mark.parametrize(("flip", "choices"), [("any", 10), ("other", 9)])
+def test_labels_flip_as_often_and_to_what_they_should(flip, choices):
+    labels = np.arange(10)
+    words = WordStream(5, 1).take(200_000).reshape(-1, 10)
+    drawn = label_flips.flip_labels(labels, words, 0.3, flip, 10)
+    total, worst = len(words), 0.0
+    for label in labels:
+        seen = np.bincount(drawn[:, label], minlength=10)
+        expected = np.full(10, 0.3 * total / choices)
+        expected[label] = total - expected.sum() + expected[label]
+        if flip == "other":
+            expected[label] = 0.7 * total
+        worst = max(worst, float(((seen - expected) ** 2 / expected).sum()))
+    # Chi-square of nine degrees of freedom, ten times: 33.7 has probability 1e-4 each.
+    assert worst < 33.7
+    moved = drawn != labels
+    share = 0.3 * (0.9 if flip == "any" else 1.0)
+    assert abs(moved.mean() - share) < 4 * math.sqrt(share * (1 - share) / moved.size)
+    assert abs(np.corrcoef(moved[:-1].ravel(), moved[1:].ravel())[0, 1]) < 0.01
+
+
+@pytest.mark.small
+def test_flips_at_both_ends_of_tau_and_at_the_edges_of_a_word():
+    labels = np.array([0, 4, 9])
+    words = WordStream(0, 1).take(3000).reshape(-1, 3)
+    assert (label_flips.flip_labels(labels, words, 0.0, "any", 10) == labels).all()
+    assert (label_flips.flip_labels(labels, words, 1.0, "other", 10) != labels).all()
+    edges = np.array([[0, 0, 0], [2**64 - 1] * 3], dtype=np.uint64)
+    found = label_flips.flip_labels(labels, edges, 1.0, "other", 10)
+    assert found.tolist() == [[1, 0, 0], [9, 9, 8]]
+    half = np.array([[2**31 - 1, 2**31, 2**63 + 2**31 - 1]], dtype=np.uint64)
+    assert label_flips.flip_labels(labels, half, 0.5, "any", 10).tolist() == [[0, 4, 5]]
+
+
+@pytest.mark.small
+def test_images_are_chosen_by_the_seed_and_normalised_set_by_set(data):
+    source = images.load(data)
+    task = function_space.choose(source, 12, 5, CLASSES, seed=1)
+    for X in (task.X, task.X_test):
+        assert X.shape[1] == 48
+        assert X.mean() == pytest.approx(0, abs=1e-14) and X.std() == pytest.approx(1)
+    assert (task.y.argmax(axis=1) == task.labels).all() and (task.y.sum(axis=1) == 1).all()
+    assert len(np.unique(task.X, axis=0)) == 12
+    again, other = (function_space.choose(source, 12, 5, CLASSES, seed=s) for s in (1, 2))
+    np.testing.assert_array_equal(task.X, again.X)
+    assert not np.array_equal(task.X, other.X)
+
+
+@pytest.mark.small
+def test_the_start_is_in_standard_parameterisation():
+    network = function_space.standard_init(width=400, dim=100, classes=10, seed=0)
+    for values, deviation in (
+        (network.W1, 0.1), (network.b1, 1.0), (network.W2, 0.05), (network.b2, 1.0)
+    ):  # fmt: skip
+        error = values.std() / deviation - 1
+        assert abs(error) < 4 / math.sqrt(2 * values.size)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_stopped_run_goes_on_to_the_same_bits(data, tmp_path, dtype):
+    config = small(data, dtype=dtype)
+    whole = linearization.run(config)
+    asked = []
+    stopped = linearization.run(config, stop=lambda: len(asked) == 1 or asked.append(None))
+    assert (stopped.status.code, stopped.status.step) == ("STOPPED", 20)
+    checkpoints = []
+    linearization.run(config, checkpoint=checkpoints.append, checkpoint_every=0.0)
+    shorter = linearization.run(replace(config, steps=33))
+    for earlier in (stopped, checkpoints[-1], shorter, whole):
+        earlier.save(tmp_path / "run")
+        again = linearization.run(config, resume=type(whole).load(tmp_path / "run"))
+        assert again.status.code == "OK" and again.steps.tolist() == [0, 20, 40, 60]
+        for name in linearization.SERIES:
+            np.testing.assert_array_equal(again[name], whole[name], err_msg=name)
+        for name, value in whole.state.items():
+            np.testing.assert_array_equal(again.state[name], value, err_msg=name)
+
+
+def test_what_is_recorded_does_not_change_the_run(data, monkeypatch):
+    often = linearization.run(small(data, record_every=1))
+    monkeypatch.setattr(linearization, "STEPS_AT_ONCE", 7)
+    rarely = linearization.run(small(data, record_every=60))
+    for name, value in often.state.items():
+        np.testing.assert_array_equal(value, rarely.state[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 40}, "past the end"),
+        ({"record_every": 15}, "other steps"),
+        ({"seed": 1}, "other data"),
+        ({"width": 23}, "other data"),
+    ],
+)
+def test_a_run_does_not_go_on_from_another(data, changes, message):
+    earlier = linearization.run(small(data))
+    with pytest.raises(ValueError, match=message):
+        linearization.run(small(data, **changes), resume=earlier)
+
+
+def test_a_run_that_diverges_says_so_and_keeps_what_is_finite(data):
+    trajectory = linearization.run(small(data, lr=1e6, steps=400))
+    assert trajectory.status.code == "DIVERGED" and trajectory.status.step > 0
+    assert trajectory.steps[-1] < trajectory.status.step
+    for name in linearization.SERIES:
+        assert np.isfinite(trajectory[name]).all()
+    with pytest.raises(ValueError, match="diverged"):
+        linearization.run(small(data, lr=1e6, steps=400), resume=trajectory)
+
+
+def test_report_and_figure(data, tmp_path):
+    from lnsim import figures
+
+    for steps in (60, 0):
+        trajectory = linearization.run(small(data, steps=steps))
+        assert len(linearization.report(trajectory)) == 4
+        figure = linearization.figure(trajectory)
+        assert len(figure.axes) == 4
+        figures.save(figure, tmp_path)
+    assert "linearised" in linearization.report(trajectory)[0]
+    assert {path.suffix for path in tmp_path.iterdir()} >= {".png", ".pdf"}
+
+
+@pytest.mark.small
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tau": 1.5}, "tau must be a probability, at most 1, got 1.5"),
+        ({"tau": -0.1}, "tau must be finite and at least 0"),
+        ({"tau": math.nan}, "tau must be finite"),
+        ({"flip": "both"}, "flip must be one of any, other, got 'both'"),
+        ({"dtype": "float16"}, "dtype must be one of float32, float64"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"samples": 31}, "samples must be at most the 30 images of data, got 31"),
+        ({"test_samples": 21}, "test_samples must be at most the 20 images of data"),
+        ({"width": 0}, "width must be at least 1"),
+        ({"steps": -1}, "steps must be at least 0"),
+        ({"record_every": 0}, "record_every must be at least 1"),
+        ({"lr": 0.0}, "lr must be finite and above 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"data": ""}, "no data: give --set data=FILE.npz"),
+        ({"data": "nowhere.npz"}, "'nowhere.npz' is no file"),
+    ],
+)
+def test_a_bad_setting_is_refused_in_one_line(data, changes, message):
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        linearization.run(replace(small(data), **changes))
+    assert "\n" not in str(caught.value)
+
+
+def without(name):
+    return lambda arrays: arrays.pop(name)
+
+
+def put(name, change):
+    return lambda arrays: arrays.update({name: change(arrays[name])})
+
+
+@pytest.mark.small
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without("test_labels"), "lacks test_labels: it has train_images"),
+        (put("train_images", lambda a: a.astype(str)), "train_images .* must hold numbers"),
+        (put("train_images", lambda a: a[:, 0, 0, 0]), "train_images .* must be \\(N, height"),
+        (put("train_images", lambda a: a[:0]), "train_images .* got shape \\(0, 4"),
+        (put("test_images", lambda a: a[:, :2]), "differ in shape"),
+        (put("test_images", lambda a: a / 0.0), "test_images .* must be finite"),
+        (put("train_labels", lambda a: a[:-1]), "one label an image, got \\(29,\\)"),
+        (put("train_labels", lambda a: a[:, None]), "one label an image"),
+        (put("train_labels", lambda a: a.astype(float)), "must be integers, got dtype float64"),
+        (put("test_labels", lambda a: a + 10), "test_labels .* must be in 0 ... 9, got 1"),
+        (put("test_labels", lambda a: a.astype(int) - 10), "must be in 0 ... 9, got -"),
+        (put("train_images", lambda a: a * 0), "chosen as samples are of one value"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:(divide|invalid)")
+def test_a_malformed_file_is_refused_in_one_line(tmp_path, spoil, message):
+    arrays = small_images()
+    spoil(arrays)
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(ValueError, match=message) as caught:
+        linearization.run(small(str(tmp_path / "bad.npz")))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.small
+def test_a_file_that_is_no_archive_is_refused(tmp_path):
+    (tmp_path / "text.npz").write_text("not an archive")
+    with pytest.raises(ValueError, match="cannot read"):
+        linearization.run(small(str(tmp_path / "text.npz")))
+
+
+@pytest.mark.small
+def test_what_is_not_installed_is_named(data, monkeypatch):
+    with pytest.raises(ValueError, match="backend 'abacus' is not installed"):
+        linearization.run(small(data), backend="abacus")
+    with pytest.raises(ValueError, match="on the cpu alone: for 'cuda' use 'torch'"):
+        linearization.run(small(data), device="cuda")
+    package = types.ModuleType("lnsim_needy")
+    package.__path__ = []
+    monkeypatch.setitem(sys.modules, "lnsim_needy", package)
+    with pytest.raises(ValueError, match=r"no module lnsim_needy\.two_layer was found"):
+        linearization.run(small(data), backend="needy")
+
+
+@pytest.mark.small
+def test_missing_torch_is_told_with_the_name_of_the_extra(data, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    for module in (function_space, images):
+        monkeypatch.setattr(module, "importlib", types.SimpleNamespace(import_module=missing))
+    with pytest.raises(ValueError, match=r"needs PyTorch: pip install 'lnsim\[torch\]'"):
+        linearization.run(small(data), backend="torch")
+    monkeypatch.setattr(function_space, "load_engine", lambda backend: types.SimpleNamespace(
+        check_device=lambda device: None))  # fmt: skip
+    with pytest.raises(ValueError, match=r"data=cifar10 needs torch: pip install 'lnsim\[torch\]'"):
+        linearization.run(small("cifar10"))
+
+
+@pytest.mark.skipif("LNSIM_CIFAR10" not in os.environ, reason="LNSIM_CIFAR10 names no file")
+def test_the_papers_claim_on_real_images():
+    trajectory = linearization.run(linearization.Config(data=os.environ["LNSIM_CIFAR10"]))
+    last = {name: trajectory[name][-1] for name in linearization.SERIES}
+    assert last["noisy_train_loss"] > 100 * last["clean_train_loss"]
+    assert last["clean_test_loss"] == pytest.approx(last["linearized_test_loss"], rel=0.02)
+    assert last["noisy_test_loss"] < last["clean_test_loss"]
+    assert last["noisy_norm_mean"] < last["clean_norm_mean"]
+    assert last["noisy_norm_mean"] < trajectory["noisy_norm_mean"][0]
