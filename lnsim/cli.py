@@ -118,6 +118,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if source is not None:
         values = configs.read_toml(source)
     named = values.pop("experiment", None)
+    # After --set KEY=VALUE the experiment's name would be read as one more assignment.
+    words = [text for text in arguments.assignments if "=" not in text]
+    if arguments.experiment is None and words:
+        arguments.experiment = words[0]
+        arguments.assignments.remove(words[0])
     name = arguments.experiment or named
     if name is None:
         raise ValueError("name an experiment, or a --config FILE.toml that names one")

@@ -95,7 +95,7 @@ def simulate(
         moving.restore(resume.state)
     draws = base.draws(problem.samples, network.width)
     stream = WordStream(seed, replicas, step * draws)
-    report, close = _progress(progress, steps, step)
+    report, close = progress_bar(progress, steps, step)
     saved = time.monotonic()
     try:
         for target in recorder.events(step):
@@ -127,7 +127,7 @@ def record_steps(steps: int, record_every: int) -> list[int]:
     return plan if plan[-1] == steps else [*plan, steps]
 
 
-def _progress(
+def progress_bar(
     progress: bool | Callable[[int], object] | None, steps: int, done: int
 ) -> tuple[Callable[[int], object], Callable[[], object]]:
     """A function to call with the steps done, and one to call at the end."""

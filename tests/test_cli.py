@@ -176,3 +176,11 @@ def test_ctrl_c_stops_at_a_record_and_resumes_to_the_same_bits(tmp_path):
     subprocess.run([*arguments, "--out", str(tmp_path / "b")], check=True, capture_output=True)
     a, b = ((tmp_path / f / "trajectory.npz").read_bytes() for f in "ab")
     assert a == b
+
+
+@pytest.mark.small
+def test_one_set_takes_many_assignments_and_leaves_the_experiment_its_name(tmp_path):
+    small = [text for text in SMALL if text != "--set"]
+    assert main(["run", "--out", str(tmp_path), "--set", *small, "label-noise"]) == 0
+    config = tomllib.loads((tmp_path / "config.toml").read_text())
+    assert config["experiment"] == "label-noise" and config["width"] == 30

@@ -21,7 +21,7 @@ from lnsim.backend import DIVERGED_ABOVE
 from lnsim.function_space import Start, State, Task
 from lnsim.images import CLASSES
 from lnsim.label_flips import FLIPS, check_tau, flip_labels
-from lnsim.simulate import _progress, record_steps
+from lnsim.simulate import progress_bar, record_steps
 from lnsim.trajectory import Status, Trajectory, provenance
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def run(
     recorder = _Recorder(config, backend, device)
     step = recorder.restore(resume) if resume is not None else 0
     words = streams.WordStream(config.seed, 1, step * config.samples)
-    report, close = _progress(progress or False, config.steps, step)
+    report, close = progress_bar(progress or False, config.steps, step)
     saved = time.monotonic()
     try:
         for target in recorder.to_come():
