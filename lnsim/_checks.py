@@ -17,6 +17,8 @@ Scalar = float | FloatArray
 
 def array(name: str, value: Any, ndim: int) -> FloatArray:
     """`value` as a C-contiguous float64 array of `ndim` axes, all finite and none empty."""
+    if np.iscomplexobj(value):
+        raise TypeError(f"{name} must be an array of real numbers, got complex ones")
     try:
         result = np.ascontiguousarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:

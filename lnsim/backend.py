@@ -86,6 +86,8 @@ def load(name: str) -> LinearEngine:
     """
     name, *options = name.split(":")
     package = f"lnsim_{name}"
+    if not package.isidentifier():
+        raise ValueError(f"backend must be a word such as numba or torch, got {name!r}")
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError as error:

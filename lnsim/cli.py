@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lnsim import config as configs
 from lnsim import experiments
@@ -32,14 +32,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has had enough; what is left of it goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("lnsim: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except MemoryError as error:
+        print(f"lnsim: not enough memory: {error}; lower width, dim or samples", file=sys.stderr)
+        return BAD_INPUT
     except (ValueError, TypeError, OSError) as error:
         print(f"lnsim: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"lnsim: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lnsim",
         description="How noise in training carries a network from the lazy to the rich regime.",
     )
@@ -115,6 +128,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.out is None:
         raise ValueError("--resume needs --out DIR, the run folder to go on with")
     source = arguments.config or (arguments.out / "config.toml" if resumed else None)
+    if resumed and source is not None and not source.is_file():
+        raise ValueError(f"{arguments.out} is no run folder: it has no config.toml")
     if source is not None:
         values = configs.read_toml(source)
     named = values.pop("experiment", None)
@@ -124,6 +139,8 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.experiment = words[0]
         arguments.assignments.remove(words[0])
     name = arguments.experiment or named
+    if not isinstance(name, str | None):
+        raise TypeError(f"experiment must be a name, got {name!r}")
     if name is None:
         raise ValueError("name an experiment, or a --config FILE.toml that names one")
     if named not in (None, name):
@@ -131,6 +148,10 @@ def _run(arguments: argparse.Namespace) -> int:
     experiment = experiments.load(name)
     backend = arguments.backend or values.pop("backend", "numba")
     values.pop("backend", None)
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a name, got {backend!r}")
+    if not arguments.checkpoint_every >= 0.0:
+        raise ValueError(f"--checkpoint-every must be at least 0, got {arguments.checkpoint_every}")
     values |= dict(configs.parse_assignment(text) for text in arguments.assignments)
     if arguments.seed is not None:
         values["seed"] = arguments.seed
@@ -148,7 +169,7 @@ def _run(arguments: argparse.Namespace) -> int:
             config,
             backend=backend,
             progress=True,
-            resume=_checkpoint(out) if arguments.resume else None,
+            resume=_newest(out) if arguments.resume else None,
             checkpoint=lambda partial: partial.save(out, "checkpoint.npz"),
             checkpoint_every=arguments.checkpoint_every,
             stop=stop,
@@ -159,7 +180,9 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"{trajectory.status}; go on with: lnsim run --resume --out {out}")
             return INTERRUPTED
         trajectory.save(out)
-        (out / "checkpoint.npz").unlink(missing_ok=True)
+        # What an earlier run left here would pass for this one's.
+        for stale in ("checkpoint.npz", "ledger.png", "ledger.pdf"):
+            (out / stale).unlink(missing_ok=True)
         from lnsim import figures
 
         figures.save(experiment.figure(trajectory), out)
@@ -186,7 +209,7 @@ def _theory(arguments: argparse.Namespace) -> int:
     else:
         if arguments.assignments:
             raise ValueError("--set changes nothing about a run that is over: give either")
-        trajectory = Trajectory.load(arguments.folder)
+        trajectory = _newest(arguments.folder)
         config = theory_case.config_of(trajectory)
     for line in theory_table.table(config, trajectory):
         print(line)
@@ -204,12 +227,10 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _checkpoint(folder: Path) -> Trajectory:
-    """The newest state in a run folder."""
-    for name in ("checkpoint.npz", "trajectory.npz"):
-        if (folder / name).exists():
-            return Trajectory.load(folder, name)
-    raise ValueError(f"cannot resume: no checkpoint in {folder}")
+def _newest(folder: Path) -> Trajectory:
+    """What a run folder holds: the checkpoint of a run that was stopped, or the finished run."""
+    stopped = (folder / "checkpoint.npz").is_file()
+    return Trajectory.load(folder, "checkpoint.npz" if stopped else "trajectory.npz")
 
 
 @contextmanager

@@ -130,6 +130,18 @@ class Recorder:
         replica, record, step, W, a, theta = map(np.stack, zip(*self._pending, strict=True))
         self._pending.clear()
         view = self._view(replica, step, W, a, theta)
+        # What is about to diverge may overflow: it is no news, and the status will say so.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._keep(view, replica, record, step)
+
+    def _keep(
+        self,
+        view: View,
+        replica: NDArray[np.int64],
+        record: NDArray[np.int64],
+        step: NDArray[np.int64],
+    ) -> None:
+        """Puts what a view shows into its places."""
         for b, (s, i, t) in enumerate(zip(replica, record, step.tolist(), strict=True)):
             if t in self._watched:
                 self._watch(s, t, view.displacements[b])
@@ -137,7 +149,9 @@ class Recorder:
                 cloud = self._cloud_of_record[i]
                 self._clouds[:, s, cloud] = [f(view)[b] for f in CLOUDS.values()]
                 if self._moving.ledger is not None:
-                    self._lemma_3[:, s, cloud] = self._shares(s, W[b], a[b])
+                    self._lemma_3[:, s, cloud] = self._shares(
+                        s, view.reduced_W[b], view.reduced_a[b]
+                    )
         kept = record != WATCHED_ONLY
         at = replica[kept], record[kept]
         tracked = slice(self._tracked.size)

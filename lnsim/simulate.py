@@ -19,7 +19,7 @@ from lnsim.reduction import dense
 from lnsim.reduction import reduce as reduce_both
 from lnsim.replicas import Replicas
 from lnsim.streams import WordStream
-from lnsim.trajectory import Status, Trajectory
+from lnsim.trajectory import Status, Trajectory, check_continues
 
 
 def simulate(
@@ -59,6 +59,9 @@ def simulate(
     Raises ValueError or TypeError for bad input.  A run that diverges is a result: see its
     `status`.
     """
+    for name, value, kind in (("problem", problem, Problem), ("network", network, Network)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
     steps = _checks.integer("steps", steps, 0)
     record_every = _checks.integer("record_every", record_every, 1)
     replicas = _checks.integer("replicas", replicas, 1)
@@ -91,6 +94,7 @@ def simulate(
     recorder = Recorder(Frame(problem, reduction), base, moving, plan, tracked)
     step = 0
     if resume is not None:
+        check_continues(resume, config)
         step = recorder.restore(resume)
         moving.restore(resume.state)
     draws = base.draws(problem.samples, network.width)
@@ -144,7 +148,7 @@ def progress_bar(
 
 def _base(dynamics: Dynamics | Alternating, replicas: int) -> Dynamics:
     """What is done while it is on, checked to have one number, or one per replica, of each kind."""
-    if not hasattr(dynamics, "at"):
+    if isinstance(dynamics, type) or not hasattr(dynamics, "at"):
         raise TypeError(f"dynamics must be SGD, GD, SAM, ... of lnsim, got {dynamics!r}")
     base, _ = dynamics.at(0)
     for name in ("lr", "rho", "momentum", "weight_decay"):

@@ -21,14 +21,15 @@ def config_of(trajectory: Trajectory) -> Config:
     """The configuration a run was made with.  Raises ValueError as `table` does."""
     check_synthetic(trajectory.config)
     known = {field.name for field in fields(Config)}
-    return Config(**{key: value for key, value in trajectory.config.items() if key in known})
+    values = {key: value for key, value in trajectory.config.items() if key in known}
+    return Config(**{"sigma": 0.0, **values})
 
 
 def check_synthetic(config: Mapping[str, object]) -> None:
-    missing = [key for key in ("samples", "dim", "width", "lr", "sigma") if key not in config]
+    missing = [key for key in ("samples", "dim", "width", "lr") if key not in config]
     if missing:
         raise ValueError(
-            "the theory is of two-layer linear networks under label noise; this run "
+            "the theory is of two-layer linear networks made by an experiment; this run "
             f"({config.get('experiment', 'simulation')}) has no {' and no '.join(missing)}"
         )
 

@@ -128,6 +128,8 @@ class Trajectory:
     def load(cls, folder: str | os.PathLike[str], file: str = "trajectory.npz") -> Trajectory:
         """Reads back what `save` wrote.  Raises ValueError for a folder that is no run folder."""
         path = Path(folder)
+        if not (path / "config.toml").is_file():
+            raise ValueError(f"{path} is no run folder: it has no config.toml")
         config = configs.read_toml(path / "config.toml")
         arrays = store.read_npz(path / file)
         try:
@@ -142,6 +144,14 @@ class Trajectory:
         environment = path / "environment.json"
         provenance = store.read_json(environment) if environment.exists() else {}
         return cls(arrays, config, status, state, provenance)
+
+
+def check_continues(earlier: Trajectory, config: Mapping[str, Any]) -> None:
+    """Refuses to go on from `earlier` under another configuration: only `steps` may change."""
+    for key in earlier.config.keys() | config.keys():
+        before, now = earlier.config.get(key), config.get(key)
+        if key != "steps" and before != now:
+            raise ValueError(f"cannot resume: {key} was {before!r} and is {now!r} now")
 
 
 def provenance(config: Mapping[str, Any]) -> dict[str, Any]:

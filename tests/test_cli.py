@@ -125,7 +125,7 @@ def test_bad_files_and_folders(tmp_path, capsys):
         (["run", "label-noise", "--out", str(tmp_path / "file")], "is a file"),
         (["run", "label-noise", "--out", str(tmp_path / "file" / "deep")], "cannot be written"),
         (["run", "label-noise", "--resume"], "--resume needs --out"),
-        (["run", "label-noise", "--resume", "--out", str(tmp_path / "full")], "cannot read"),
+        (["run", "label-noise", "--resume", "--out", str(tmp_path / "full")], "no run folder"),
     ):
         assert main(arguments) == 2, arguments
         output = capsys.readouterr()
@@ -184,3 +184,68 @@ def test_one_set_takes_many_assignments_and_leaves_the_experiment_its_name(tmp_p
     assert main(["run", "--out", str(tmp_path), "--set", *small, "label-noise"]) == 0
     config = tomllib.loads((tmp_path / "config.toml").read_text())
     assert config["experiment"] == "label-noise" and config["width"] == 30
+
+
+@pytest.mark.small
+def test_resume_refuses_another_configuration(tmp_path, capsys):
+    assert run(tmp_path, "--set", "steps=100") == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    resume = ["run", "--resume", "--out", str(tmp_path), "--set", "steps=200"]
+    for change, says in (
+        (["sigma=2"], "sigma was 4.0 and is 2.0 now"),
+        (["seed=3"], "seed was 0 and is 3 now"),
+        (["ledger=true"], "ledger was False and is True now"),
+        (["width=12"], "width was 30 and is 12 now"),
+    ):
+        capsys.readouterr()
+        assert main([*resume, *change]) == 2
+        output = capsys.readouterr()
+        assert says in output.err and output.err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.small
+def test_one_line_for_what_argparse_and_files_get_wrong(tmp_path, capsys):
+    (tmp_path / "types.toml").write_text('experiment = "label-noise"\nbackend = 3\n')
+    (tmp_path / "name.toml").write_text("experiment = 3\n")
+    for arguments, says in (
+        (["run", "label-noise", "--seed", "1.5"], "invalid int value"),
+        (["run", "label-noise", "--resume", "--force"], "not allowed with"),
+        (["reproduce"], "required: --out"),
+        ([], "required: COMMAND"),
+        (["run", "--config", str(tmp_path / "types.toml")], "backend must be a name, got 3"),
+        (["run", "--config", str(tmp_path / "name.toml")], "experiment must be a name, got 3"),
+        (["run", "label-noise", "--checkpoint-every", "nan"], "--checkpoint-every must be"),
+        (["run", "label-noise", "--set", "width=1e15", "dim=2"], "not enough memory"),
+        (["run", "--resume", "--out", str(tmp_path)], "is no run folder"),
+        (["theory", str(tmp_path)], "is no run folder"),
+        (["theory", "--set", "sigma=-1"], "sigma must be"),
+    ):
+        try:
+            code = main(arguments)
+        except SystemExit as error:
+            code = error.code
+        output = capsys.readouterr()
+        assert code == 2, arguments
+        assert says in output.err and output.err.count("\n") == 1, (arguments, output.err)
+
+
+@pytest.mark.small
+def test_force_leaves_nothing_of_the_earlier_run(tmp_path):
+    assert run(tmp_path, "--set", "ledger=true") == 0
+    assert (tmp_path / "ledger.png").exists()
+    assert run(tmp_path, "--force") == 0
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+@pytest.mark.small
+def test_theory_beside_runs_of_other_dynamics(tmp_path, capsys):
+    small = ["width=30", "dim=4", "samples=20", "steps=60", "record_every=20"]
+    for name in ("oscillation", "sam"):
+        folder = tmp_path / name
+        assert main(["run", name, "--out", str(folder), "--set", *small]) == 0
+        capsys.readouterr()
+        assert main(["theory", str(folder)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert f"the dynamics of {name}" in " ".join(lines)
+        assert max(map(len, lines)) <= 80

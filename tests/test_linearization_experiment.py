@@ -319,9 +319,9 @@ def test_what_is_recorded_does_not_change_the_run(data, monkeypatch):
     ("changes", "message"),
     [
         ({"steps": 40}, "past the end"),
-        ({"record_every": 15}, "other steps"),
-        ({"seed": 1}, "other data"),
-        ({"width": 23}, "other data"),
+        ({"record_every": 15}, "record_every was 20 and is 15 now"),
+        ({"seed": 1}, "seed was 0 and is 1 now"),
+        ({"width": 23}, "width was"),
     ],
 )
 def test_a_run_does_not_go_on_from_another(data, changes, message):

@@ -135,7 +135,7 @@ def test_config_of_a_run(run):
     ("config", "message"),
     [
         ({"experiment": "resnet", "lr": 0.1}, r"\(resnet\) has no samples and no dim and no width"),
-        ({"samples": 9, "dim": 2, "width": 3, "dynamics": "SGD"}, "no lr and no sigma"),
+        ({"samples": 9, "dim": 2, "width": 3, "dynamics": "SGD"}, "no lr"),
     ],
 )
 def test_runs_of_other_experiments_are_refused(run, config, message):

@@ -22,7 +22,7 @@ from lnsim.function_space import Start, State, Task
 from lnsim.images import CLASSES
 from lnsim.label_flips import FLIPS, check_tau, flip_labels
 from lnsim.simulate import progress_bar, record_steps
-from lnsim.trajectory import Status, Trajectory, provenance
+from lnsim.trajectory import Status, Trajectory, check_continues, provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -235,6 +235,7 @@ class _Recorder:
 
     def restore(self, earlier: Trajectory) -> int:
         """Takes over records and state of `earlier`; returns the step it ended at."""
+        check_continues(earlier, self._config)
         step, found = earlier.status.step, earlier.steps.tolist()
         if earlier.status.code == "DIVERGED":
             raise ValueError(f"cannot resume: the earlier run {earlier.status}")
