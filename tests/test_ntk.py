@@ -593,7 +593,6 @@ def test_random_networks(drawn, memory):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu():
     network, x = narrow_resnet(norm=True).cuda(), torch.randn(5, 3, 8, 8).cuda()
     assert_exact(network, x)

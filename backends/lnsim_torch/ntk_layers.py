@@ -23,6 +23,7 @@ channels, so it takes the same code.
 Rows and columns of a kernel block are ordered (output, sample): the passes run output by output.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from math import prod
 
@@ -56,7 +57,7 @@ def layer_for(
     return rule(module, x, *claim, traced)
 
 
-class Layer:
+class Layer(ABC):
     """One call of a layer on n samples: the input, and the gradients of each output as they come.
 
     weight, bias: which of the module's parameters belong to the kernel and are this call's alone.
@@ -68,15 +69,15 @@ class Layer:
 
     def add(self, gradient: Tensor) -> None:
         """Take the gradient of the next output at this call's result, same shape as the result."""
-        raise NotImplementedError
+        self.gradients.append(gradient)
 
     def held_nbytes(self, result: int, itemsize: int) -> int:
         """Bytes held for each output once its gradient is taken, the result having so many."""
         return result
 
+    @abstractmethod
     def contribute(self, other: "Layer", kernel: Tensor, workspace: int) -> None:
         """Add this layer's share to kernel (C, n, C, m), or (1, n, 1, m) if traced."""
-        raise NotImplementedError
 
 
 class Rows(Layer):
