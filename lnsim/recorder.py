@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim._checks import FloatArray, per_replica
+from lnsim._threads import in_blocks
 from lnsim.dynamics import Dynamics
 from lnsim.ledger import lemma_3_shares
 from lnsim.observables import CLOUDS, PATHS, SCALARS, TWIN_SCALARS, Frame, View
@@ -47,12 +48,12 @@ def watch_steps(steps: int) -> list[int]:
 _NO_TWIN = np.empty((1, 0))
 
 
-class _Snapshot(NamedTuple):
-    """One replica at one step, reduced, with its twin's predictor."""
+class _Snapshots(NamedTuple):
+    """B networks to observe, reduced, with their twins' predictors; a replica's steps ascend."""
 
-    replica: int
-    record: int
-    step: int
+    replica: NDArray[np.int64]
+    record: NDArray[np.int64]
+    step: NDArray[np.int64]
     W: FloatArray
     a: FloatArray
     twin_theta: FloatArray
@@ -67,7 +68,13 @@ class Recorder:
     """
 
     def __init__(
-        self, frame: Frame, dynamics: Dynamics, moving: Replicas, plan: list[int], tracked: int
+        self,
+        frame: Frame,
+        dynamics: Dynamics,
+        moving: Replicas,
+        plan: list[int],
+        tracked: int,
+        clouds: bool,
     ) -> None:
         self._frame = frame
         self._dynamics = dynamics
@@ -76,18 +83,18 @@ class Recorder:
         self._plan = plan
         self._tracked = np.arange(tracked)
         self._block = max(1, OBSERVED_AT_ONCE // frame.trained_start.size)
-        self._pending: list[_Snapshot] = []
+        self._pending: list[_Snapshots] = []
         self.count = 0
-        clouds = cloud_records(len(plan))
-        self._cloud_of_record = {record: cloud for cloud, record in enumerate(clouds)}
+        records = cloud_records(len(plan)) if clouds else []
+        self._cloud_of_record = {record: cloud for cloud, record in enumerate(records)}
         each, width = (len(moving), len(plan)), frame.width
         self._kinds = SCALARS | (TWIN_SCALARS if moving.twin is not None else {})
         self._scalars = np.full((len(self._kinds), *each), np.nan)
         self._paths = np.full((len(PATHS), *each, tracked), np.nan)
-        self._clouds = np.full((len(CLOUDS), len(moving), len(clouds), width), np.nan)
+        self._clouds = np.full((len(CLOUDS), len(moving), len(records), width), np.nan)
         ledger = 0 if moving.ledger is None else width
         self._ledger = np.full((2, *each, ledger), np.nan)
-        self._lemma_3 = np.full((2, len(moving), len(clouds)), np.nan)
+        self._lemma_3 = np.full((2, len(moving), len(records)), np.nan)
         self._watched = {t for t in watch_steps(plan[-1]) if t <= plan[-1]}
         self._escape = np.full((len(moving), width), -1.0)
         self._watched_step: NDArray[np.int64] = np.zeros(len(moving), dtype=np.int64)
@@ -109,30 +116,42 @@ class Recorder:
         record = self.count if step == self._plan[self.count] else WATCHED_ONLY
         self.count += record != WATCHED_ONLY
         state, twin, ledger = self._moving.state, self._moving.twin, self._moving.ledger
-        for s in np.flatnonzero(state.diverged_at < 0).tolist():
-            if record == WATCHED_ONLY and (self._escape[s] >= 0).all():
-                continue
-            W, a = state.W[s].copy(), state.a[s].copy()
-            theta = np.full(W.shape[1], np.nan) if twin is None else twin.theta[s].copy()
-            if record != WATCHED_ONLY:
-                self._last_step[s], self._last_W[s], self._last_a[s] = step, W, a
-                if ledger is not None:
+        asked = state.diverged_at < 0
+        if record == WATCHED_ONLY:
+            asked &= (self._escape < 0).any(axis=1)
+        replicas = np.flatnonzero(asked)
+        W, a = state.W[replicas], state.a[replicas]
+        if record != WATCHED_ONLY:
+            self._last_step[replicas] = step
+            self._last_W[replicas], self._last_a[replicas] = W, a
+            if ledger is not None:
+                for s in replicas.tolist():
                     self._ledger[:, s, record] = ledger.of_neurons(s, step)
-            self._pending.append(_Snapshot(s, record, step, W, a, theta))
-            if len(self._pending) == self._block:
-                self._flush()
+        theta = np.full((len(W), W.shape[2]), np.nan) if twin is None else twin.theta[replicas]
+        times = np.full((2, len(W)), [[record], [step]])
+        self._pending.append(_Snapshots(replicas, *times, W, a, theta))
+        if sum(len(made.W) for made in self._pending) >= self._block:
+            self._flush()
         return record != WATCHED_ONLY
 
     def _flush(self) -> None:
         """Computes what is asked of the networks that wait."""
         if not self._pending:
             return
-        replica, record, step, W, a, theta = map(np.stack, zip(*self._pending, strict=True))
+        waiting = _Snapshots(*map(np.concatenate, zip(*self._pending, strict=True)))
         self._pending.clear()
-        view = self._view(replica, step, W, a, theta)
+        in_blocks(lambda block: self._compute(waiting, block), len(self._moving))
+
+    def _compute(self, waiting: _Snapshots, replicas: slice) -> None:
+        """Computes what is asked of the networks of these replicas, so many at a time."""
+        here = (waiting.replica >= replicas.start) & (waiting.replica < replicas.stop)
+        numbers = np.flatnonzero(here)
         # What is about to diverge may overflow: it is no news, and the status will say so.
         with np.errstate(over="ignore", invalid="ignore"):
-            self._keep(view, replica, record, step)
+            for first in range(0, numbers.size, self._block):
+                at = numbers[first : first + self._block]
+                replica, record, step, W, a, theta = (array[at] for array in waiting)
+                self._keep(self._view(replica, step, W, a, theta), replica, record, step)
 
     def _keep(
         self,
@@ -210,13 +229,15 @@ class Recorder:
         arrays: dict[str, NDArray[Any]] = {
             name: value[:, : self.count].copy() for name, value in self._recorded()
         }
-        arrays |= {name: value[:, : len(made)].copy() for name, value in self._of_clouds()}
-        arrays |= self._last_networks(append=made[-1] != self.count - 1, arrays=arrays)
+        if made:
+            arrays |= {name: value[:, : len(made)].copy() for name, value in self._of_clouds()}
+            arrays |= self._last_networks(append=made[-1] != self.count - 1, arrays=arrays)
         arrays["lazy_escape"] = self._escape.copy()
         if len(self._moving) == 1:
             arrays = {name: value[0] for name, value in arrays.items()}
         arrays["step"] = steps
-        arrays["cloud_step"] = np.unique(np.append(steps[made], steps[-1]))
+        if made:
+            arrays["cloud_step"] = np.unique(np.append(steps[made], steps[-1]))
         arrays["theta_star"] = self._frame.theta_star
         arrays["tracked_neurons"] = self._tracked
         arrays["diverged_at"] = self._moving.state.diverged_at.copy()

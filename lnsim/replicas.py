@@ -20,6 +20,9 @@ from lnsim.streams import WordStream
 WORDS_AT_ONCE = 1 << 16
 """Words held in memory at a time, over all replicas (512 KiB): small enough for the caches."""
 
+LEAST_WORDS = 1 << 9
+"""Words of each replica held at a time (4 KiB): enough to pay for entering a kernel."""
+
 
 @dataclass
 class Replicas:
@@ -77,7 +80,7 @@ class Replicas:
     ) -> int:
         """Takes at most `most` steps from `step`, as many as go at once; returns how many."""
         now, until = dynamics.at(step)
-        room = max(1, WORDS_AT_ONCE // (len(self) * max(1, draws)))
+        room = max(1, max(WORDS_AT_ONCE // len(self), LEAST_WORDS) // max(1, draws))
         count = min(most, until - step, room)
         if self.ledger is not None:
             count = min(count, self.ledger.room(step))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,14 @@ def simulate(
     *,
     steps: int,
     record_every: int,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     replicas: int = 1,
     backend: str = "numba",
     reduce: bool = True,
     ledger: bool = False,
     linearized: bool = True,
     tracked: int = 8,
+    clouds: bool = True,
     progress: bool | Callable[[int], object] | None = None,
     config: dict[str, Any] | None = None,
     resume: Trajectory | None = None,
@@ -47,9 +49,13 @@ def simulate(
 
     Records at 0, record_every, 2 record_every, ... and at the last step.  With `replicas` = S,
     replica c draws from the stream of key [seed, c], any scalar hyperparameter may be an array of
-    length S, and arrays carry the leading axis S.  `reduce=False` trains the dense network.
-    `ledger` keeps the norm ledger of every neuron (ledger.py), `linearized` trains the linearised
-    twin along (linearized.py).  The path of the first `tracked` neurons is kept at every record.
+    length S, and arrays carry the leading axis S.  With S seeds in place of one, replica c is bit
+    for bit the single run of seed[c].  A replica that diverges is left behind; the others go on.
+
+    `reduce=False` trains the dense network.  `ledger` keeps the norm ledger of every neuron
+    (ledger.py), `linearized` trains the linearised twin along (linearized.py).  The path of the
+    first `tracked` neurons is kept at every record; `clouds`, all neurons at a few of them and the
+    weights at the end, which are most of the memory of a large ensemble: S m (d + 1) numbers.
 
     `progress`: True for a bar on a terminal, or a function called with the steps done.  `resume`:
     a trajectory of the same configuration that ended earlier; the result is bit for bit that of
@@ -65,6 +71,9 @@ def simulate(
     steps = _checks.integer("steps", steps, 0)
     record_every = _checks.integer("record_every", record_every, 1)
     replicas = _checks.integer("replicas", replicas, 1)
+    if isinstance(seed, Sequence | np.ndarray):
+        seed = [streams.check_seed(each) for each in seed]
+        replicas = len(seed) if replicas == 1 else replicas
     tracked = min(_checks.integer("tracked", tracked, 0), network.width)
     if network.dim != problem.dim:
         raise ValueError(
@@ -72,13 +81,16 @@ def simulate(
         )
     base = _base(dynamics, replicas)
     if isinstance(base, Oscillation):
-        network = _with_chain(network, base, seed)
+        seeds = {seed} if isinstance(seed, int) else set(seed)
+        if len(seeds) > 1:
+            raise ValueError("seed must be one for all: the oscillation draws its start from it")
+        network = _with_chain(network, base, seeds.pop())
     if config is None:
         config = {
             "samples": problem.samples,
             "dim": problem.dim,
             "width": network.width,
-            "dynamics": repr(dynamics),
+            "dynamics": _in_full(dynamics),
             "steps": steps,
             "record_every": record_every,
             "seed": seed,
@@ -91,7 +103,7 @@ def simulate(
     )
     moving = Replicas.start(reduction, base, replicas, linearized=linearized, ledger=ledger)
     plan = record_steps(steps, record_every)
-    recorder = Recorder(Frame(problem, reduction), base, moving, plan, tracked)
+    recorder = Recorder(Frame(problem, reduction), base, moving, plan, tracked, clouds)
     step = 0
     if resume is not None:
         check_continues(resume, config)
@@ -123,6 +135,12 @@ def simulate(
     finally:
         close()
     return recorder.trajectory(Status("OK", step), config)
+
+
+def _in_full(dynamics: Dynamics | Alternating) -> str:
+    """The dynamics with every number of every replica: what a run is resumed by."""
+    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+        return repr(dynamics)
 
 
 def record_steps(steps: int, record_every: int) -> list[int]:

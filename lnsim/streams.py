@@ -20,12 +20,14 @@ Data and initialisation take their numbers from generators of their own, one for
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lnsim import _checks
 from lnsim._checks import FloatArray
+from lnsim._threads import in_blocks
 
 LAWS = ("gaussian", "rademacher", "uniform")
 
@@ -46,24 +48,34 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
 
 
 class WordStream:
-    """The words of `replicas` replicas of one `seed`, read forward from step to step."""
+    """The words of some replicas, read forward from step to step.
 
-    def __init__(self, seed: int, replicas: int, position: int = 0) -> None:
-        seed = check_seed(seed)
+    Of one `seed`, replica c reads the stream of key [seed, c].  Of a sequence of S seeds it reads
+    that of [seed[c], 0], as one run of seed[c] alone does; then `replicas` must be S.
+    """
+
+    def __init__(self, seed: int | Sequence[int], replicas: int, position: int = 0) -> None:
+        if isinstance(seed, Sequence | np.ndarray):
+            keys = [(check_seed(each), 0) for each in seed]
+            if len(keys) != replicas:
+                raise ValueError(f"seed must be one number or {replicas}, got {len(keys)}")
+        else:
+            keys = [(check_seed(seed), replica) for replica in range(replicas)]
+        self._keys = np.array(keys, dtype=np.uint64)
         self.position = position
-        self._generators = []
-        for replica in range(replicas):
-            bits = np.random.Philox(key=np.array([seed, replica], dtype=np.uint64))
-            # Philox makes four words per counter value, and advance() counts values.
-            bits.advance(position // 4)
-            bits.random_raw(position % 4, output=False)
-            self._generators.append(bits)
 
     def take(self, count: int) -> NDArray[np.uint64]:
         """The next `count` words of every replica, shape (S, count)."""
+        # Numba takes most of a second to import: only when something runs.
+        from lnsim import _philox
+
+        words = np.empty((len(self._keys), count), dtype=np.uint64)
+        in_blocks(
+            lambda block: _philox.fill_all(words[block], self._keys[block], self.position),
+            len(words),
+        )
         self.position += count
-        rows = [bits.random_raw(count) for bits in self._generators]
-        return rows[0][None] if len(rows) == 1 else np.stack(rows)
+        return words
 
 
 def sample_index(words: NDArray[np.uint64], samples: int) -> NDArray[np.int64]:

@@ -125,6 +125,74 @@ def test_replicas_are_single_runs_of_their_key(momentum):
             np.testing.assert_array_equal(run[name][0], value, err_msg=name)
 
 
+FIXED = ("step", "tracked_neurons", "cloud_step", "theta_star", "diverged_at")
+"""Arrays without a replica axis."""
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("kind", ["sgd", "sam", "batches", "gd"])
+def test_ensemble_is_bit_for_bit_its_single_runs(kind):
+    problem = lnsim.gaussian_regression(12, 5, test_samples=7)
+    network = lnsim.ntk_init(30, 5)
+    seeds, lr = [3, 3, 4, 5], np.array([1e-3, 2e-2, 5e-3, 1e-2])
+    sigma, other = np.array([0.0, 1.0, 3.0, 2.0]), np.array([0.0, 0.9, 0.0, 0.5])
+
+    def dynamics(c):
+        noise = lnsim.LabelNoise(sigma[c], "gaussian" if kind == "sam" else "rademacher")
+        return {
+            "sgd": lambda: lnsim.SGD(lr[c], noise, momentum=other[c]),
+            "sam": lambda: lnsim.SAM(lr[c], rho=other[c], noise=noise),
+            "batches": lambda: lnsim.SGD(lr[c], noise, batch_size=3, weight_decay=other[c]),
+            "gd": lambda: lnsim.GD(lr[c], noise),
+        }[kind]()
+
+    driver = {"steps": 40, "record_every": 7}
+    ensemble = lnsim.simulate(problem, network, dynamics(slice(None)), seed=seeds, **driver)
+    for c, seed in enumerate(seeds):
+        alone = lnsim.simulate(problem, network, dynamics(c), seed=seed, **driver)
+        for name in alone.arrays.keys() - set(FIXED):
+            np.testing.assert_array_equal(ensemble[name][c], alone[name], err_msg=name)
+
+
+@pytest.mark.small
+def test_one_diverging_replica_leaves_the_others_as_they_are():
+    problem, network = lnsim.gaussian_regression(12, 5), lnsim.ntk_init(30, 5)
+    lr = np.array([1e-3, 5.0, 2e-3])
+    driver = {"steps": 60, "record_every": 10, "seed": [1, 1, 1], "clouds": False}
+    run = lnsim.simulate(problem, network, lnsim.SGD(lr, lnsim.LabelNoise(1.0)), **driver)
+    assert run.status.code == "OK"
+    assert run["diverged_at"][0] == run["diverged_at"][2] == -1 < run["diverged_at"][1] < 60
+    assert np.isnan(run["train_loss"][1, -1])
+    others = lnsim.SGD(lr[[0, 2]], lnsim.LabelNoise(1.0))
+    without = lnsim.simulate(problem, network, others, **{**driver, "seed": [1, 1]})
+    assert "cloud_norm" not in run.arrays and "final_W" not in run.arrays
+    for name in without.arrays.keys() - set(FIXED):
+        np.testing.assert_array_equal(run[name][[0, 2]], without[name], err_msg=name)
+
+
+def test_blocks_and_threads_change_no_bit(monkeypatch):
+    import numba
+
+    problem, network = lnsim.gaussian_regression(12, 5), lnsim.ntk_init(30, 5)
+    dynamics = lnsim.SGD(np.linspace(1e-3, 1e-2, 23), lnsim.LabelNoise(1.0))
+
+    def run():
+        return lnsim.simulate(problem, network, dynamics, steps=50, record_every=5, replicas=23)
+
+    expected, threads = run(), numba.get_num_threads()
+    from lnsim import _threads
+
+    monkeypatch.setattr(_threads, "BLOCKS_OF_A_THREAD", 3)
+    numba.set_num_threads(1)
+    try:
+        alone = run()
+    finally:
+        numba.set_num_threads(threads)
+    for other in (alone, run()):
+        for name, value in expected.arrays.items():
+            np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
 def test_reduction_is_exact_over_many_steps():
     problem, network = lnsim.gaussian_regression(50, 20), lnsim.ntk_init(100, 20)
     dynamics = lnsim.SGD(1e-3, lnsim.LabelNoise(4.0))

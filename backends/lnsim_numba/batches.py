@@ -20,7 +20,7 @@ Ledger: lr v and lr |z| a in the place of c u and c |x| a of kernels.py.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from lnsim_numba.common import (
     DECAY,
@@ -125,16 +125,15 @@ def batches(  # type: ignore[no-untyped-def]
     return done
 
 
-@njit(parallel=True, **EXACT)
+@njit(**EXACT)
 def batches_replicas(  # type: ignore[no-untyped-def]
-    W, a, V_W, V_a, data, words, noise, batch, rates, rows, first_step, diverged_at
+    W, a, V_W, V_a, data, words, noise, batch, rates, rows, first_step, going, diverged_at
 ):
-    """`batches` for every replica that has not diverged.  W : (S, p, r), words : (S, T, draws)."""
-    for s in prange(W.shape[0]):
-        if diverged_at[s] < 0:
-            done = batches(
-                W[s], a[s], V_W[s], V_a[s], data, words[s], part(noise, s), batch, rates[s],
-                part(rows, s), first_step,
-            )  # fmt: skip
-            if done >= 0:
-                diverged_at[s] = first_step + done
+    """`batches` for the replicas `going`, their numbers.  W : (S, p, r), words : (S, T, draws)."""
+    for s in going:
+        done = batches(
+            W[s], a[s], V_W[s], V_a[s], data, words[s], part(noise, s), batch, rates[s],
+            part(rows, s), first_step,
+        )  # fmt: skip
+        if done >= 0:
+            diverged_at[s] = first_step + done

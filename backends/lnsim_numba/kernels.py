@@ -36,7 +36,7 @@ squared residual was not below DIVERGED_ABOVE, or -1.
 from __future__ import annotations
 
 import numpy as np
-from numba import config, njit, prange
+from numba import config, njit
 
 from lnsim_numba.common import (
     EXACT,
@@ -222,25 +222,15 @@ else:
     one_sample = one_sample_tiled
 
 
-@njit(parallel=True, **EXACT)
+@njit(**EXACT)
 def one_sample_replicas(  # type: ignore[no-untyped-def]
-    tile, W, a, data, words, noise, rates, rows, theta, features, first_step, diverged_at
+    tile, W, a, data, words, noise, rates, rows, theta, features, first_step, going, diverged_at
 ):
-    """`one_sample` for every replica that has not diverged.  W : (S, p, r), words : (S, T, 1)."""
-    for s in prange(W.shape[0]):
-        if diverged_at[s] < 0:
-            done = one_sample(
-                tile,
-                W[s],
-                a[s],
-                data,
-                words[s],
-                part(noise, s),
-                rates[s],
-                part(rows, s),
-                part(theta, s),
-                features,
-                first_step,
-            )
-            if done >= 0:
-                diverged_at[s] = first_step + done
+    """`one_sample` for the replicas `going`, their numbers.  W : (S, p, r), words : (S, T, 1)."""
+    for s in going:
+        done = one_sample(
+            tile, W[s], a[s], data, words[s], part(noise, s), rates[s], part(rows, s),
+            part(theta, s), features, first_step,
+        )  # fmt: skip
+        if done >= 0:
+            diverged_at[s] = first_step + done

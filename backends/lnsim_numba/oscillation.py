@@ -11,7 +11,7 @@ the same half is active again; its signs by then are those of the step between.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from lnsim_numba.common import EXACT, FAST, LR, aligned, descent, has_diverged
 
@@ -103,13 +103,12 @@ def run_chain(chain, words, amplitude):  # type: ignore[no-untyped-def]
             chain[i] = signs[0] if active else 0.0
 
 
-@njit(parallel=True, **EXACT)
+@njit(**EXACT)
 def oscillation_replicas(  # type: ignore[no-untyped-def]
-    W, a, data, words, rates, amplitude, first_step, diverged_at
+    W, a, data, words, rates, amplitude, first_step, going, diverged_at
 ):
-    """`oscillation` for every replica that has not diverged.  W : (S, m, r)."""
-    for s in prange(W.shape[0]):
-        if diverged_at[s] < 0:
-            done = oscillation(W[s], a[s], data, words[s], rates[s], amplitude[s])
-            if done >= 0:
-                diverged_at[s] = first_step + done
+    """`oscillation` for the replicas `going`, their numbers.  W : (S, m, r)."""
+    for s in going:
+        done = oscillation(W[s], a[s], data, words[s], rates[s], amplitude[s])
+        if done >= 0:
+            diverged_at[s] = first_step + done

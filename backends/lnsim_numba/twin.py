@@ -13,7 +13,7 @@ network's own residual is under way.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from lnsim_numba.common import (
     DECAY,
@@ -71,10 +71,10 @@ def twin(theta, V, start, A, data, words, noise, batch, rates):  # type: ignore[
             theta[j] -= lr * V[j]
 
 
-@njit(parallel=True, **EXACT)
+@njit(**EXACT)
 def twin_replicas(  # type: ignore[no-untyped-def]
-    theta, V, start, A, data, words, noise, batch, rates
+    theta, V, start, A, data, words, noise, batch, rates, going
 ):
-    """`twin` for every replica.  theta, V : (S, r), words : (S, T, draws)."""
-    for s in prange(theta.shape[0]):
+    """`twin` for the replicas `going`, their numbers.  theta, V : (S, r), words : (S, T, draws)."""
+    for s in going:
         twin(theta[s], V[s], start, A, data, words[s], part(noise, s), batch, rates[s])

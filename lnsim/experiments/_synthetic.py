@@ -79,14 +79,13 @@ def train(
 ) -> Trajectory:
     """Trains from `start`; the trajectory's config names the experiment and repeats the run."""
     problem, network = start(config)
+    driver = {"seed": config.seed, "tracked": config.tracked, **driver}
     return simulate(
         problem,
         network,
         dynamics,
         steps=config.steps,
         record_every=config.record_every,
-        seed=config.seed,
-        tracked=config.tracked,
         backend=backend,
         config={"experiment": experiment, "backend": backend, **asdict(config)},
         **driver,

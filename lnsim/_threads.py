@@ -1,0 +1,43 @@
+"""Work on many replicas, shared among threads: compiled loops and BLAS let go of the interpreter.
+
+Replicas are handed out in blocks as threads come free, so that a core that another program holds,
+or a block whose replicas have diverged, keeps nobody waiting.  What is done to a replica does not
+depend on the block it is in, so neither do the results.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+
+BLOCKS_OF_A_THREAD = 8
+"""Blocks made for each thread: the last to end is late by a part of its share."""
+
+
+def in_blocks(work: Callable[[slice], object], count: int) -> None:
+    """Calls `work` with slices that cover range(count).
+
+    There are as many threads as Numba would take (NUMBA_NUM_THREADS, numba.set_num_threads).
+    Raises what `work` raised first, after all have ended.
+    """
+    from numba import get_num_threads
+
+    threads = get_num_threads()
+    size = max(1, count if threads == 1 else -(-count // (BLOCKS_OF_A_THREAD * threads)))
+    blocks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
+    if threads == 1 or len(blocks) < 2:
+        for block in blocks:
+            work(block)
+        return
+    futures = [_pool(threads, os.getpid()).submit(work, block) for block in blocks]
+    wait(futures)
+    for future in futures:
+        future.result()
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """The threads, kept for the next call.  A forked process has none and makes its own."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="lnsim")
