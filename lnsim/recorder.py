@@ -129,7 +129,7 @@ class Recorder:
                     self._ledger[:, s, record] = ledger.of_neurons(s, step)
         theta = np.full((len(W), W.shape[2]), np.nan) if twin is None else twin.theta[replicas]
         times = np.full((2, len(W)), [[record], [step]])
-        self._pending.append(_Snapshots(replicas, *times, W, a, theta))
+        self._pending.append(_Snapshots(replicas, times[0], times[1], W, a, theta))
         if sum(len(made.W) for made in self._pending) >= self._block:
             self._flush()
         return record != WATCHED_ONLY
@@ -150,17 +150,12 @@ class Recorder:
         with np.errstate(over="ignore", invalid="ignore"):
             for first in range(0, numbers.size, self._block):
                 at = numbers[first : first + self._block]
-                replica, record, step, W, a, theta = (array[at] for array in waiting)
-                self._keep(self._view(replica, step, W, a, theta), replica, record, step)
+                self._keep(_Snapshots._make(array[at] for array in waiting))
 
-    def _keep(
-        self,
-        view: View,
-        replica: NDArray[np.int64],
-        record: NDArray[np.int64],
-        step: NDArray[np.int64],
-    ) -> None:
-        """Puts what a view shows into its places."""
+    def _keep(self, made: _Snapshots) -> None:
+        """Puts what these networks show into its places."""
+        replica, record, step, *networks = made
+        view = self._view(replica, step, *networks)
         for b, (s, i, t) in enumerate(zip(replica, record, step.tolist(), strict=True)):
             if t in self._watched:
                 self._watch(s, t, view.displacements[b])
