@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lnsim import store
+from lnsim import archive
 
 CLASSES = 10
 HOW_TO_GET = (
@@ -56,7 +56,7 @@ def read(path: Path) -> Images:
     """The four arrays of an .npz file.  Raises ValueError for one that lacks them."""
     if not path.is_file():
         raise ValueError(f"data {str(path)!r} is no file: {HOW_TO_GET}")
-    arrays = store.read_npz(path)
+    arrays = archive.read(path)
     missing = [name for name in Images._fields if name not in arrays]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: it has {', '.join(arrays) or 'none'}")

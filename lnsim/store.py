@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -46,13 +41,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """`write_bytes` of an uncompressed .npz archive."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
-    write_bytes(path, buffer.getvalue())
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.  Raises ValueError for anything else."""
     try:
@@ -62,15 +50,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value
-
-
-def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an .npz file; nothing is unpickled.  Raises ValueError if it is not one."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
 
 
 class RunFolder:

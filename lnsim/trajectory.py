@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lnsim import archive, store
 from lnsim import config as configs
-from lnsim import store
 from lnsim.backend import DIVERGED_ABOVE
 from lnsim.network import Network
 
@@ -120,7 +120,7 @@ class Trajectory:
         store.write_text(path / "config.toml", configs.to_toml(self.config))
         state = {f"state_{name}": value for name, value in self.state.items()}
         status = np.array(json.dumps([self.status.code, self.status.step]))
-        store.write_npz(path / file, {**self.arrays, **state, "status": status})
+        archive.write(path / file, {**self.arrays, **state, "status": status})
         store.write_json(path / "summary.json", self.summary())
         store.write_json(path / "environment.json", dict(self.provenance))
 
@@ -131,7 +131,7 @@ class Trajectory:
         if not (path / "config.toml").is_file():
             raise ValueError(f"{path} is no run folder: it has no config.toml")
         config = configs.read_toml(path / "config.toml")
-        arrays = store.read_npz(path / file)
+        arrays = archive.read(path / file)
         try:
             status = Status(*json.loads(str(arrays.pop("status"))))
         except (KeyError, TypeError, ValueError) as error:
