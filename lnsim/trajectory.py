@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
     from lnsim.phases import Phases
 
 
+SCHEMA = 1
+"""The form of a trajectory's file; another is refused."""
+
+ENDS = {
+    "OK": "finished after {step} steps",
+    "DIVERGED": f"diverged at step {{step}}: squared residual above {DIVERGED_ABOVE:g}",
+    "STOPPED": "stopped at step {step} before its end",
+}
+"""How a run can end."""
+
+
 @dataclass(frozen=True)
 class Status:
     """How a run ended: `code` is "OK", "DIVERGED" or "STOPPED", `step` where it ended."""
@@ -35,11 +47,7 @@ class Status:
     step: int
 
     def __str__(self) -> str:
-        return {
-            "OK": f"finished after {self.step} steps",
-            "DIVERGED": f"diverged at step {self.step}: squared residual above {DIVERGED_ABOVE:g}",
-            "STOPPED": f"stopped at step {self.step} before its end",
-        }[self.code]
+        return ENDS[self.code].format(step=self.step)
 
 
 @dataclass(frozen=True)
@@ -113,14 +121,16 @@ class Trajectory:
     def save(self, folder: str | os.PathLike[str], file: str = "trajectory.npz") -> None:
         """Writes config.toml, summary.json, environment.json and the arrays, each atomically.
 
-        Raises OSError where the folder cannot be written.
+        The arrays' file says by itself what `load` gives back, all but the provenance.  Raises
+        OSError where the folder cannot be written.
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        store.write_text(path / "config.toml", configs.to_toml(self.config))
+        text = configs.to_toml(self.config)
+        about = {"schema": SCHEMA, "config": text, "status": [self.status.code, self.status.step]}
         state = {f"state_{name}": value for name, value in self.state.items()}
-        status = np.array(json.dumps([self.status.code, self.status.step]))
-        archive.write(path / file, {**self.arrays, **state, "status": status})
+        archive.write(path / file, {**self.arrays, **state, "about": np.array(json.dumps(about))})
+        store.write_text(path / "config.toml", text)
         store.write_json(path / "summary.json", self.summary())
         store.write_json(path / "environment.json", dict(self.provenance))
 
@@ -128,14 +138,19 @@ class Trajectory:
     def load(cls, folder: str | os.PathLike[str], file: str = "trajectory.npz") -> Trajectory:
         """Reads back what `save` wrote.  Raises ValueError for a folder that is no run folder."""
         path = Path(folder)
-        if not (path / "config.toml").is_file():
-            raise ValueError(f"{path} is no run folder: it has no config.toml")
-        config = configs.read_toml(path / "config.toml")
+        if not (path / file).is_file():
+            raise ValueError(f"{path} is no run folder: it has no {file}")
         arrays = archive.read(path / file)
         try:
-            status = Status(*json.loads(str(arrays.pop("status"))))
+            about = json.loads(str(arrays.pop("about")))
+            schema = about["schema"]
+            if schema != SCHEMA:
+                raise ValueError(f"it has schema {schema}, and this lnsim reads {SCHEMA}")
+            status, config = Status(*about["status"]), tomllib.loads(about["config"])
+            if status.code not in ENDS or arrays["step"].ndim != 1:
+                raise ValueError("its status or its steps are none")
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path / file} is not a trajectory: it has no status") from error
+            raise ValueError(f"{path / file} is not a trajectory of lnsim: {error!r}") from error
         state = {
             name.removeprefix("state_"): arrays.pop(name)
             for name in list(arrays)
