@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 
 BLOCKS_OF_A_THREAD = 8
 """Blocks made for each thread: the last to end is late by a part of its share."""
@@ -41,3 +42,12 @@ def in_blocks(work: Callable[[slice], object], count: int) -> None:
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """The threads, kept for the next call.  A forked process has none and makes its own."""
     return ThreadPoolExecutor(threads, thread_name_prefix="lnsim")
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Holds the BLAS to one thread: how it shares a product out changes the last bits of it."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield

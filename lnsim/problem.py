@@ -9,6 +9,7 @@ import numpy as np
 
 from lnsim import _checks, streams
 from lnsim._checks import FloatArray
+from lnsim._threads import one_blas_thread
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Problem:
         object.__setattr__(self, "X", X)
         object.__setattr__(self, "y", y)
         if self.theta_star is None:
-            theta_star = np.linalg.lstsq(X, y, rcond=None)[0]
+            with one_blas_thread():
+                theta_star = np.linalg.lstsq(X, y, rcond=None)[0]
         else:
             theta_star = _checks.array("theta_star", self.theta_star, 1)
             _checks.shape("theta_star", theta_star, (dim,), f"X has {dim} columns")
@@ -76,6 +78,7 @@ class Problem:
         return self.X.shape[1]
 
 
+@one_blas_thread()
 def gaussian_regression(
     samples: int,
     dim: int,

@@ -30,9 +30,6 @@ from lnsim.dynamics import Dynamics
 from lnsim.network import Network
 from lnsim.problem import Problem
 
-SMALL_PRODUCT = 1 << 17
-"""Multiply-adds that a BLAS does in one thread; for more it wakes others, to work microseconds."""
-
 
 @dataclass(frozen=True)
 class Reduction:
@@ -52,14 +49,7 @@ class Reduction:
 
     def trained(self, W: FloatArray) -> FloatArray:
         """Q W, (..., m, r): the part of the first layer that training moves, of W : (..., p, r)."""
-        if self.Q is None:
-            return W
-        result = np.empty((*W.shape[:-2], len(self.Q), W.shape[-1]))
-        block = max(1, SMALL_PRODUCT // (W.shape[-2] * W.shape[-1]))
-        for first in range(0, len(self.Q), block):
-            rows = slice(first, first + block)
-            np.matmul(self.Q[rows], W, out=result[..., rows, :])
-        return result
+        return W if self.Q is None else np.matmul(self.Q, W)
 
     def lift(self, W: FloatArray, a: FloatArray, scale: float) -> tuple[FloatArray, FloatArray]:
         """The full weights W : (m, d), a : (m,) of reduced ones W : (p, r), a : (p,).

@@ -11,6 +11,7 @@ import numpy as np
 
 from lnsim import _checks, streams
 from lnsim import backend as backends
+from lnsim._threads import one_blas_thread
 from lnsim.dynamics import Alternating, Dynamics, Oscillation
 from lnsim.network import Network
 from lnsim.observables import Frame
@@ -23,6 +24,7 @@ from lnsim.streams import WordStream
 from lnsim.trajectory import Status, Trajectory, check_continues
 
 
+@one_blas_thread()
 def simulate(
     problem: Problem,
     network: Network,

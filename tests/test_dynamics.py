@@ -1,5 +1,9 @@
 """Reduced, dense and naive runs agree; nothing but (seed, replica) matters to a trajectory."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -191,6 +195,27 @@ def test_blocks_and_threads_change_no_bit(monkeypatch):
     for other in (alone, run()):
         for name, value in expected.arrays.items():
             np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+DIGEST = """
+import hashlib, lnsim
+problem, network = lnsim.gaussian_regression(60, 150), lnsim.ntk_init(2000, 150)
+dynamics = lnsim.SGD(1e-4, lnsim.LabelNoise(2.0), batch_size=2)
+run = lnsim.simulate(problem, network, dynamics, steps=6, record_every=2, replicas=3)
+content = b"".join(run[name].tobytes() for name in sorted(run.arrays))
+print(hashlib.sha256(content).hexdigest())
+"""
+
+
+def test_threads_of_the_machine_change_no_bit():
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", DIGEST], check=True, capture_output=True, text=True,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads},
+        ).stdout
+        for threads in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(digests) == 1
 
 
 def test_reduction_is_exact_over_many_steps():
