@@ -35,7 +35,7 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Writes an uncompressed archive atomically.  Raises OSError where it cannot."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **dict(arrays))  # type: ignore[arg-type]
+    np.savez(buffer, allow_pickle=False, **dict(arrays))
     store.write_bytes(path, buffer.getvalue())
 
 

@@ -434,6 +434,42 @@ def test_a_last_tile_of_one_sample(fallback):
     assert set(fallback) == {1}
 
 
+class HandWritten(torch.autograd.Function):
+    """2x, whose backward pass looks at the numbers, so that passes cannot be batched."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (2 if gradient.abs().sum().item() >= 0 else 3)
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return HandWritten.apply(x)
+
+
+@pytest.mark.parametrize("shared", [0, 2**22])
+@pytest.mark.parametrize("outputs", ["full", "mean"])
+def test_passes_one_by_one_and_shared(shared, outputs, monkeypatch):
+    """Shared by all outputs, where every operation allows it and there is room."""
+    monkeypatch.setattr(ntk_module, "_SHARED", shared)
+    calls = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(k) or grad(*a, **k))
+    network = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    stubborn = nn.Sequential(nn.Linear(5, 4), Doubled(), nn.Tanh(), nn.Linear(4, 3))
+    for of, wanted in ((network, 1 if shared else 3), (stubborn, 4 if shared else 3)):
+        calls.clear()
+        x = torch.randn(6, 5)
+        found = empirical_ntk(of, x, outputs=outputs)
+        assert len(calls) == wanted
+        right = expected(of, x, outputs=outputs)
+        assert (found - right).abs().max() <= TOLERANCE * right.abs().max()
+
+
 @pytest.mark.parametrize("memory", [120_000, 400_000, 1_000_000, 2**30])
 @pytest.mark.parametrize("others", [None, 4])
 def test_tiles_and_stages_change_nothing(memory, others):
@@ -514,6 +550,7 @@ BAD = {
     "no statistics": (nn.BatchNorm1d(4, track_running_stats=False).eval(), "no running statistics"),
     "dropout": (nn.Sequential(nn.Linear(4, 3), nn.Dropout()), "random"),
     "mixing": (nn.Sequential(nn.Linear(4, 3), CentredOnBatch()), "neighbours"),
+    "mixing, and no layer with a rule": (nn.Sequential(nn.PReLU(), CentredOnBatch()), "neighbours"),
     "hidden dropout": (nn.Sequential(nn.Linear(4, 30), FunctionalDropout()), "random"),
     "no parameter": (nn.Tanh(), "no parameter"),
     "frozen": (nn.Linear(4, 3).requires_grad_(False), "no parameter"),
@@ -528,6 +565,12 @@ def test_what_has_no_kernel_is_refused(network, message):
     with pytest.raises(ValueError, match=message) as caught:
         empirical_ntk(network, x)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_mixes_samples_is_refused_where_tiles_are_single():
+    network, x = nn.Sequential(nn.Linear(4, 3), CentredOnBatch()), torch.randn(5, 4)
+    with pytest.raises(ValueError, match="neighbours"):
+        empirical_ntk(network, x, memory=1000)
 
 
 def test_bad_arguments():
@@ -584,10 +627,12 @@ def networks(draw):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(networks(), st.sampled_from([2**20, 2**30]))
-def test_random_networks(drawn, memory):
+@given(networks(), st.sampled_from([2**20, 2**30]), st.sampled_from([0, 2**22]))
+def test_random_networks(drawn, memory, shared):
     network, shape = drawn
-    assert_exact(randomise(network), torch.randn(shape), memory=memory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ntk_module, "_SHARED", shared)
+        assert_exact(randomise(network), torch.randn(shape), memory=memory)
     kernel = empirical_ntk(network, torch.randn(shape))
     torch.testing.assert_close(kernel, kernel.permute(1, 0, 3, 2))
 

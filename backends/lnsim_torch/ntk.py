@@ -6,7 +6,8 @@ For a network f(x; θ) ∈ R^C the kernel is
 
 a sum over parameters, therefore over layers. The samples of a batch do not see each other, so one
 backward pass from Σ_n f_c(x_n) gives the gradient of output c of EVERY sample at every layer's
-output: C passes give all there is to know, and no pass forms a weight gradient. `ntk_layers`
+output: C passes give all there is to know, and no pass forms a weight gradient. (In a small network
+one pass takes all C together, or calling it would take longer than the pass.) `ntk_layers`
 contracts a layer's inputs with these gradients, `ntk_graph` finds them. Memory is bounded in two
 ways: the network is swept in stages, whose gradients are dropped once contracted; and when even
 that is too much, the samples are cut into tiles.
@@ -16,8 +17,8 @@ outside their own module) goes through plain autograd, sample by sample and outp
 exact, and slow. Which it is is found by counting a parameter's uses in the autograd graph.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from .ntk_layers import Layer, Rows, layer_for
 from .ntk_plan import Irregular, Plan, make_plan
 
 _OUTPUTS = ("full", "mean", "sum")
+# Bytes of gradients up to which one backward pass serves all outputs.
+_SHARED = 4 * 2**20
 
 
 def empirical_ntk(
@@ -69,12 +72,13 @@ def empirical_ntk(
     with _exact_arithmetic(x.device), torch.enable_grad():
         x = x.detach()
         others = x if x2 is None else x2.detach()
-        plan = make_plan(network, x, others, traced=outputs != "full", memory=memory)
-        try:
-            kernel = _fill(x, others, plan, accumulate)
-        except Irregular:
-            plan = make_plan(network, x, others, traced=plan.traced, memory=memory, rules=False)
-            kernel = _fill(x, others, plan, accumulate)
+        for looks in (1, 2, 0):
+            with suppress(Irregular):
+                plan = make_plan(
+                    network, x, others, traced=outputs != "full", memory=memory, looks=looks
+                )
+                kernel = _fill(x, others, plan, accumulate)
+                break
     return kernel / plan.outputs if outputs == "mean" else kernel
 
 
@@ -139,7 +143,7 @@ def _fill(x: Tensor, others: Tensor, plan: Plan, dtype: torch.dtype | None) -> T
     """The kernel (N, N2, C, C), or (N, N2) summed over the outputs, tile by tile."""
     outputs = 1 if plan.traced else plan.outputs
     shape = (len(x), len(others), outputs, outputs)
-    kernel = torch.zeros(shape, dtype=dtype or plan.dtype, device=x.device)
+    kernel = torch.empty(shape, dtype=dtype or plan.dtype, device=x.device)
     symmetric = others is x
     for rows in _tiles(len(x), plan.tile):
         for columns in _tiles(len(others), plan.tile):
@@ -176,14 +180,15 @@ def _layers(x: Tensor, plan: Plan, outputs: range) -> Iterator[list[Layer]]:
     """The layers of the network on samples x with their gradients, stage by stage."""
     if plan.stages:
         graph, stages = plan.run(x)
-        for (calls, _), passes in zip(stages, sweep(graph, stages, outputs), strict=True):
+        shared = min(_SHARED, plan.workspace)
+        for (calls, _), passes in zip(stages, sweep(graph, stages, outputs, shared), strict=True):
             yield _collect(graph, plan, calls, passes)
         del graph, stages
     for parameters in plan.plain:
         yield [Rows(_plain_gradients(x, plan, parameters, outputs))]
 
 
-def _collect(graph: Graph, plan: Plan, calls: list[int], passes: Iterator) -> list[Layer]:
+def _collect(graph: Graph, plan: Plan, calls: list[int], passes: Iterable) -> list[Layer]:
     layers = []
     for i in calls:
         call = graph.calls[i]

@@ -17,7 +17,7 @@ The graph, walked once from the output, then answers two questions.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,13 +165,25 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def sweep(
-    graph: Graph, stages: Sequence[tuple[Sequence[int], Bottleneck]], outputs: range
-) -> Iterator[Iterator[Gradients]]:
+    graph: Graph,
+    stages: Sequence[tuple[Sequence[int], Bottleneck]],
+    outputs: range,
+    at_once: int,
+) -> Iterator[Iterable[Gradients]]:
     """Per stage, per output: the gradients at the stage's calls. To be consumed in order.
 
     stages: calls, and the bottleneck they are above. What autograd saved is freed stage by stage,
-    so a graph serves for one sweep.
+    so a graph serves for one sweep. at_once: bytes of gradients up to which all outputs share one
+    pass; a small network's passes are all overhead.
     """
+    if len(stages) == 1:
+        called = [graph.calls[i] for i in stages[0][0]]
+        entries = len(outputs) * sum(call.output_shape.numel() for call in called)
+        if entries * graph.output.element_size() <= at_once:
+            shared = _shared_pass(graph.output, [call.edge for call in called], outputs)
+            if shared is not None:
+                yield shared
+                return
     root = (get_gradient_edge(graph.output),)
     seeds: Seeds = []
     for c in outputs:
@@ -180,6 +192,26 @@ def sweep(
         seeds.append((root, (seed,)))
     for calls, end in stages:
         yield _passes([graph.calls[i].edge for i in calls], end, seeds)
+
+
+def _shared_pass(
+    output: Tensor, targets: Sequence[GradientEdge], outputs: range
+) -> list[Gradients] | None:
+    """The gradients of all outputs by one pass; None where an operation cannot be batched."""
+    samples, classes = output.shape
+    seeds = torch.eye(classes, dtype=output.dtype, device=output.device)[outputs]
+    try:
+        found = torch.autograd.grad(
+            output,
+            targets,
+            seeds[:, None].expand(-1, samples, -1),
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=True,
+        )
+    except RuntimeError:
+        return None
+    return [tuple(g if g is None else g[k] for g in found) for k in range(len(outputs))]
 
 
 def _passes(targets: Sequence[GradientEdge], end: Bottleneck, seeds: Seeds) -> Iterator[Gradients]:

@@ -159,15 +159,15 @@ class Weighted(Layer):
 
     # The two factors, in the layouts that the three ways ask for.
 
-    def gradient_matrix(self, dtype: torch.dtype, channels_first: bool) -> Tensor:
-        """All D: (n, C, L, O), or (n, C, O, L) if channels_first."""
-        gradients = (
-            [g.transpose(1, 2) for g in self.gradients] if channels_first else self.gradients
-        )
-        if self.traced:
-            whole = torch.cat(gradients, 1 if channels_first else 2).unsqueeze(1)
-        else:
-            whole = torch.stack(gradients, 1)
+    def gradients_by_output(self, dtype: torch.dtype) -> Tensor:
+        """All D, (C, n, L, O)."""
+        whole = torch.cat(self.gradients, 2)[None] if self.traced else torch.stack(self.gradients)
+        return whole.to(dtype)
+
+    def gradients_by_sample(self, dtype: torch.dtype) -> Tensor:
+        """All D, transposed: (n, C, O, L)."""
+        gradients = [g.transpose(1, 2) for g in self.gradients]
+        whole = torch.cat(gradients, 1)[:, None] if self.traced else torch.stack(gradients, 1)
         return whole.to(dtype, memory_format=torch.contiguous_format)
 
     def patches(self, samples: slice, channels: slice) -> Tensor:

@@ -1,7 +1,9 @@
 """How a kernel will be computed: which rules apply, in which stages, how many samples at a time.
 
-All of it is decided before the work begins, on one sample alone and on two together: what the
-network does with them shows the axes, the uses of every parameter and the bytes per sample.
+All of it is decided before the work begins, on one sample alone: what the network does with it
+shows the uses of every parameter and the bytes per sample. Whether the first axis of every layer is
+the samples', and whether samples keep to themselves, shows where that sample is met again among
+others: in the work itself, or, should that prove the plan wrong, on two samples together.
 """
 
 import math
@@ -24,7 +26,7 @@ Claims = tuple[tuple[bool, bool], ...]
 
 
 class Irregular(Exception):
-    """The layers called, or the places of the samples in them, depend on the samples."""
+    """The layers called, or the places of the samples in them, are not those of the plan."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ class Plan:
     def run(self, x: Tensor) -> tuple[Graph, list[tuple[list[int], Bottleneck]]]:
         """Record the samples x, and find in the graph the calls and the end of every stage.
 
-        Raises Irregular unless the last sample alone gives the rows that it gives here.
+        Raises Irregular unless the last sample alone gives the rows that it gives here, ValueError
+        if its output depends on its neighbours.
         """
         graph = _record(self.network, x, self.layout)
         known = torch.equal(x[-1:], self.probe)
         alone = self.alone if known else _record(self.network, x[-1:], self.layout)
+        _check_independent(alone.output[-1], graph.output[-1])
         claims = _claims(alone, graph, len(x) - 1)
         if len(claims) != len(self.claims) or not _contains(claims, self.claims):
             raise Irregular
@@ -65,20 +69,25 @@ class Plan:
 
 
 def make_plan(
-    network: nn.Module, x: Tensor, others: Tensor, *, traced: bool, memory: int, rules: bool = True
+    network: nn.Module, x: Tensor, others: Tensor, *, traced: bool, memory: int, looks: int
 ) -> Plan:
     """Plan the kernel of x with others (x itself if symmetric) in `memory` bytes.
 
-    rules: False sends every parameter through plain autograd. Raises ValueError if the output of
-    a sample depends on its neighbours, or if one sample does not fit.
+    looks: 1 trusts the rules as far as one sample alone shows, 2 as two together show; 0 sends
+    every parameter through plain autograd.
+
+    Raises ValueError if the output of a sample depends on its neighbours, or if one sample does
+    not fit; Irregular if after one look no tile would show whether the plan holds.
     """
     last_two = (x if len(x) >= len(others) else others)[-2:]
     probe = last_two[-1:]
     one, layout, saved = _first_look(network, probe)
-    two = _record(network, last_two, layout)
-    _check_independent(one.output[-1], two.output[-1])
+    two = one
+    if looks != 1:
+        two = _record(network, last_two, layout)
+        _check_independent(one.output[-1], two.output[-1])
     none = ((False, False),) * len(two.calls)
-    claims = _claims(one, two, len(last_two) - 1) if rules else none
+    claims = _claims(one, two, len(two.output) - 1) if looks else none
     by_rule = {p for call, claim in zip(two.calls, claims, strict=True) for p in _own(call, claim)}
     uses = parameter_uses(two)
     plain = [p for p in network.parameters() if p.requires_grad and uses[p] and p not in by_rule]
@@ -88,13 +97,16 @@ def make_plan(
     sides = 1 if others is x else 2
     samples = max(len(x), len(others))
     tile, at_once, room = _sizes(cost, samples, sides, outputs, traced, memory - workspace)
+    stages = cost.stages(at_once, room)
+    if looks == 1 and (tile == 1 or not stages):
+        raise Irregular
     return Plan(
         network=network,
         probe=probe,
         alone=one,
         claims=claims,
         plain=cost.groups(at_once, room),
-        stages=cost.stages(at_once, room),
+        stages=stages,
         outputs=outputs,
         outputs_at_once=at_once,
         tile=tile,
@@ -123,8 +135,9 @@ def _first_look(network: nn.Module, x: Tensor) -> tuple[Graph, torch.memory_form
             saved[storage.data_ptr()] = storage.nbytes()
 
     layout = torch.contiguous_format
+    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
     with saved_tensors_hooks(pack, lambda nothing: nothing):
-        if x.ndim == 4 and x.is_floating_point() and x.device.type == "cpu":
+        if convolves and x.ndim == 4 and x.is_floating_point() and x.device.type == "cpu":
             # Up to four times faster convolutions; but a network that calls .view() may refuse it.
             try:
                 graph = _record(network, x, torch.channels_last)
@@ -136,20 +149,22 @@ def _first_look(network: nn.Module, x: Tensor) -> tuple[Graph, torch.memory_form
 
 
 def _check_independent(alone: Tensor, together: Tensor) -> None:
+    if _close(alone, together):
+        return
     if not (alone.isfinite().all() and together.isfinite().all()):
         raise ValueError("network output is not finite")
-    if not _close(alone, together):
-        raise ValueError(
-            "the output of a sample changes with its neighbours in the batch, or from call to "
-            "call: the network mixes samples or is random, and has no kernel"
-        )
+    raise ValueError(
+        "the output of a sample changes with its neighbours in the batch, or from call to call: "
+        "the network mixes samples or is random, and has no kernel"
+    )
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to rounding; never where something is not finite."""
     if not a.is_floating_point():
         return torch.equal(a, b)
-    scale = torch.maximum(a.abs().max(), b.abs().max())
-    return bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * scale)
+    allowed = torch.finfo(a.dtype).eps ** 0.5 * b.abs().max().item()
+    return (a - b).abs().max().item() <= allowed < math.inf
 
 
 def _is_row(alone: Call, call: Call, row: int, samples: int) -> bool:
@@ -162,7 +177,7 @@ def _is_row(alone: Call, call: Call, row: int, samples: int) -> bool:
         here[:1] == alone.output_shape[:1] == (1,)
         and there == (samples, *here[1:])
         and call.output_shape == (samples, *alone.output_shape[1:])
-        and _close(alone.input[0], call.input[row])
+        and (alone is call or _close(alone.input[0], call.input[row]))
     )
 
 

@@ -106,8 +106,8 @@ def _gram(
 
 def _apply(a: "Weighted", b: "Weighted", kernel: Tensor, workspace: int) -> None:
     """Θ[nc, mc'] = ⟨D_nc, A_nm D_mc'⟩."""
-    mine = a.gradient_matrix(kernel.dtype, channels_first=True)
-    theirs = mine if b is a else b.gradient_matrix(kernel.dtype, channels_first=True)
+    mine = a.gradients_by_sample(kernel.dtype)
+    theirs = mine if b is a else b.gradients_by_sample(kernel.dtype)
     n, c, o, length = mine.shape
     m, _, _, length2 = theirs.shape
     size = mine.element_size()
@@ -132,23 +132,28 @@ def _apply(a: "Weighted", b: "Weighted", kernel: Tensor, workspace: int) -> None
 
 def _hadamard(a: "Weighted", b: "Weighted", kernel: Tensor, workspace: int) -> None:
     """Θ[nc, mc'] = Σ_ll' A_nm[l, l'] (D_nc D_mc'ᵀ)[l, l']."""
-    mine = a.gradient_matrix(kernel.dtype, channels_first=False)
-    theirs = mine if b is a else b.gradient_matrix(kernel.dtype, channels_first=False)
-    n, c, length, o = mine.shape
-    m, _, length2, _ = theirs.shape
+    mine = a.gradients_by_output(kernel.dtype)
+    theirs = mine if b is a else b.gradients_by_output(kernel.dtype)
+    c, n, length, o = mine.shape
+    _, m, length2, _ = theirs.shape
+    size, share = mine.element_size(), workspace // 4
     row = m * length * length2 * c * c
     worth_halving = b is a and n * row * o > _SMALL
-    block = _clip(
-        workspace // (4 * row * mine.element_size()), 1, -(-n // 4) if worth_halving else n
-    )
+    block = _clip(share // (row * size), 1, -(-n // 4) if worth_halving else n)
+    whole = None
+    if n * length * m * length2 * size <= share:  # one product is faster than its parts
+        whole = _gram(a, b, slice(0, n), slice(0, m), kernel.dtype, share)
     for first in range(0, n, block):
         rows = slice(first, min(first + block, n))
         columns = slice(first if b is a else 0, m)
-        gram = _gram(a, b, rows, columns, kernel.dtype, workspace // 4)
-        products = mine[rows].reshape(-1, o) @ theirs[columns].reshape(-1, o).T
-        products = products.view(-1, c, length, m - columns.start, c, length2)
-        products *= gram[:, None, :, :, None]
-        part = products.sum((2, 5)).permute(1, 0, 3, 2)  # (C, n, C, m)
+        if whole is None:
+            gram = _gram(a, b, rows, columns, kernel.dtype, share)
+        else:
+            gram = whole[rows, :, columns]
+        products = mine[:, rows].reshape(-1, o) @ theirs[:, columns].reshape(-1, o).T
+        products = products.view(c, -1, length, c, m - columns.start, length2)
+        products *= gram[:, :, None]
+        part = products.sum((2, 5)) if length * length2 > 1 else products[:, :, 0, :, :, 0]
         kernel[:, rows, :, columns] += part
         if b is a:
             below = slice(rows.stop, n)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from lnsim.function_space import Start, State
 
@@ -96,13 +97,15 @@ def _gradients(
 
     The loss is differentiated in double precision, the network in `real`: late in training f - y
     is a small difference of large numbers, and an error of f would not fade as one of a gradient.
+    So the f on autograd's tape takes the value computed in double precision.
     """
-    f = _outputs(H, W2, b2).requires_grad_()
-    # The loss of every run, added up: runs share no parameter.
-    loss = 0.5 * (f - target).square().mean(dim=(1, 2)).sum()
-    (at_f,) = torch.autograd.grad(loss, f)
     moving = [value.detach().to(real).requires_grad_() for value in (H, W2, b2)]
-    return torch.autograd.grad(_outputs(*moving), moving, at_f.to(real))
+    f = _outputs(*moving).double()
+    if real != torch.float64:
+        f.detach().copy_(_outputs(H, W2, b2))
+    # The loss of every run, added up: runs share no parameter.
+    loss = 0.5 * len(f) * mse_loss(f, target)
+    return torch.autograd.grad(loss, moving)
 
 
 def _outputs(H: Tensor, W2: Tensor, b2: Tensor) -> Tensor:
