@@ -4,6 +4,7 @@ from lnsim.dynamics import GD, SAM, SGD, Alternating, LabelNoise, Oscillation
 from lnsim.network import Network, ntk_init
 from lnsim.problem import Problem, gaussian_regression
 from lnsim.simulate import simulate
+from lnsim.sweep import Sweep, sweep
 from lnsim.trajectory import Status, Trajectory
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     "Oscillation",
     "Problem",
     "Status",
+    "Sweep",
     "Trajectory",
     "gaussian_regression",
     "ntk_init",
     "simulate",
+    "sweep",
 ]

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from typing import Any
 
 BLOCKS_OF_A_THREAD = 8
 """Blocks made for each thread: the last to end is late by a part of its share."""
@@ -46,8 +47,14 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Holds the BLAS to one thread: how it shares a product out changes the last bits of it."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=1, user_api="blas"):
+    """Holds NumPy's BLAS to one thread: how it shares a product out changes the last bits of it."""
+    with _blas().limit(limits=1, user_api="blas"):
         yield
+
+
+@functools.cache
+def _blas() -> Any:
+    """The libraries that are loaded; NumPy's is, and to look for others takes milliseconds."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()

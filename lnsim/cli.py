@@ -10,13 +10,15 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
+from lnsim import cli_sweep, experiments
 from lnsim import config as configs
-from lnsim import experiments
 from lnsim.store import RunFolder, free_path
 from lnsim.trajectory import Trajectory
 
@@ -73,8 +75,17 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE.toml", help="read keys from a file, such as a run's"
     )
     run.add_argument("--seed", type=int, help="short for --set seed=SEED")
-    run.add_argument("--backend", help="the backend that trains: numba (default) or torch")
-    run.add_argument("--device", help="where torch trains: cpu (default), cuda or cuda:N")
+    run.add_argument(
+        "--backend", help="what trains: numba (default), or torch (default for networks on images)"
+    )
+    run.add_argument(
+        "--device", help="where torch trains: cpu (default), cuda or cuda:N (cuda is the default"
+        " for networks on images where there is one)",
+    )  # fmt: skip
+    run.add_argument(
+        "--preset", help="for networks on images: paper (default on cuda) or small (default on"
+        " the cpu); --set and --config go over it",
+    )  # fmt: skip
     run.add_argument(
         "--out", type=Path, metavar="DIR", help="the run folder (default: runs/EXPERIMENT)"
     )
@@ -95,6 +106,23 @@ def _parser() -> argparse.ArgumentParser:
     theory.set_defaults(command=_theory)
     theory.add_argument("folder", nargs="?", type=Path, help="a run folder")
     _add_assignments(theory)
+
+    sweeping = commands.add_parser(
+        "sweep",
+        help="run an experiment at every point of a grid",
+        description="Runs an experiment at every point of a grid; keeps a summary of each in"
+        " DIR/sweep.sqlite. Stopped in any way, the same command goes on where it was.",
+    )
+    _add_assignments(sweeping)
+    cli_sweep.add_sweep(sweeping)
+
+    plotting = commands.add_parser(
+        "plot",
+        help="draw a sweep, or a run again",
+        description="Draws a sweep: a phase diagram over two swept keys, a curve with its power law"
+        " over one. Of a run folder it draws the run's figures again.",
+    )
+    cli_sweep.add_plot(plotting)
 
     everything = commands.add_parser(
         "reproduce",
@@ -123,6 +151,25 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    name, experiment, backend, config = _configured(arguments)
+    if hasattr(experiment, "join"):
+        with experiment.join(backend, arguments.device) as (device, leads):
+            train = partial(experiment.run, config, backend=backend, device=device)
+            if leads:
+                return _write_run(arguments, name, experiment, train)
+            return _follow(arguments, train)
+    options: dict[str, Any] = {}
+    if arguments.device is not None:
+        if "device" in inspect.signature(experiment.run).parameters:
+            options["device"] = arguments.device
+        else:
+            backend = f"{backend}:{arguments.device}"
+    train = partial(experiment.run, config, backend=backend, **options)
+    return _write_run(arguments, name, experiment, train)
+
+
+def _configured(arguments: argparse.Namespace) -> tuple[str, ModuleType, str, Any]:
+    """The experiment's name and module, the backend, and the configuration asked for."""
     values: dict[str, Any] = {}
     resumed = arguments.resume and arguments.out is not None
     if arguments.resume and arguments.out is None:
@@ -146,34 +193,44 @@ def _run(arguments: argparse.Namespace) -> int:
     if named not in (None, name):
         raise ValueError(f"{source} is of experiment {named!r}, not {name!r}")
     experiment = experiments.load(name)
-    backend = arguments.backend or values.pop("backend", "numba")
+    usual = getattr(experiment, "BACKEND", "numba")
+    backend = arguments.backend or values.pop("backend", usual)
     values.pop("backend", None)
     if not isinstance(backend, str):
         raise TypeError(f"backend must be a name, got {backend!r}")
     if not arguments.checkpoint_every >= 0.0:
         raise ValueError(f"--checkpoint-every must be at least 0, got {arguments.checkpoint_every}")
-    values |= dict(configs.parse_assignment(text) for text in arguments.assignments)
+    assigned = dict(configs.parse_assignment(text) for text in arguments.assignments)
+    preset = assigned.pop("preset", arguments.preset)
+    values |= assigned
     if arguments.seed is not None:
         values["seed"] = arguments.seed
-    config = configs.build(experiment.Config, values)
-    options: dict[str, Any] = {}
-    if arguments.device is not None:
-        if "device" in inspect.signature(experiment.run).parameters:
-            options["device"] = arguments.device
-        else:
-            backend = f"{backend}:{arguments.device}"
+    values = experiments.with_preset(experiment, preset, values, backend, arguments.device)
+    return name, experiment, backend, configs.build(experiment.Config, values)
 
+
+def _follow(arguments: argparse.Namespace, train: Callable[..., Trajectory]) -> int:
+    """Trains beside the process that leads, which alone writes and prints."""
+    with _interrupt() as stop:
+        trajectory = train(stop=stop, resume=_newest(arguments.out) if arguments.resume else None)
+    return {"OK": 0, "STOPPED": INTERRUPTED, "DIVERGED": DIVERGED}[trajectory.status.code]
+
+
+def _write_run(
+    arguments: argparse.Namespace,
+    name: str,
+    experiment: ModuleType,
+    train: Callable[..., Trajectory],
+) -> int:
+    """Trains, writes the run folder, and says what came of it."""
     out = arguments.out or free_path(Path("runs"), name)
     with RunFolder(out, reuse=arguments.resume or arguments.force), _interrupt() as stop:
-        trajectory: Trajectory = experiment.run(
-            config,
-            backend=backend,
+        trajectory = train(
             progress=True,
             resume=_newest(out) if arguments.resume else None,
             checkpoint=lambda partial: partial.save(out, "checkpoint.npz"),
             checkpoint_every=arguments.checkpoint_every,
             stop=stop,
-            **options,
         )
         if trajectory.status.code == "STOPPED":
             trajectory.save(out, "checkpoint.npz")

@@ -1,0 +1,203 @@
+"""The results file of a sweep: one SQLite database, checked before it is touched.
+
+Table `points` has one row per point: every key of the configuration, every column of the summary
+(sweep_points.py), and
+
+    key      sha256 of the experiment, the backend and the complete configuration, as JSON with
+             sorted keys: no point can be in the table twice
+    digest   sha256 of the rest of the row: a bit that flips is found even where SQLite has no use
+             for it
+
+Table `meta` has names and JSON values: experiment, backend, swept keys, the base configuration, the
+grid last asked for, the environments that computed points, and their digest.  `user_version` is
+the version of this schema, `application_id` tells the file from any other.
+
+Safe.  The file comes into being complete, by a rename.  Rows arrive in transactions under SQLite's
+rollback journal with synchronous=FULL: a process killed at any moment loses nothing committed, and
+leaves nothing half written.  (The write-ahead log is not used: it needs shared memory, which
+network folders lack.)  Before a file is opened for writing its header is read and, read-only,
+SQLite's integrity check and every digest.  One sweep at a time writes to a folder: it holds an
+flock (POSIX) on `.sweep.lock` there, which the system lets go when the process ends in any way.
+Readers, such as a plot or pandas, may come at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from lnsim import store
+
+FILE, LOCK = "sweep.sqlite", ".sweep.lock"
+APPLICATION = 0x6C6E7377  # "lnsw"
+SCHEMA = 1
+BUSY = 60.0
+"""Seconds to wait while a reader holds the file."""
+
+SQL_TYPES = {float: "REAL", int: "INTEGER", bool: "INTEGER", str: "TEXT"}
+
+Row = dict[str, Any]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for one writer.  Raises ValueError where another has it."""
+    import fcntl  # POSIX alone has it
+
+    path = folder / LOCK
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = os.fstat(file.fileno()).st_nlink > 0  # not one that its holder just took away
+        except BlockingIOError:
+            alone = False
+        if not alone:
+            raise ValueError(
+                f"another sweep is writing to {folder}: wait for its end or choose another folder"
+            )
+        try:
+            yield
+        finally:
+            if not (folder / FILE).exists():
+                path.unlink()
+
+
+def key_of(experiment: str, backend: str, config: Mapping[str, Any]) -> str:
+    """The key of a point, a word of 64 hexadecimal digits."""
+    return _digest({"experiment": experiment, "backend": backend, "config": dict(config)})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def create(path: Path, columns: Mapping[str, str], meta: Mapping[str, Any]) -> None:
+    """Writes an empty results file, whole or not at all; `columns` are names and SQL types."""
+    listed = ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
+    with closing(sqlite3.connect(":memory:")) as memory, memory:
+        memory.execute(f"PRAGMA application_id = {APPLICATION}")
+        memory.execute(f"PRAGMA user_version = {SCHEMA}")
+        memory.execute(f"CREATE TABLE points (key TEXT PRIMARY KEY, {listed}, digest TEXT)")
+        memory.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT)")
+        _put_meta(memory, meta)
+        memory.commit()
+        store.write_bytes(path, memory.serialize())
+
+
+def _put_meta(database: sqlite3.Connection, meta: Mapping[str, Any]) -> None:
+    rows = {name: json.dumps(value, sort_keys=True) for name, value in meta.items()}
+    rows["digest"] = _digest(rows)
+    database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows.items())
+
+
+class Writer:
+    """A results file that is open for writing, after `read` found it sound."""
+
+    def __init__(self, path: Path) -> None:
+        self._database = sqlite3.connect(path, timeout=BUSY)
+        self._database.execute("PRAGMA synchronous = FULL")
+
+    def put_meta(self, meta: Mapping[str, Any]) -> None:
+        """Replaces the table meta, in one transaction."""
+        with self._database:
+            _put_meta(self._database, meta)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Adds points, all or none of them, in one transaction; each has the table's columns."""
+        with self._database:
+            for row in rows:
+                stored = {name: _as_stored(value) for name, value in row.items()}
+                stored["digest"] = _digest(stored)
+                names = ", ".join(f'"{name}"' for name in stored)
+                marks = ", ".join("?" * len(stored))
+                statement = f"INSERT INTO points ({names}) VALUES ({marks})"
+                self._database.execute(statement, list(stored.values()))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._database.close()
+
+
+def _as_stored(value: Any) -> Any:
+    """A value as SQLite gives it back: it has neither switches nor a negative zero."""
+    if isinstance(value, bool):
+        return int(value)
+    return value + 0.0 if isinstance(value, float) else value
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """The table meta and the points of a results file, without `digest`, in order of arrival.
+
+    Raises ValueError for a file that is missing, damaged, of another program or of another schema;
+    in no case is it changed.
+    """
+    _check_header(path)
+    try:
+        with _reading(path) as database:
+            found = database.execute("PRAGMA integrity_check").fetchone()[0]
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+            meta = dict(database.execute("SELECT name, value FROM meta").fetchall())
+            cursor = database.execute("SELECT * FROM points ORDER BY rowid")
+            names = [column[0] for column in cursor.description]
+            rows = [dict(zip(names, values, strict=True)) for values in cursor]
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    if meta.pop("digest", None) != _digest(meta):
+        raise ValueError(f"{path} is damaged: the table meta does not have its digest")
+    for row in rows:
+        if row.pop("digest", None) != _digest(row):
+            raise ValueError(f"{path} is damaged: point {row.get('key')} does not have its digest")
+    return {name: json.loads(value) for name, value in meta.items()}, rows
+
+
+def _check_header(path: Path) -> None:
+    """Refuses what the first bytes of a file tell apart (sqlite.org, "Database File Format")."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(100)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+        raise ValueError(f"{path} is no SQLite file")
+    schema, application = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
+    if application != APPLICATION:
+        raise ValueError(f"{path} is an SQLite file, but not of a sweep")
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{path} has schema {schema}, and this version of lnsim knows {SCHEMA} alone"
+        )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that changes nothing: to the file itself or, where a writer was killed, a copy.
+
+    A journal that a killed writer left must be rolled back before anything can be read.
+    """
+    journal = path.with_name(path.name + "-journal")
+    with contextlib.ExitStack() as stack:
+        database = stack.enter_context(closing(_read_only(path)))
+        try:
+            database.execute("SELECT count(*) FROM meta").fetchone()
+        except sqlite3.OperationalError:
+            if not journal.exists():
+                raise
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for file in (path, journal):
+                shutil.copy(file, folder)
+            database = stack.enter_context(closing(sqlite3.connect(folder / path.name)))
+        yield database
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY)
