@@ -1,0 +1,107 @@
+"""What the experiments on images ask of torch: numbers and plain arrays in, plain arrays out.
+
+Networks and placed images go through as they are; the seam is lnsim.backend.NetworkEngine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lnsim import function_space
+from lnsim._checks import FloatArray
+from lnsim_torch.distributed import group, joined
+from lnsim_torch.evaluation import evaluate
+from lnsim_torch.linearization import kernel_change, mse_predictor
+from lnsim_torch.networks import resnet18, wide_resnet
+from lnsim_torch.ntk import empirical_ntk
+from lnsim_torch.pruning import pruning_curve
+from lnsim_torch.samples import Data, Samples, place
+from lnsim_torch.training import Result, train
+from lnsim_torch.training_plan import Execution, Plan
+
+__all__ = [
+    "Execution",
+    "Plan",
+    "Result",
+    "Tangent",
+    "default_device",
+    "first_layer_norm",
+    "group",
+    "joined",
+    "place",
+    "pruned_accuracy",
+    "resnet18",
+    "train",
+    "wide_resnet",
+]
+
+
+def default_device() -> str:
+    """ "cuda" where there is a CUDA device, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def first_layer_norm(network: nn.Module) -> float:
+    """Frobenius norm of the first layer's weights."""
+    return float(next(network.parameters()).detach().norm())
+
+
+def pruned_accuracy(
+    network: nn.Module, data: Data, loss: str, percentages: Sequence[float], execution: Execution
+) -> FloatArray:
+    """Test accuracy with each of the `percentages` of the weights kept; see pruning.py."""
+    measure = partial(evaluate, samples=data.test, loss=loss, execution=execution)
+    return np.array([accuracy for _, accuracy in pruning_curve(network, measure, percentages)])
+
+
+class Tangent:
+    """A network's tangent kernel on the training images, and what follows from it.
+
+    The kernel is that of all outputs, (n, n, C, C), taken as the network stands.  Below
+    `largest_stable_lr` gradient descent on the linearised network's squared loss converges.
+    """
+
+    def __init__(self, network: nn.Module, data: Data) -> None:
+        self._data = data
+        self._x = _inputs(data.train)
+        self._kernel = empirical_ntk(network.to(data.device), self._x)
+        n, _, classes, _ = self._kernel.shape
+        matrix = self._kernel.double().transpose(1, 2).reshape(n * classes, n * classes)
+        # Descent multiplies a part of the residual by 1 - lr l / nC, l an eigenvalue.
+        self.largest_stable_lr = 2.0 * n * classes / float(torch.linalg.eigvalsh(matrix)[-1])
+
+    def distance(self, network: nn.Module) -> float:
+        """|K - K_0|_F / |K_0|_F of the kernel K of `network`, on the same images."""
+        return float(kernel_change(empirical_ntk(network, self._x), self._kernel))
+
+    def losses(self, network: nn.Module, lr: float, steps: Sequence[int]) -> dict[str, FloatArray]:
+        """Training and test loss of the linearised network after `steps` of gradient descent.
+
+        `network` stands where the kernel was taken; squared loss, full batch, clean labels.
+        """
+        x_test = _inputs(self._data.test)
+        with torch.no_grad():
+            f, f_test = network(self._x), network(x_test)
+        targets = [
+            function_space.one_hot(samples.labels, self._data.classes)
+            for samples in (self._data.train, self._data.test)
+        ]
+        predict = mse_predictor(
+            self._kernel, f, torch.tensor(targets[0], device=f.device), lr,
+            empirical_ntk(network, x_test, self._x), f_test,
+        )  # fmt: skip
+        return {
+            f"{part}_loss": function_space.loss(of_part(steps, discrete=True).cpu().numpy(), y)
+            for part, of_part, y in zip(
+                ("train", "test"), (predict.train, predict.test), targets, strict=True
+            )
+        }
+
+
+def _inputs(samples: Samples) -> Tensor:
+    return samples.inputs(slice(None))

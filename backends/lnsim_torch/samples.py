@@ -1,0 +1,107 @@
+"""Labelled images on a device: held as they came (uint8), normalised a batch at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lnsim import _checks
+from lnsim.images import CLASSES, Images
+from lnsim_torch.two_layer import check_device
+
+NORMALIZATIONS = ("channel", "global")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One set.  images : (N, H, W, channels) or (N, pixels), targets : (N,) int64 on the device.
+
+    labels : (N,) are the targets for the host.  mean and scale (1 / standard deviation) have the
+    shape of an image: so they are applied in long runs.
+    """
+
+    images: Tensor
+    targets: Tensor
+    labels: NDArray[np.int64]
+    mean: Tensor
+    scale: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def inputs(self, chosen: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What a network takes of the `chosen` images: (B, channels, H, W) or (B, pixels)."""
+        # On the CPU index_select is ten times as fast as indexing with a tensor.
+        if isinstance(chosen, Tensor):
+            x = self.images.index_select(0, chosen)
+        else:
+            x = self.images[chosen]
+        x = (x - self.mean.to(dtype)).to(dtype).mul_(self.scale.to(dtype))
+        # The channels stay last in memory: what cuDNN's fast kernels like.
+        return x.permute(0, 3, 1, 2) if x.ndim == 4 else x
+
+    def spaced(self, count: int) -> Samples:
+        """`count` of the samples, evenly spaced; all for 0."""
+        if count == 0 or count >= len(self):
+            return self
+        chosen = np.arange(count) * len(self) // count
+        here = torch.from_numpy(chosen).to(self.targets.device)
+        return replace(
+            self, images=self.images[here], targets=self.targets[here], labels=self.labels[chosen]
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """A training and a test set on one device, of `classes` classes."""
+
+    train: Samples
+    test: Samples
+    classes: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.train.images.device
+
+
+def place(
+    images: Images, device: str = "cpu", *, normalization: str = "channel", classes: int = CLASSES
+) -> Data:
+    """The images on `device`, normalised when they are used.  Several runs can share the result.
+
+    `normalization`: "channel" takes off the training set's mean of each channel and divides by its
+    standard deviation, in both sets; "global" takes one mean and deviation of all pixels, of each
+    set its own (the released notebook).  Raises ValueError for a device that is not there.
+    """
+    check_device(device)
+    _checks.choice("normalization", normalization, NORMALIZATIONS)
+    statistics = [_statistics(images.train_images, normalization)]
+    statistics.append(
+        statistics[0] if normalization == "channel" else _statistics(images.test_images, "global")
+    )
+    train, test = (
+        Samples(
+            torch.tensor(pixels, device=device),
+            torch.tensor(labels, device=device),
+            labels,
+            *(torch.tensor(np.broadcast_to(v, pixels.shape[1:]), device=device) for v in numbers),
+        )
+        for pixels, labels, numbers in zip(images[::2], images[1::2], statistics, strict=True)
+    )
+    return Data(train, test, classes)
+
+
+def _statistics(pixels: NDArray[Any], normalization: str) -> tuple[NDArray[np.float64], ...]:
+    """Mean and 1 / standard deviation of each channel, the last axis, or of all pixels."""
+    if normalization == "channel" and pixels.ndim == 4:
+        pixels = pixels.reshape(-1, pixels.shape[-1])
+        mean, deviation = pixels.mean(0, dtype=np.float64), pixels.std(0, dtype=np.float64)
+    else:
+        mean, deviation = np.mean(pixels, dtype=np.float64), np.std(pixels, dtype=np.float64)
+    # A channel of one colour is 0 after its mean is gone.
+    return np.asarray(mean), 1.0 / np.where(deviation > 0, deviation, 1.0)
