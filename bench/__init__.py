@@ -1,0 +1,1 @@
+"""How fast lnsim is, whether its backends agree, and what else one could use; not installed."""

@@ -1,0 +1,90 @@
+"""The benchmarks' own pieces: the suite is well formed, its cases run, and the peers agree."""
+
+import inspect
+import json
+import pkgutil
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import benchmarks, peers
+from bench.benchmarks.cases import DYNAMICS, Case
+
+FOLDER = Path(benchmarks.__path__[0])
+PREFIXES = ("time_", "timeraw_", "peakmem_", "track_")
+
+
+def suites():
+    modules = [
+        import_module(f"{benchmarks.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(benchmarks.__path__)
+    ]
+    return [
+        member
+        for module in modules
+        for member in vars(module).values()
+        if inspect.isclass(member)
+        and member.__module__ == module.__name__
+        and any(name.startswith(PREFIXES) for name in vars(member))
+    ]
+
+
+def test_the_configuration_names_what_is_there():
+    config = json.loads((FOLDER.parent / "asv.conf.json").read_text())
+    assert (FOLDER.parent / config["benchmark_dir"]).samefile(FOLDER)
+    assert (FOLDER.parent / config["repo"] / "setup.cfg").is_file()
+
+
+def test_every_benchmark_takes_its_parameters():
+    assert len(suites()) >= 6
+    for suite in suites():
+        names = getattr(suite, "param_names", [])
+        assert len(names) == len(getattr(suite, "params", []))
+        for name, method in vars(suite).items():
+            if name == "setup" or name.startswith(PREFIXES):
+                assert list(inspect.signature(method).parameters) == ["self", *names]
+
+
+@pytest.mark.parametrize("dynamics", DYNAMICS)
+@pytest.mark.parametrize("width", [21, 20_000])
+def test_cases_are_stable(dynamics, width):
+    assert Case(dynamics, width).run(300).status.step == 300
+
+
+def test_a_case_that_diverges_is_no_measurement():
+    hopeless = Case(options=(("reduce", False),), width=21)
+    hopeless.data[0].X[:] *= 1e3
+    with pytest.raises(RuntimeError, match="diverged"):
+        hopeless.run(200)
+
+
+def test_the_loops_of_the_peers_agree_and_their_table_fits():
+    table = replace(peers.linear_table("cpu", samples=30, dim=20, width=24), checked=50, most=50)
+    result = table.measured(rounds=2, seconds=0.0)
+    names = {row["name"] for row in result["rows"]}
+    assert {"lnsim, numba", "NumPy loop"} <= names
+    assert len(result["rows"]) == 2 * len(names)
+    assert all(len(line) <= peers.COLUMNS for line in peers.lines(result))
+
+
+def test_a_peer_that_disagrees_ends_the_run():
+    table = replace(peers.linear_table("cpu", samples=30, dim=20, width=24), checked=50, most=50)
+    right = table.work["dense", "NumPy loop"]
+    table.work["dense", "NumPy loop"] = lambda steps: right(steps) * (1 + 1e-8)
+    with pytest.raises(ValueError, match="NumPy loop"):
+        table.measured(rounds=1, seconds=0.0)
+
+
+def test_the_kernels_of_the_peers_agree():
+    pytest.importorskip("torch")
+    from bench import kernel_peers
+
+    kernels, _ = kernel_peers.contenders("cpu")
+    for network, x in kernel_peers.networks("cpu").values():
+        ours, *others = (kernel(network, x[:3]) for kernel in kernels.values())
+        assert ours.shape == (3, 3, kernel_peers.CLASSES, kernel_peers.CLASSES)
+        for theirs in others:
+            np.testing.assert_allclose(theirs, ours, rtol=1e-10, atol=1e-10 * np.abs(ours).max())
