@@ -12,7 +12,10 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+
+_ALONE = ContextVar("alone", default=False)
 
 BLOCKS_OF_A_THREAD = 8
 """Blocks made for each thread: the last to end is late by a part of its share."""
@@ -21,12 +24,10 @@ BLOCKS_OF_A_THREAD = 8
 def in_blocks(work: Callable[[slice], object], count: int) -> None:
     """Calls `work` with slices that cover range(count).
 
-    There are as many threads as Numba would take (NUMBA_NUM_THREADS, numba.set_num_threads).
-    Raises what `work` raised first, after all have ended.
+    There are as many threads as NUMBA_NUM_THREADS says, by default one a core.  Raises what `work`
+    raised first, after all have ended.
     """
-    from numba import get_num_threads
-
-    threads = get_num_threads()
+    threads = number()
     size = max(1, count if threads == 1 else -(-count // (BLOCKS_OF_A_THREAD * threads)))
     blocks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
     if threads == 1 or len(blocks) < 2:
@@ -37,6 +38,24 @@ def in_blocks(work: Callable[[slice], object], count: int) -> None:
     wait(futures)
     for future in futures:
         future.result()
+
+
+def number() -> int:
+    """The threads that `in_blocks` shares work among."""
+    # Not numba.get_num_threads(): it starts OpenMP, which resets the threads of torch.
+    from numba import config
+
+    return 1 if _ALONE.get() else int(config.NUMBA_NUM_THREADS)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, the calling thread shares no work with others."""
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
 
 
 @functools.cache

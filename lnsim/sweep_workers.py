@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from typing import Any
 
+from lnsim._threads import one_thread
 from lnsim.experiments._synthetic import Setting
 from lnsim.sweep_points import Summary, run_points, shared
 
@@ -181,14 +182,8 @@ def _begin_worker() -> None:
 
 def run_chunk(experiment: str, backend: str, chunk: Chunk) -> list[Summary]:
     """The task: `run_points` on one core."""
-    import numba
-
-    threads = numba.get_num_threads()
-    numba.set_num_threads(1)
-    try:
+    with one_thread():
         return run_points(experiment, chunk, backend)
-    finally:
-        numba.set_num_threads(threads)
 
 
 @dataclass

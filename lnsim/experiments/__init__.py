@@ -1,10 +1,17 @@
-"""The experiments by name; each module has Config, run(), figure() and report()."""
+"""The experiments by name; each module has Config, run(), figure() and report().
+
+Those with networks on images also have BACKEND, their backend unless another is named, PRESETS, by
+name what a preset changes of Config, default_preset() and join(): see _images.py.
+"""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
+from lnsim import _checks
 from lnsim.config import nearest
 
 NAMES = {
@@ -14,6 +21,9 @@ NAMES = {
     "oscillation-periodic": "the same with the oscillation on and off in turn",
     "sam": "two phases of sharpness-aware minimisation (Figure 4)",
     "linearization": "label noise on real images, beside the linearised network (the notebook)",
+    "wide-resnet": "a Wide ResNet with label noise, without, and linearised (Figure 3)",
+    "wide-resnet-sam": "the same with sharpness-aware minimisation (Figure 5)",
+    "resnet": "ResNet-18 under label noise: accuracy, and pruning without retraining (Figure 1)",
 }
 
 
@@ -22,3 +32,28 @@ def load(name: str) -> ModuleType:
     if name not in NAMES:
         raise ValueError(f"unknown experiment {name!r}: {nearest(name, NAMES)}")
     return importlib.import_module(f"lnsim.experiments.{name.replace('-', '_')}")
+
+
+def with_preset(
+    experiment: ModuleType,
+    preset: str | None,
+    values: Mapping[str, Any],
+    backend: str,
+    device: str | None,
+) -> dict[str, Any]:
+    """`values` and, where they say nothing, those of the preset; that of `values` if it is None.
+
+    Raises ValueError for an unknown preset, one that contradicts `values`, and an experiment
+    without presets.
+    """
+    if not hasattr(experiment, "PRESETS"):
+        if preset is not None:
+            raise ValueError(f"this experiment has no presets, got {preset!r}")
+        return dict(values)
+    named = values.get("preset", preset)
+    if preset not in (None, named):
+        raise ValueError(f"the configuration is of preset {named!r}, not {preset!r}")
+    if named is None:
+        named = experiment.default_preset(backend, device)
+    _checks.choice("preset", named, experiment.PRESETS)
+    return {**experiment.PRESETS[named], **values, "preset": named}

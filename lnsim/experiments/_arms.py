@@ -1,0 +1,173 @@
+"""The runs of an experiment, its arms, trained one after the other and kept as one trajectory.
+
+Each arm is trained to its end before the next begins.  The trajectory's state holds of every arm
+begun so far its records, its network, and what was measured at its end: a run stopped in its second
+arm goes on there, and one that is over can be made longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim._checks import FloatArray
+from lnsim.backend import NetworkEngine
+from lnsim.images import Images
+from lnsim.simulate import record_steps
+from lnsim.trajectory import Status, Trajectory, check_continues, provenance
+
+Records = dict[str, FloatArray]
+Assemble = Callable[[Mapping[str, Records], Mapping[str, Records]], Mapping[str, NDArray[Any]]]
+
+_PARTS = ("records", "state", "measured")
+
+
+class Arms:
+    """What the arms gave so far.
+
+    `plans`: by the name of each arm what determines it (Plan of the engine); they differ neither in
+    `steps` nor in `record_every`.  `assemble(records, measured)` makes the trajectory's arrays of
+    what each arm gave: its records of every one of `series`, (records,), NaN from where it has not
+    got to, and what was measured at its end, if it is there.  Beside them stand `step` and, as
+    `images`, how many there are for training and for the test.  `config` and `device` are kept too.
+    """
+
+    def __init__(
+        self,
+        engine: NetworkEngine,
+        plans: Mapping[str, Any],
+        images: Images,
+        series: Sequence[str],
+        assemble: Assemble,
+        config: Mapping[str, Any],
+        device: str,
+    ) -> None:
+        self._engine, self._plans = engine, dict(plans)
+        self._series, self._assemble = series, assemble
+        self._config, self._device = dict(config), device
+        self._images = images
+        first = next(iter(self._plans.values()))
+        self.steps = np.array(record_steps(first.steps, first.record_every))
+        self._results: dict[str, Any] = {}
+        self._measured: dict[str, Records] = {}
+
+    def restore(self, earlier: Trajectory) -> None:
+        """Takes over what the arms of `earlier` gave.  Raises ValueError for another run's."""
+        check_continues(earlier, self._config)
+        if earlier.status.code == "DIVERGED":
+            raise ValueError(f"cannot resume: the earlier run {earlier.status}")
+        if not np.array_equal(earlier.state.get("images", ()), _fingerprint(self._images)):
+            raise ValueError("cannot resume: the earlier run had other data")
+        for name in self._plans:
+            if f"{name}.status" in earlier.state:
+                parts = {part: _below(earlier.state, f"{name}.{part}.") for part in _PARTS}
+                status = Status(*json.loads(str(earlier.state[f"{name}.status"])))
+                if measured := parts.pop("measured"):
+                    self._measured[name] = measured
+                self._results[name] = self._engine.Result(**parts, status=status)
+
+    def train(
+        self,
+        start: Callable[[], Any],
+        data: Any,
+        execution: Any,
+        *,
+        measure: Callable[[Any], Records] | None = None,
+        progress: bool | Callable[[int], object] | None = None,
+        checkpoint: Callable[[Trajectory], object] | None = None,
+        **driver: Any,
+    ) -> Trajectory:
+        """Trains what is left to train, each arm from a network that `start` makes.
+
+        `driver` goes to the engine's train; `measure` is asked once an arm is trained.
+        """
+        status = Status("OK", int(self.steps[-1]))
+        for i, (name, plan) in enumerate(self._plans.items()):
+            if name in self._measured:
+                continue
+            network = start()
+            self._results[name] = self._engine.train(
+                network,
+                data,
+                plan,
+                execution,
+                resume=self._results.get(name),
+                progress=_shown(progress, name, i * plan.steps),
+                checkpoint=self._keeping(name, checkpoint),
+                **driver,
+            )
+            status = self._results[name].status
+            if status.code != "OK":
+                return self.trajectory(status)
+            if measure is not None:
+                self._measured[name] = measure(network)
+        return self.trajectory(status)
+
+    def trajectory(self, status: Status) -> Trajectory:
+        """All that was recorded so far, and the state to go on from."""
+        state: dict[str, NDArray[Any]] = {"images": _fingerprint(self._images)}
+        for name, result in self._results.items():
+            state[f"{name}.status"] = np.array(json.dumps([result.status.code, result.status.step]))
+            held = (result.records, result.state, self._measured.get(name, {}))
+            for part, arrays in zip(_PARTS, held, strict=True):
+                state |= {f"{name}.{part}.{key}": value for key, value in arrays.items()}
+        records = {name: self._records(name) for name in self._plans}
+        counts = np.array([len(labels) for labels in self._images[1::2]])
+        arrays = {
+            "step": self.steps, "images": counts, **self._assemble(records, self._measured)
+        }  # fmt: skip
+        about = {**provenance(self._config), "device": self._device}
+        return Trajectory(arrays, self._config, status, state, about)
+
+    def _records(self, name: str) -> Records:
+        """The series of arm `name` at the planned steps, NaN where it has none."""
+        records = {key: np.full(len(self.steps), np.nan) for key in self._series}
+        found = self._results[name].records if name in self._results else {}
+        if found:
+            # Where an earlier, shorter run ended may be none of the planned steps.
+            _, here, there = np.intersect1d(self.steps, found["step"], return_indices=True)
+            for key, values in records.items():
+                values[here] = found[key][there]
+        return records
+
+    def _keeping(
+        self, name: str, checkpoint: Callable[[Trajectory], object] | None
+    ) -> Callable[[Any], object] | None:
+        """What makes a checkpoint of the arm's result so far a checkpoint of all arms."""
+        if checkpoint is None:
+            return None
+
+        def keep(result: Any) -> None:
+            self._results[name] = result
+            checkpoint(self.trajectory(result.status))
+
+        return keep
+
+
+def _below(state: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """What `state` holds under names that begin with `prefix`, by the rest of the name."""
+    return {k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)}
+
+
+def _shown(
+    progress: bool | Callable[[int], object] | None, name: str, before: int
+) -> str | Callable[[int], object] | None:
+    """Progress of one arm: a bar with its name, or the steps of all arms so far."""
+    if progress is None or isinstance(progress, bool):
+        return name if progress else None
+    report = progress
+    return lambda step: report(before + step)
+
+
+def _fingerprint(images: Images) -> NDArray[np.uint8]:
+    """SHA-256 of the images and their labels, (32,)."""
+    digest = hashlib.sha256()
+    for array in images:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return np.frombuffer(digest.digest(), dtype=np.uint8)

@@ -1,0 +1,198 @@
+"""What `wide-resnet` and `wide-resnet-sam` share: network, setting, linearisation, run, report.
+
+A Wide ResNet in NTK parameterisation without normalisation, squared loss (1 / 2nC) sum (f - y)^2,
+full-batch gradient descent, each set of images normalised by its own mean and deviation as in the
+notebook.  Beside it the linearised network is trained by the same descent: with K the tangent
+kernel of all outputs at the start, f_t - y = (1 - lr K / nC)^t (f_0 - y), of which one
+eigendecomposition gives every t (lnsim_torch/linearization.py).  A resumed run trains on bit for
+bit; what comes of a kernel is the same to the rounding of float32.
+
+The paper leaves depth, width, learning rate and time open.  Preset "paper" has those of the
+architecture's source (block_size 4, k 1) and the notebook's 10,000 steps; preset "small" a block to
+each group.  Both learning rates are 0.3 to 0.4 of the largest at which the linearised network's
+descent is stable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim import _checks
+from lnsim.backend import NetworkEngine, load_networks
+from lnsim.experiments import _images
+from lnsim.experiments._arms import Arms, Records
+from lnsim.simulate import record_steps
+from lnsim.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SERIES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "first_layer_norm")
+"""What is recorded of every arm, (records,), under its name and an underscore."""
+
+KERNEL = "ntk_distance"
+"""What is recorded at `kernel_step` alone, |K_t - K_0|_F / |K_0|_F on the training images."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {},
+    "paper": {
+        "block_size": 4,
+        "lr": 0.4,
+        "steps": 10_000,
+        "record_every": 100,
+        "kernel_every": 1000,
+    },
+}
+
+LABELS = {"clean": "clean", "noisy": "noisy", "sam": "SAM", "linearized": "linearised"}
+
+
+@dataclass(frozen=True)
+class Setting(_images.Setting):
+    """The network is wide_resnet(block_size, k, alpha=alpha); `alpha` scales its output.
+
+    The kernel, dearer than some ten steps, is measured every `kernel_every` steps, a multiple of
+    `record_every`; 0 for never.  `compile`: by torch.compile, on CUDA.
+    """
+
+    samples: int = 64
+    test_samples: int = 64
+    block_size: int = 1
+    k: int = 1
+    alpha: float = 1.0
+    lr: float = 2.0
+    steps: int = 1350
+    record_every: int = 25
+    kernel_every: int = 150
+    compile: bool = False
+
+
+def run(
+    experiment: str,
+    config: Setting,
+    arms: Mapping[str, Mapping[str, Any]],
+    backend: str,
+    device: str,
+    resume: Trajectory | None = None,
+    **driver: Any,
+) -> Trajectory:
+    """Trains an arm for each of `arms`, which has what it changes of gradient descent.
+
+    `resume` and `driver` mean what they mean for `lnsim.simulate`.  Raises ValueError or TypeError
+    for bad input.
+    """
+    engine = load_networks(backend)
+    device = device or engine.default_device()
+    _check(config)
+    plans = {name: _plan(engine, config, changes) for name, changes in arms.items()}
+    execution = engine.Execution(compile=config.compile)
+    images = _images.choose(config)
+    data = engine.place(images, device, normalization="global")
+    recorder = _Recorder(engine, config, data)
+    identity = {"experiment": experiment, "backend": backend, **asdict(config)}
+    kept = Arms(
+        engine, plans, images, (*SERIES, KERNEL), recorder.assemble, identity, device
+    )  # fmt: skip
+    if resume is not None:
+        kept.restore(resume)
+    return kept.train(recorder.start, data, execution, observe=recorder.observe, **driver)
+
+
+def report(trajectory: Trajectory) -> list[str]:
+    """What a person wants to know first, a line each."""
+    curves = [curve for curve in LABELS if f"{curve}_train_loss" in trajectory.arrays]
+    arms = [curve for curve in curves if curve != "linearized"]
+    step = f"(clean labels, step {trajectory.steps[-1]:,})"
+    lines = []
+    for part, label in (("train", "training loss"), ("test", "test loss")):
+        ends = {curve: trajectory[f"{curve}_{part}_loss"][-1] for curve in curves}
+        lines.append(f"{label:<14}{_each(ends, '.4g')} {step}")
+    norms = {arm: trajectory[f"{arm}_first_layer_norm"] for arm in arms}
+    start = norms["clean"][0]
+    changes = {arm: norm[-1] - start for arm, norm in norms.items()}
+    lines.append(f"first layer   {start:.4g} at the start, {_each(changes, '+.3g')}")
+    if trajectory["kernel_step"].size:
+        moved = {arm: trajectory[f"{arm}_{KERNEL}"][-1] for arm in arms}
+        at = trajectory["kernel_step"][-1]
+        lines.append(f"kernel        moved by {_each(moved, '.3g')} (of its norm, step {at:,})")
+    stable = float(trajectory["largest_stable_lr"])
+    lr = trajectory.config["lr"]
+    lines.append(f"learning rate {lr:g}; the linearised network is stable below {stable:.3g}")
+    return lines
+
+
+def figure(trajectory: Trajectory, cls: type[Setting], *words: str) -> Figure:
+    """Losses, first-layer norm and kernel distance of all curves; `words` say what the arms are."""
+    from lnsim import figures_networks
+
+    config = trajectory.config
+    shape = [f"Wide ResNet of block size {config['block_size']}, k = {config['k']}"]
+    lr = f"lr {config['lr']:g} (linearised: stable below {trajectory['largest_stable_lr']:.3g})"
+    caption = _images.caption(trajectory, cls, PRESETS, [*shape, lr, *words])
+    return figures_networks.four_panels(trajectory, caption)
+
+
+def _each(values: Mapping[str, Any], form: str) -> str:
+    return ", ".join(f"{value:{form}} {LABELS[curve]}" for curve, value in values.items())
+
+
+def _check(config: Setting) -> None:
+    _checks.choice("preset", config.preset, PRESETS)
+    every = _checks.integer("record_every", config.record_every, 1)
+    if _checks.integer("kernel_every", config.kernel_every, 0) % every:
+        raise ValueError(
+            f"kernel_every must be a multiple of record_every {every}, got {config.kernel_every}"
+        )
+
+
+def _plan(engine: NetworkEngine, config: Setting, changes: Mapping[str, Any]) -> Any:
+    return engine.Plan(
+        steps=config.steps, record_every=config.record_every, lr=config.lr, seed=config.seed,
+        **changes,
+    )  # fmt: skip
+
+
+class _Recorder:
+    """The network at the start, its linearisation, and what is observed of an arm."""
+
+    def __init__(self, engine: NetworkEngine, config: Setting, data: Any) -> None:
+        self._engine, self._config = engine, config
+        self._steps = np.array(record_steps(config.steps, config.record_every))
+        every = config.kernel_every
+        self._kernel_here = np.array([every > 0 and step % every == 0 for step in self._steps])
+        network = self.start()
+        self._tangent = engine.Tangent(network, data)
+        losses = self._tangent.losses(network, config.lr, self._steps.tolist())
+        self._linearized = {f"linearized_{name}": values for name, values in losses.items()}
+
+    def start(self) -> Any:
+        """The network that every arm begins with."""
+        config = self._config
+        return self._engine.wide_resnet(
+            config.block_size, config.k, alpha=config.alpha, seed=config.seed
+        )
+
+    def observe(self, network: Any, step: int) -> dict[str, float]:
+        """First-layer norm and, at its steps, kernel distance; NaN at the others."""
+        every = self._config.kernel_every
+        distance = self._tangent.distance(network) if every and step % every == 0 else np.nan
+        return {"first_layer_norm": self._engine.first_layer_norm(network), KERNEL: distance}
+
+    def assemble(
+        self, records: Mapping[str, Records], measured: Mapping[str, Records]
+    ) -> dict[str, NDArray[Any]]:
+        """The trajectory's arrays."""
+        arrays: dict[str, NDArray[Any]] = {
+            **self._linearized,
+            "kernel_step": self._steps[self._kernel_here],
+            "largest_stable_lr": np.array(self._tangent.largest_stable_lr),
+        }
+        for name, of_arm in records.items():
+            arrays |= {f"{name}_{key}": of_arm[key] for key in SERIES}
+            arrays[f"{name}_{KERNEL}"] = of_arm[KERNEL][self._kernel_here]
+        return arrays

@@ -1,0 +1,47 @@
+"""Figure 3: a Wide ResNet under label noise, without it, and linearised.
+
+Gradient descent on clean labels stays near the linearised network: it is lazy.  With label noise
+the training loss stays higher, the test loss falls lower, the first layer shrinks, and the kernel
+moves farther.
+
+Network, setting and presets: _wide_resnet.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lnsim.experiments import _images, _wide_resnet
+from lnsim.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BACKEND, PRESETS = _images.BACKEND, _wide_resnet.PRESETS
+default_preset, join = _images.default_preset, _images.join
+report = _wide_resnet.report
+
+
+@dataclass(frozen=True)
+class Config(_wide_resnet.Setting):
+    """`tau`: the probability that a label is drawn anew at a step, `flip` from which classes."""
+
+    tau: float = 0.5
+    flip: str = "any"
+
+
+def run(config: Config, *, backend: str = BACKEND, device: str = "", **driver: Any) -> Trajectory:
+    """Trains both arms; `driver`: progress, resume, checkpoint, ... as for `lnsim.simulate`.
+
+    `device` is, if not given, CUDA where there is one.  Raises ValueError or TypeError for bad
+    input.
+    """
+    arms = {"clean": {}, "noisy": {"tau": config.tau, "flip": config.flip}}
+    return _wide_resnet.run("wide-resnet", config, arms, backend, device, **driver)
+
+
+def figure(trajectory: Trajectory) -> Figure:
+    """Figure 3 of this run, and how far the kernel moved."""
+    tau, flip = trajectory.config["tau"], trajectory.config["flip"]
+    return _wide_resnet.figure(trajectory, Config, f"label noise {tau:g} ({flip})")

@@ -1,0 +1,46 @@
+"""Figure 5: a Wide ResNet under sharpness-aware minimisation, gradient descent, and linearised.
+
+Full-batch SAM, theta <- theta - lr g(theta + rho g / |g|), takes the place of label noise: without
+any noise it too shrinks the first layer and leaves the linearised network.  The paper leaves rho
+open.
+
+Network, setting and presets: _wide_resnet.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lnsim.experiments import _images, _wide_resnet
+from lnsim.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BACKEND, PRESETS = _images.BACKEND, _wide_resnet.PRESETS
+default_preset, join = _images.default_preset, _images.join
+report = _wide_resnet.report
+
+
+@dataclass(frozen=True)
+class Config(_wide_resnet.Setting):
+    """`rho`: how far SAM climbs before it takes the gradient."""
+
+    rho: float = 1.0
+
+
+def run(config: Config, *, backend: str = BACKEND, device: str = "", **driver: Any) -> Trajectory:
+    """Trains both arms; `driver`: progress, resume, checkpoint, ... as for `lnsim.simulate`.
+
+    `device` is, if not given, CUDA where there is one.  Raises ValueError or TypeError for bad
+    input.
+    """
+    arms = {"clean": {}, "sam": {"rho": config.rho}}
+    return _wide_resnet.run("wide-resnet-sam", config, arms, backend, device, **driver)
+
+
+def figure(trajectory: Trajectory) -> Figure:
+    """Figure 5 of this run, and how far the kernel moved."""
+    rho = trajectory.config["rho"]
+    return _wide_resnet.figure(trajectory, Config, rf"SAM with $\rho$ = {rho:g}")
