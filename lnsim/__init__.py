@@ -1,6 +1,6 @@
 """lnsim: how noise in training carries a network from the lazy to the rich regime."""
 
-from lnsim.dynamics import GD, SAM, SGD, Alternating, LabelNoise, Oscillation
+from lnsim.dynamics import GD, SAM, SGD, Alternating, CustomDynamics, LabelNoise, Oscillation
 from lnsim.network import Network, ntk_init
 from lnsim.problem import Problem, gaussian_regression
 from lnsim.simulate import simulate
@@ -12,6 +12,7 @@ __all__ = [
     "SAM",
     "SGD",
     "Alternating",
+    "CustomDynamics",
     "LabelNoise",
     "Network",
     "Oscillation",

@@ -7,6 +7,7 @@ carries a CRC-32 of its content.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import struct
@@ -49,6 +50,15 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
             }
     except _MALFORMED as error:
         raise ValueError(f"cannot read {path}: {error or type(error).__name__}") from error
+
+
+def digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of all arrays with their names, forms and order, as hexadecimal digits."""
+    total = hashlib.sha256()
+    for name, array in arrays.items():
+        total.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
 
 
 def _array(content: bytes) -> NDArray[Any]:

@@ -7,8 +7,10 @@ no randomness; the words of streams.py are handed to it.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +79,31 @@ class LinearEngine(Protocol):
         """The full-batch gradient at `state`, for equivalence tests."""
 
 
+class NetworkEngine(Protocol):
+    """Trains networks on images.  What it hands out (networks, placed images) it takes back.
+
+    Plan and Execution say what determines a run's numbers and how they are computed, Result has
+    `records`, `state` and `status`, Tangent is a network's kernel: see lnsim_torch/training.py and
+    network_engine.py.
+    """
+
+    Plan: Any
+    Execution: Any
+    Result: Any
+    Tangent: Any
+    wide_resnet: Callable[..., Any]
+    resnet18: Callable[..., Any]
+    place: Callable[..., Any]
+    train: Callable[..., Any]
+    first_layer_norm: Callable[[Any], float]
+    pruned_accuracy: Callable[..., FloatArray]
+    default_device: Callable[[], str]
+    joined: Callable[[str], AbstractContextManager[str]]
+    """Brings together the processes of one run; gives this one's device (distributed.py)."""
+    group: Callable[[], Any]
+    """The processes of this run: `rank` of this one, `size`."""
+
+
 def load(name: str) -> LinearEngine:
     """The linear engine of backend `name`: linear_engine() of the package lnsim_<name>.
 
@@ -100,4 +127,21 @@ def load(name: str) -> LinearEngine:
         engine: LinearEngine = module.linear_engine(*options)
     except TypeError as error:
         raise ValueError(f"backend {name!r} takes no options {':'.join(options)!r}") from error
+    return engine
+
+
+def load_networks(name: str) -> NetworkEngine:
+    """The network engine of backend `name`: the module network_engine of lnsim_<name>.
+
+    Raises ValueError where there is none, or where it needs a package that is missing.
+    """
+    module = f"lnsim_{name}.network_engine"
+    try:
+        engine: NetworkEngine = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name in (module, f"lnsim_{name}"):
+            raise ValueError(f"backend {name!r} has no networks to train: use 'torch'") from error
+        raise ValueError(
+            f"backend {name!r} is not installed: it needs {error.name}: pip install 'lnsim[{name}]'"
+        ) from error
     return engine

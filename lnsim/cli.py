@@ -1,6 +1,7 @@
 """Arguments in, exit codes out.
 
-Exit codes: 0 done, 2 bad input, 3 the run diverged, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 verify found a difference, 2 bad input, 3 the run diverged, 130 stopped by
+Ctrl-C (SIGINT), 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from lnsim import cli_sweep, experiments
+from lnsim import cli_plot, cli_sweep, experiments, figures_style
 from lnsim import config as configs
-from lnsim.store import RunFolder, free_path
+from lnsim.store import RunFolder, free_path, locked
 from lnsim.trajectory import Trajectory
 
-BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+MISMATCH, BAD_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
+CHECKPOINT = "checkpoint.npz"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        code: int = arguments.command(arguments)
+        with figures_style.use(getattr(arguments, "style", None)):
+            code: int = arguments.command(arguments)
     except BrokenPipeError:
         # Whoever read the output has had enough; what is left of it goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -96,6 +99,20 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint-every", type=float, default=60.0, metavar="SECONDS",
         help="write a checkpoint this often (default: %(default)g)",
     )  # fmt: skip
+    cli_plot.add_style(run)
+
+    verifying = commands.add_parser(
+        "verify",
+        help="recompute a random segment of a run and compare",
+        description="Recomputes a random segment of a run from a state kept inside it, and compares"
+        " every number.",
+    )
+    verifying.set_defaults(command=_verify)
+    verifying.add_argument("folder", type=Path, metavar="RUN_FOLDER")
+    verifying.add_argument("--seed", type=int, help="choose the segment by this seed")
+    verifying.add_argument(
+        "--seconds", type=float, default=60.0, help="stop after so long (default: %(default)g)"
+    )
 
     theory = commands.add_parser(
         "theory",
@@ -118,11 +135,12 @@ def _parser() -> argparse.ArgumentParser:
 
     plotting = commands.add_parser(
         "plot",
-        help="draw a sweep, or a run again",
+        help="draw a sweep, a run again or as a film, or runs compared",
         description="Draws a sweep: a phase diagram over two swept keys, a curve with its power law"
-        " over one. Of a run folder it draws the run's figures again.",
+        " over one. Of a run folder it draws the run's figures again; of several, their curves,"
+        " named by what their configurations differ in, as curves.png.",
     )
-    cli_sweep.add_plot(plotting)
+    cli_plot.add_plot(plotting)
 
     everything = commands.add_parser(
         "reproduce",
@@ -134,6 +152,12 @@ def _parser() -> argparse.ArgumentParser:
     everything.add_argument("--out", type=Path, required=True, metavar="DIR")
     everything.add_argument("--force", action="store_true", help="write over what is in DIR")
     everything.add_argument("--backend", default="numba", help="default: %(default)s")
+
+    about = commands.add_parser(
+        "info", help="versions, backends, devices, and what to do about what is missing"
+    )
+    about.set_defaults(command=_info)
+    cli_plot.add_style(everything)
     return parser
 
 
@@ -171,14 +195,13 @@ def _run(arguments: argparse.Namespace) -> int:
 def _configured(arguments: argparse.Namespace) -> tuple[str, ModuleType, str, Any]:
     """The experiment's name and module, the backend, and the configuration asked for."""
     values: dict[str, Any] = {}
-    resumed = arguments.resume and arguments.out is not None
     if arguments.resume and arguments.out is None:
         raise ValueError("--resume needs --out DIR, the run folder to go on with")
-    source = arguments.config or (arguments.out / "config.toml" if resumed else None)
-    if resumed and source is not None and not source.is_file():
-        raise ValueError(f"{arguments.out} is no run folder: it has no config.toml")
-    if source is not None:
-        values = configs.read_toml(source)
+    source = arguments.config or (arguments.out if arguments.resume else None)
+    if arguments.config is not None:
+        values = configs.read_toml(arguments.config)
+    elif arguments.resume:
+        values = dict(_newest(arguments.out).config)
     named = values.pop("experiment", None)
     # After --set KEY=VALUE the experiment's name would be read as one more assignment.
     words = [text for text in arguments.assignments if "=" not in text]
@@ -213,7 +236,7 @@ def _follow(arguments: argparse.Namespace, train: Callable[..., Trajectory]) -> 
     """Trains beside the process that leads, which alone writes and prints."""
     with _interrupt() as stop:
         trajectory = train(stop=stop, resume=_newest(arguments.out) if arguments.resume else None)
-    return {"OK": 0, "STOPPED": INTERRUPTED, "DIVERGED": DIVERGED}[trajectory.status.code]
+    return {"OK": 0, "STOPPED": stop.code, "DIVERGED": DIVERGED}[trajectory.status.code]
 
 
 def _write_run(
@@ -224,28 +247,27 @@ def _write_run(
 ) -> int:
     """Trains, writes the run folder, and says what came of it."""
     out = arguments.out or free_path(Path("runs"), name)
-    with RunFolder(out, reuse=arguments.resume or arguments.force), _interrupt() as stop:
+    reuse = arguments.resume or arguments.force
+    with RunFolder(out, reuse=reuse), locked(out), _hinting(out), _interrupt() as stop:
         trajectory = train(
             progress=True,
             resume=_newest(out) if arguments.resume else None,
-            checkpoint=lambda partial: partial.save(out, "checkpoint.npz"),
+            checkpoint=lambda partial: partial.save(out, CHECKPOINT),
             checkpoint_every=arguments.checkpoint_every,
             stop=stop,
         )
         if trajectory.status.code == "STOPPED":
-            trajectory.save(out, "checkpoint.npz")
-            print(f"{trajectory.status}; go on with: lnsim run --resume --out {out}")
-            return INTERRUPTED
+            trajectory.save(out, CHECKPOINT)
+            print(f"{trajectory.status}; go on with: {_how_to_resume(out)}")
+            return stop.code
         trajectory.save(out)
         # What an earlier run left here would pass for this one's.
-        for stale in ("checkpoint.npz", "ledger.png", "ledger.pdf"):
+        for stale in (CHECKPOINT, "ledger.png", "ledger.pdf"):
             (out / stale).unlink(missing_ok=True)
         from lnsim import figures
 
-        figures.save(experiment.figure(trajectory), out)
-        if hasattr(experiment, "extra_figures"):
-            for stem, figure in experiment.extra_figures(trajectory).items():
-                figures.save(figure, out, stem)
+        for stem, figure in figures.of_run(trajectory).items():
+            figures.save(figure, out, stem)
     for line in experiment.report(trajectory):
         print(line)
     print(f"run folder    {out}")
@@ -273,10 +295,19 @@ def _theory(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(arguments: argparse.Namespace) -> int:
+    from lnsim.verify import verify
+
+    result = verify(_newest(arguments.folder), seed=arguments.seed, seconds=arguments.seconds)
+    for line in result.lines:
+        print(line)
+    return 0 if result.same else MISMATCH
+
+
 def _reproduce(arguments: argparse.Namespace) -> int:
     from lnsim.reproduce import reproduce
 
-    with RunFolder(arguments.out, reuse=arguments.force):
+    with RunFolder(arguments.out, reuse=arguments.force), locked(arguments.out):
         verdicts = reproduce(arguments.out, backend=arguments.backend, progress=True)
     for verdict in verdicts:
         print(verdict)
@@ -284,24 +315,64 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _info(arguments: argparse.Namespace) -> int:
+    from lnsim import info
+
+    for line in info.report():
+        print(line)
+    return 0
+
+
 def _newest(folder: Path) -> Trajectory:
     """What a run folder holds: the checkpoint of a run that was stopped, or the finished run."""
-    stopped = (folder / "checkpoint.npz").is_file()
-    return Trajectory.load(folder, "checkpoint.npz" if stopped else "trajectory.npz")
+    stopped = (folder / CHECKPOINT).is_file()
+    return Trajectory.load(folder, CHECKPOINT if stopped else "trajectory.npz")
+
+
+def _how_to_resume(out: Path) -> str:
+    return f"lnsim run --resume --out {out}"
 
 
 @contextmanager
-def _interrupt() -> Iterator[Any]:
-    """A function that tells whether Ctrl-C was pressed; pressed twice it interrupts at once."""
-    pressed: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    before = signal.signal(signal.SIGINT, handle)
+def _hinting(out: Path) -> Iterator[None]:
+    """Adds to what the system could not do that there is a checkpoint."""
     try:
-        yield lambda: bool(pressed)
+        yield
+    except OSError as error:
+        if not (out / CHECKPOINT).is_file():
+            raise
+        raise OSError(
+            f"{error}; go on from the last checkpoint with: {_how_to_resume(out)}"
+        ) from error
+
+
+class _Stop:
+    """Tells, when called, whether Ctrl-C was pressed or SIGTERM came; `code` to exit with then."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self) -> bool:
+        return self.number > 0
+
+    @property
+    def code(self) -> int:
+        return 128 + (self.number or signal.SIGINT)
+
+    def handle(self, number: int, frame: object) -> None:
+        """Notes the first signal; the second interrupts at once."""
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+
+
+@contextmanager
+def _interrupt() -> Iterator[_Stop]:
+    """Inside, Ctrl-C and SIGTERM are noted, to stop where nothing is lost."""
+    stop = _Stop()
+    before = {n: signal.signal(n, stop.handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

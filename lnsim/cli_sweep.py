@@ -1,15 +1,12 @@
-"""The commands `sweep` and `plot`: arguments in, exit codes out, as in cli.py."""
+"""The command `sweep`: arguments in, exit codes out, as in cli.py."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from lnsim import config as configs
-from lnsim.store import RunFolder
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -29,29 +26,6 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
         help="run on a Dask cluster: its address, or local for one on this machine",
     )  # fmt: skip
     parser.add_argument("--backend", default="numba", help="default: %(default)s")
-
-
-def add_plot(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `plot`."""
-    parser.set_defaults(command=_plot)
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR",
-        help="a run folder, or sweep folders to draw side by side",
-    )  # fmt: skip
-    parser.add_argument(
-        "--column", action="extend", nargs="+", default=[], metavar="NAME", dest="columns",
-        help="what to draw of a sweep, one panel each (default: regime, or last_escape)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--where", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
-        help="draw or export only the points at which a swept key, or seed, has this value",
-    )  # fmt: skip
-    parser.add_argument(
-        "--csv", metavar="FILE", help="write the points of a sweep to FILE, - for standard output"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the figure goes (default: the first folder)"
-    )
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -79,57 +53,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
         )
     if result.missing:
         print(f"stopped with {result.missing:,} points to go; the same command goes on")
-        return cli.INTERRUPTED
+        return stop.code
     earlier = "" if result.new else ": nothing to do, all were there"
     print(f"points        {len(result.rows):,}, {result.new:,} of them run now{earlier}")
     counts = Counter(str(row["regime"]) for row in result.rows)
     print(f"regimes       {', '.join(f'{word} {counts[word]:,}' for word in sorted(counts))}")
     print(f"sweep folder  {arguments.out}; draw it with: lnsim plot {arguments.out}")
-    return 0
-
-
-def _plot(arguments: argparse.Namespace) -> int:
-    if (arguments.folders[0] / "config.toml").is_file():
-        return _plot_run(arguments)
-    from lnsim.sweep import Sweep
-
-    where: dict[str, Any] = dict(configs.parse_assignment(text) for text in arguments.where)
-    sweeps = [Sweep.load(folder).where(where) for folder in arguments.folders]
-    if arguments.csv is not None:
-        if len(sweeps) > 1:
-            raise ValueError(f"--csv is of one sweep folder, got {len(sweeps)}")
-        if arguments.csv == "-":
-            sys.stdout.write(sweeps[0].csv())
-        else:
-            sweeps[0].to_csv(arguments.csv)
-        return 0
-    from lnsim import figures, figures_sweep
-
-    figure = figures_sweep.figure(sweeps, arguments.columns)
-    out = arguments.out or arguments.folders[0]
-    with RunFolder(out, reuse=True):
-        figures.save(figure, out)
-    print(f"figure        {out / 'figure.png'}")
-    return 0
-
-
-def _plot_run(arguments: argparse.Namespace) -> int:
-    """Draws a run's figures again, from its files alone."""
-    from lnsim import cli, experiments, figures
-
-    for name in ("columns", "where", "csv"):
-        if getattr(arguments, name):
-            raise ValueError(f"--{name.removesuffix('s')} is for sweep folders, not for a run's")
-    if len(arguments.folders) > 1:
-        raise ValueError("one run folder can be drawn at a time")
-    trajectory = cli._newest(arguments.folders[0])
-    drawn = {"figure": trajectory.plot()}
-    module = experiments.load(str(trajectory.config["experiment"]))
-    if hasattr(module, "extra_figures"):
-        drawn |= module.extra_figures(trajectory)
-    out = arguments.out or arguments.folders[0]
-    with RunFolder(out, reuse=True):
-        for stem, figure in drawn.items():
-            figures.save(figure, out, stem)
-    print(f"figure        {out / 'figure.png'}")
     return 0

@@ -18,6 +18,7 @@ while every a_i is a three-state Markov chain of its own.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -55,6 +56,7 @@ class _Step:
     momentum: Scalar = 0.0
     weight_decay: Scalar = 0.0
     rho: Scalar = 0.0
+    memory: int = 0
     equivariant: ClassVar[bool] = True
     """Whether a step commutes with rotations of the hidden layer (reduction.py)."""
 
@@ -168,7 +170,45 @@ class Oscillation(_Step):
         return replace(self, oscillating=False)
 
 
-Dynamics = SGD | GD | SAM | Oscillation
+@dataclass(frozen=True, repr=False)
+class CustomDynamics(_Step):
+    """A rule of your own: step(W, a, X, y, t) -> (W, a), float64 arrays, all of it in NumPy.
+
+    W : (p, r) and a : (p,) are the weights at step `t`, the step's to change; X : (B, r) and
+    y : (B,) its samples and their labels, noise included, from the same draws as SGD's.  The rule
+    must depend on its arguments alone.  With `memory` = K > 0 it keeps K more copies of the
+    weights' shapes, zero at the start: step(W, a, X, y, t, V_W, V_a) -> (W, a, V_W, V_a) with
+    V_W : (K, p, r), V_a : (K, p).
+
+    It is reduced where a check finds that it may be (custom.py), and trains the dense network where
+    not: `provenance["reduced"]` of the trajectory names the sides that were.  A `step` compiled by
+    numba.njit runs from a compiled loop.  A run is resumed by the name of its `step`, or by its
+    repr if it has none: as a dataclass with __call__ it carries its numbers there.
+
+    Raises TypeError for a `step` that is no function, ValueError for values out of range.
+    """
+
+    step: Callable[..., Any]
+    noise: LabelNoise | None = None
+    batch_size: int = 1
+    memory: int = 0
+    lr: ClassVar[float] = 1.0  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.step):
+            raise TypeError(f"step must be a function, got {self.step!r}")
+        _checks.integer("memory", self.memory, 0)
+
+    def __repr__(self) -> str:
+        name = getattr(self.step, "__qualname__", None) or repr(self.step)
+        return (
+            f"CustomDynamics(step={name}, noise={self.noise!r}, "
+            f"batch_size={self.batch_size}, memory={self.memory})"
+        )
+
+
+Dynamics = SGD | GD | SAM | Oscillation | CustomDynamics
 
 
 @dataclass(frozen=True)
@@ -183,7 +223,7 @@ class Alternating:
 
     def __post_init__(self) -> None:
         if not isinstance(self.dynamics, _Step):
-            raise TypeError(f"dynamics must be SGD, GD, SAM or Oscillation, got {self.dynamics!r}")
+            raise TypeError(f"dynamics must be SGD, GD, SAM, ... of lnsim, got {self.dynamics!r}")
         _checks.integer("period", self.period, 1)
 
     def at(self, step: int) -> tuple[Dynamics, int]:

@@ -1,4 +1,4 @@
-"""All figures, for paper and screen; matplotlib is imported here and in panels.py alone."""
+"""The figures of the experiments on the two-layer linear network, and how figures are made."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from matplotlib.figure import Figure
 
 from lnsim import panels, store
 from lnsim._checks import FloatArray
-from lnsim.panels import BLACK, BLUE, GREEN, SKY, STYLE, VERMILION
+from lnsim.figures_style import BLACK, BLUE, GREEN, SKY, TWO_COLUMNS, VERMILION, letters, pt, rc
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
 
     from lnsim.theory import Lemma3, Lemma4
     from lnsim.trajectory import Trajectory
-
-TWO_COLUMNS = 7.0
-"""Width of a figure over two columns, inches."""
 
 
 def save(figure: Figure, folder: Path, name: str = "figure") -> None:
@@ -31,21 +29,62 @@ def save(figure: Figure, folder: Path, name: str = "figure") -> None:
         store.write_bytes(folder / f"{name}.{kind}", render(figure, kind))
 
 
+def of_run(trajectory: Trajectory) -> dict[str, Figure]:
+    """The figures of the experiment that made `trajectory`, by file name.
+
+    Those of a run that did not reach its end say so.
+    """
+    from lnsim import experiments
+
+    module = experiments.load(str(trajectory.config["experiment"]))
+    drawn = {"figure": module.figure(trajectory)}
+    drawn |= getattr(module, "extra_figures", lambda _: {})(trajectory)
+    if trajectory.status.code != "OK":
+        with rc_context(rc()):
+            for figure in drawn.values():
+                figure.text(
+                    0.99, 0.995, str(trajectory.status), color=VERMILION, fontsize=letters(8),
+                    ha="right", va="top",
+                )  # fmt: skip
+    return drawn
+
+
 def render(figure: Figure, kind: str, **options: Any) -> bytes:
     """The figure as a file of `kind` "png", "pdf" or "svg", the same bytes every time."""
     if kind == "pdf":
         options["metadata"] = {"CreationDate": None}
     buffer = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(buffer, format=kind, **options)
+    figure.savefig(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
-def _blank(width: float, height: float) -> Figure:
-    """An empty figure, inches.  Margins are set by hand: a layout engine takes a second."""
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure
+class StyledFigure(Figure):
+    """A figure that is drawn and saved in the style it was made in, and shows in a notebook."""
+
+    def __init__(self, **options: Any) -> None:
+        self._style = rc()
+        with rc_context(self._style):
+            super().__init__(**options)
+        FigureCanvasAgg(self)
+
+    def draw(self, renderer: RendererBase) -> None:
+        with rc_context(self._style):
+            super().draw(renderer)
+
+    def savefig(self, fname: Any, **options: Any) -> None:
+        with rc_context(self._style):
+            super().savefig(fname, **options)
+
+    def _repr_png_(self) -> bytes:
+        return render(self, "png", dpi=100)
+
+
+def blank(width: float, height: float, **options: Any) -> Figure:
+    """An empty figure, inches on paper, to be drawn in `rc()`.
+
+    Margins are best set by hand: a layout engine takes a second.
+    """
+    return StyledFigure(figsize=(pt(width), pt(height)), **options)
 
 
 def two_phases(
@@ -58,8 +97,8 @@ def two_phases(
     """
     series = panels.first_replica(trajectory)
     further = law_of_modes is not None or bool(without)
-    with rc_context(STYLE):
-        figure = _blank(TWO_COLUMNS, 4.6)
+    with rc_context(rc()):
+        figure = blank(TWO_COLUMNS, 4.6)
         top = {"left": 0.08, "right": 0.93, "bottom": 0.6, "top": 0.95, "wspace": 0.72}
         losses, norms, path = figure.subplots(1, 3, gridspec_kw=top)
         right = 0.715 if further else 0.985
@@ -91,8 +130,8 @@ def windows(trajectory: Trajectory, period: int, *, most: int = 3) -> Figure:
     `most` neurons.  Of an ensemble the first replica is shown.
     """
     series = panels.first_replica(trajectory)
-    with rc_context(STYLE):
-        figure = _blank(TWO_COLUMNS, 5.2)
+    with rc_context(rc()):
+        figure = blank(TWO_COLUMNS, 5.2)
         place = {"left": 0.09, "right": 0.84, "bottom": 0.08, "top": 0.96, "hspace": 0.2}
         rows = figure.subplots(3, 1, sharex=True, gridspec_kw=place)
         panels.draw_losses(rows[0], series)
@@ -116,8 +155,8 @@ def oscillation(trajectory: Trajectory, early: Trajectory, lemma: Lemma4 | None)
     if it says anything.  Of an ensemble the first replica is shown.
     """
     series = panels.first_replica(trajectory)
-    with rc_context(STYLE):
-        figure = _blank(TWO_COLUMNS, 4.6)
+    with rc_context(rc()):
+        figure = blank(TWO_COLUMNS, 4.6)
         place = {"left": 0.08, "right": 0.93, "bottom": 0.1, "top": 0.95, "hspace": 0.5}
         (losses, norms), (aligned, chains) = figure.subplots(
             2, 2, gridspec_kw={**place, "wspace": 0.45}
@@ -152,8 +191,8 @@ def _draw_small_norms(axes: Axes, series: dict[str, Any], lemma: Lemma4 | None) 
 
 def _draw_lemma_4(axes: Axes, last: int, lemma: Lemma4) -> None:
     """The level and the latest time of Lemma 4, with their names where they are on the axes."""
-    axes.axhline(lemma.level, color=BLACK, ls="--", lw=0.8)
-    axes.axvline(lemma.latest, color=VERMILION, ls=":", lw=1.2)
+    axes.axhline(lemma.level, color=BLACK, ls="--", lw=pt(0.8))
+    axes.axvline(lemma.latest, color=VERMILION, ls=":", lw=pt(1.2))
     if axes.get_xscale() == "log" and last < 1.5 * lemma.latest < 1e3 * last:
         axes.set_xlim(right=1.5 * lemma.latest)
     beside: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": True}
@@ -173,8 +212,8 @@ def ledger(trajectory: Trajectory, lemma: Lemma3) -> Figure:
     `lemma` has the bounds to draw.  Of an ensemble the first replica is shown.
     """
     series = panels.first_replica(trajectory)
-    with rc_context(STYLE):
-        figure = _blank(TWO_COLUMNS, 2.5)
+    with rc_context(rc()):
+        figure = blank(TWO_COLUMNS, 2.5)
         place = {"left": 0.075, "right": 0.985, "bottom": 0.18, "top": 0.9, "wspace": 0.36}
         means, neurons, shares = figure.subplots(1, 3, gridspec_kw=place)
         _draw_account(means, series)
@@ -195,8 +234,8 @@ def _draw_account(axes: Axes, series: dict[str, Any]) -> None:
     identity = squared[0] + second - second[0] - removed + restored
     panels.plot(axes, steps, removed, color=VERMILION, label="removed")
     panels.plot(axes, steps, restored, color=GREEN, label="restored")
-    panels.plot(axes, steps, squared, color=SKY, lw=2.4, label=r"$\|w_i\|^2$")
-    panels.plot(axes, steps, identity, color=BLACK, lw=0.9, ls="--", label="identity")
+    panels.plot(axes, steps, squared, color=SKY, lw=pt(2.4), label=r"$\|w_i\|^2$")
+    panels.plot(axes, steps, identity, color=BLACK, lw=pt(0.9), ls="--", label="identity")
     axes.set_ylim(top=1.5 * axes.get_ylim()[1])  # room for the legend
     axes.set_ylabel("mean over neurons")
     axes.legend(loc="upper left")
@@ -207,7 +246,7 @@ def _draw_neurons(axes: Axes, series: dict[str, Any]) -> None:
     start = series["cloud_norm"][0, : panels.MOST_POINTS] ** 2
     for name, colour in (("removed", VERMILION), ("restored", GREEN)):
         sums = series[f"ledger_{name}"][-1, : panels.MOST_POINTS]
-        axes.plot(start, sums, ".", ms=2, mew=0, color=colour, label=name, rasterized=True)
+        axes.plot(start, sums, ".", ms=pt(2), mew=0, color=colour, label=name, rasterized=True)
     axes.legend(loc="upper left", handletextpad=0.1, markerscale=3)
     axes.set_xlabel(r"$\|w_i(0)\|^2$")
     axes.set_ylabel(f"sum until $t$ = {series['step'][-1]:,}")
@@ -221,9 +260,9 @@ def _draw_lemma_3(axes: Axes, series: dict[str, Any], lemma: Lemma3) -> None:
         ("lemma_3_decrease", r"$\Delta W_i \leq -(\sigma/4)^2$", VERMILION,
          lemma.decrease_probability),
     ):  # fmt: skip
-        panels.plot(axes, steps, series[name], color=colour, marker="o", ms=2, label=label)
+        panels.plot(axes, steps, series[name], color=colour, marker="o", ms=pt(2), label=label)
         if bound > 0:
-            axes.axhline(bound, color=colour, ls=":", lw=0.9, label="its bound")
+            axes.axhline(bound, color=colour, ls=":", lw=pt(0.9), label="its bound")
     gone = np.max(series["lazy_escape"])
     if steps.size > 2 and gone > steps[1]:
         axes.axvspan(steps[1], gone, color=panels.PHASES[0][1], lw=0, zorder=0)

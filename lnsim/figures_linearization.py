@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lnsim import panels
-from lnsim.figures import TWO_COLUMNS
-from lnsim.panels import BLACK, BLUE, STYLE, VERMILION
+from lnsim.figures import blank
+from lnsim.figures_style import BLACK, BLUE, TWO_COLUMNS, VERMILION, rc
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,9 +35,8 @@ def four_panels(trajectory: Trajectory) -> Figure:
 
     The norms change by parts in ten thousand: what is drawn is their change since the start.
     """
-    with rc_context(STYLE):
-        figure = Figure(figsize=(TWO_COLUMNS, 4.2))
-        FigureCanvasAgg(figure)
+    with rc_context(rc()):
+        figure = blank(TWO_COLUMNS, 4.2)
         margins = {"left": 0.085, "right": 0.98, "bottom": 0.1, "top": 0.94}
         spaces = {"wspace": 0.25, "hspace": 0.42}
         axes = figure.subplots(2, 2, gridspec_kw={**margins, **spaces}).flat

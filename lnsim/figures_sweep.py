@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,8 +25,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from lnsim import panels, sweep_points
 from lnsim._checks import FloatArray
 from lnsim.config import nearest
-from lnsim.figures import TWO_COLUMNS
-from lnsim.panels import BLACK, BLUE, ORANGE, SKY, STYLE, VERMILION
+from lnsim.figures import blank
+from lnsim.figures_style import BLACK, BLUE, ONE_COLUMN, ORANGE, SKY, TWO_COLUMNS, VERMILION, pt, rc
 from lnsim.sweep import Sweep
 from lnsim.sweep_fit import power_law
 
@@ -88,27 +87,30 @@ def figure(sweeps: Sequence[Sweep], columns: Sequence[str] = ()) -> Figure:
     Left out, the column is "regime" over two swept keys and "last_escape" over one.  Raises
     ValueError for another number of swept keys, an unknown column, or one that has no value.
     """
-    for sweep in sweeps:
-        _check(sweep, columns)
     rows, across = max(1, len(columns)), len(sweeps)
-    with rc_context(STYLE):
-        size = (TWO_COLUMNS / 2 if across == 1 else TWO_COLUMNS, 2.9 * rows)
-        drawn = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(drawn)
+    with rc_context(rc()):
+        width = ONE_COLUMN if across == 1 else TWO_COLUMNS
+        drawn = blank(width, 2.9 * rows, layout="constrained")
         grid = drawn.subplots(rows, across, squeeze=False)
         for i, line in enumerate(grid):
             for axes, sweep in zip(line, sweeps, strict=True):
-                if len(sweep.swept) == 2:
-                    draw_map(axes, sweep, columns[i] if columns else "regime")
-                else:
-                    draw_curve(axes, sweep, columns[i] if columns else "last_escape")
+                draw(axes, sweep, *columns[i : i + 1])
         if grid.size > 1:
             for axes, letter in zip(grid.flat, "abcdefghijklmnopqrstuvwxyz", strict=False):
                 panels.letter(axes, letter)
     return drawn
 
 
-def _check(sweep: Sweep, columns: Sequence[str]) -> None:
+def draw(axes: Axes, sweep: Sweep, column: str = "") -> None:
+    """A panel of a sweep, its column as for `figure`; raises ValueError as that does."""
+    _check(sweep, column)
+    if len(sweep.swept) == 2:
+        draw_map(axes, sweep, column or "regime")
+    else:
+        draw_curve(axes, sweep, column or "last_escape")
+
+
+def _check(sweep: Sweep, column: str) -> None:
     if not sweep.rows:
         raise ValueError(f"{sweep.folder} has no points yet")
     if len(sweep.swept) not in (1, 2):
@@ -117,9 +119,8 @@ def _check(sweep: Sweep, columns: Sequence[str]) -> None:
             f"a figure has one or two swept keys, and {sweep.folder} leaves {keys}: "
             "fix the others with --where KEY=VALUE"
         )
-    for column in columns:
-        if column not in sweep_points.COLUMNS:
-            raise ValueError(f"unknown column {column!r}: {nearest(column, sweep_points.COLUMNS)}")
+    if column and column not in sweep_points.COLUMNS:
+        raise ValueError(f"unknown column {column!r}: {nearest(column, sweep_points.COLUMNS)}")
 
 
 class _Axis:
@@ -180,7 +181,7 @@ def draw_map(axes: Axes, sweep: Sweep, column: str) -> None:
     else:
         legend += _draw_numbers(axes, x, y, cells, column)
     if len(cells) < len(x.values) * len(y.values):
-        legend.append(Patch(fc="white", ec=BLACK, lw=0.4, label="not run"))
+        legend.append(Patch(fc="white", ec=BLACK, lw=pt(0.4), label="not run"))
     for key, scale, axis in ((x, axes.set_xscale, axes.xaxis), (y, axes.set_yscale, axes.yaxis)):
         key.label(axis, scale)
     axes.set_xlim(*x.borders[[0, -1]])
@@ -230,7 +231,7 @@ def _draw_numbers(axes: Axes, x: _Axis, y: _Axis, cells: Any, column: str) -> li
     drawn.colorbar(colours, ax=axes, pad=0.02, aspect=30, label=COLUMNS.get(column, column))
     kinds = ((0.0, NOTHING, "not reached"), (1.0, GONE, "diverged"))
     return [
-        Patch(fc=colour, ec=BLACK, lw=0.4, label=name)
+        Patch(fc=colour, ec=BLACK, lw=pt(0.4), label=name)
         for value, colour, name in kinds
         if (state == value).any()
     ]
@@ -252,7 +253,7 @@ def _draw_boundaries(axes: Axes, x: _Axis, y: _Axis, cells: Any) -> list[Any]:
     shape = (y.places.size, x.places.size)
     if min(shape) < 2:
         return legend
-    outline: list[Any] = [withStroke(linewidth=2.2, foreground="white")]
+    outline: list[Any] = [withStroke(linewidth=pt(2.2), foreground="white")]
     for column, against, style, name in BOUNDARIES:
         predicted = _medians(cells, column, shape)
         level = _medians(cells, against, shape) if against else np.ones(shape)
@@ -260,7 +261,7 @@ def _draw_boundaries(axes: Axes, x: _Axis, y: _Axis, cells: Any) -> list[Any]:
             ratio = np.ma.masked_invalid(np.log(predicted / level))
         if ratio.count() and ratio.min() < 0 < ratio.max():
             lines = axes.contour(
-                x.places, y.places, ratio, [0.0], colors=BLACK, linestyles=style, linewidths=1.1
+                x.places, y.places, ratio, [0.0], colors=BLACK, linestyles=style, linewidths=pt(1.1)
             )
             lines.set_path_effects(outline)
             legend.append(Line2D([], [], color=BLACK, ls=style, label=name))
@@ -285,7 +286,7 @@ def draw_curve(axes: Axes, sweep: Sweep, column: str) -> None:
     kept = [np.array(values[i], dtype=np.float64) for i in whole]
     medians, low, high = ([f(v) for v in kept] for f in (np.median, np.min, np.max))
     axes.fill_between(places, low, high, color=BLUE, alpha=0.25, lw=0)
-    axes.plot(places, medians, "o-", ms=3, lw=0.8, color=BLUE)
+    axes.plot(places, medians, "o-", ms=pt(3), lw=pt(0.8), color=BLUE)
     x.label(axes.xaxis, axes.set_xscale)
     positive = min(low) > 0
     if x.log and positive:
@@ -298,7 +299,7 @@ def draw_curve(axes: Axes, sweep: Sweep, column: str) -> None:
     if len(whole) < len(values):
         lost = [place for i, place in enumerate(x.places) if i not in whole]
         axes.plot(
-            lost, np.full(len(lost), 0.02), "x", ms=4, color=VERMILION, clip_on=False,
+            lost, np.full(len(lost), 0.02), "x", ms=pt(4), color=VERMILION, clip_on=False,
             transform=axes.get_xaxis_transform(), label="no value for some seed",
         )  # fmt: skip
     handles, names = axes.get_legend_handles_labels()
@@ -326,7 +327,7 @@ def _draw_power_law(axes: Axes, places: FloatArray, values: list[FloatArray]) ->
     law = power_law(x, y)
     label = f"fit {_number(law.exponent)} [{_number(law.low)}, {_number(law.high)}]"
     at = np.geomspace(x.min(), x.max(), 50)
-    axes.plot(at, law(at), color=VERMILION, lw=0.9, label=label)
+    axes.plot(at, law(at), color=VERMILION, lw=pt(0.9), label=label)
 
 
 def _draw_predicted(axes: Axes, sweep: Sweep, x: _Axis, column: str, places: FloatArray) -> None:
@@ -344,7 +345,7 @@ def _draw_predicted(axes: Axes, sweep: Sweep, x: _Axis, column: str, places: Flo
             continue
         if np.count_nonzero(known) > 2:
             label += f" {_number(power_law(x.places[known], predicted[known]).exponent)}"
-        axes.plot(x.places[known], predicted[known], color=BLACK, lw=1.0, ls=style, label=label)
+        axes.plot(x.places[known], predicted[known], color=BLACK, lw=pt(1.0), ls=style, label=label)
 
 
 def _number(value: float) -> str:

@@ -3,6 +3,8 @@
 `SCALARS`, `PATHS` and `CLOUDS` map a name to a function of one `View`: a stack of B networks, any
 mixture of steps and replicas of one run, so that the cost of a call is shared by all of them.
 
+A user's own observables are functions of a Network, called at every record (recorder.py).
+
 Everything is taken in reduced coordinates (reduction.py): the trained part of neuron i is row i of
 Q W, (m, r), and the part that no training input reaches, s rest_i, is orthogonal to it, so that
 
@@ -17,12 +19,14 @@ G are r-by-r.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from lnsim._checks import FloatArray
+from lnsim.network import Network
 from lnsim.problem import Problem
 from lnsim.reduction import Reduction
 
@@ -262,3 +266,36 @@ CLOUDS: dict[str, Callable[[View], FloatArray]] = {
     "cloud_alignment": lambda view: view.alignments,
 }
 """Quantities of every neuron, (B, m), kept of all neurons at a few records."""
+
+Observable = Callable[[Network], float]
+"""A user's own: a number of a network, which is read-only."""
+
+RESERVED = {
+    *SCALARS, *TWIN_SCALARS, *PATHS, *CLOUDS, "ledger_removed", "ledger_restored",
+    "lemma_3_nonpositive", "lemma_3_decrease", "lazy_escape", "step", "cloud_step", "theta_star",
+    "tracked_neurons", "diverged_at", "final_W", "final_a", "about", "file", "allow_pickle",
+}  # fmt: skip
+"""Names of a trajectory's own arrays, and those that its file cannot hold."""
+
+
+def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observable]:
+    """`observables`, by names that are free.  Raises ValueError or TypeError."""
+    for name, function in observables.items():
+        if not isinstance(name, str) or not name.isidentifier() or name.startswith("state_"):
+            raise ValueError(f"an observable needs a name such as my_loss, got {name!r}")
+        if name in RESERVED:
+            raise ValueError(f"observable {name!r}: a trajectory has an array of that name already")
+        if not callable(function):
+            raise TypeError(f"observable {name!r} must be a function, got {function!r}")
+    return dict(observables)
+
+
+def number(name: str, value: Any) -> float:
+    """What the observable `name` returned, as a float.  Raises TypeError if it is no number."""
+    found = np.asarray(value)
+    if found.ndim > 0 or found.dtype.kind not in "biuf":
+        shape = f" of shape {found.shape}" if found.ndim else ""
+        raise TypeError(
+            f"observable {name!r} must return a number, got {type(value).__name__}{shape}"
+        )
+    return float(found)

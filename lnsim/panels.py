@@ -11,41 +11,19 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from lnsim._checks import FloatArray
+from lnsim.figures_style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILION, letters, pt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
     from lnsim.trajectory import Trajectory
 
 Series = dict[str, Any]
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
-STYLE: Any = {
-    "font.family": "STIXGeneral",
-    "mathtext.fontset": "stix",
-    "font.size": 8.5,
-    "axes.titlesize": 8.5,
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "legend.handlelength": 1.4,
-    "legend.labelspacing": 0.25,
-    "legend.borderaxespad": 0.2,
-    "lines.linewidth": 1.1,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "pdf.fonttype": 42,
-    "savefig.dpi": 200,
-}
 PHASES = (("lazy", "#EDEDED"), ("I", "#FFF4DC"), ("II", "#E3F1FA"))
 """Lazy regime, Phase I (norms shrink), Phase II (alignment)."""
 ON = "#FFF4DC"
@@ -80,14 +58,14 @@ def first_replica(trajectory: Trajectory) -> Series:
 def letter(axes: Axes, name: str) -> None:
     """Names the panel, above its top left corner."""
     axes.annotate(
-        f"({name})", (0, 1), (-26, 4), xycoords="axes fraction", textcoords="offset points"
+        f"({name})", (0, 1), (pt(-26), pt(4)), xycoords="axes fraction", textcoords="offset points"
     )
 
 
 def plot(axes: Axes, steps: FloatArray, values: FloatArray, **style: Any) -> None:
     """A line over the records; points where there are too few for one."""
     if steps.size < 3:
-        style = {**style, "marker": "o", "ms": 3}
+        style = {**style, "marker": "o", "ms": pt(3)}
     axes.plot(steps, np.where(np.abs(values) < LARGEST, values, np.nan), **style)
 
 
@@ -113,6 +91,22 @@ def log_values(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def loss_axis(axes: Axes, values: FloatArray) -> None:
+    """A logarithmic vertical axis for losses, of which `values` are those above 0, if any."""
+    if values.size:
+        log_values(axes)
+        _whole_decades(axes, values, values.min())
+
+
+def percent_axis(axes: Axes) -> None:
+    """The share of weights kept, from all of them on the left to few."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.invert_xaxis()
+    axes.set_xlabel("weights kept (%)")
+
+
 def shade_phases(axes: Axes, trajectory: Trajectory, steps: FloatArray) -> None:
     """Bands for the phases that phases.py finds, named along the top."""
     phases = trajectory.phases()
@@ -129,7 +123,7 @@ def shade_phases(axes: Axes, trajectory: Trajectory, steps: FloatArray) -> None:
                 middle = np.sqrt(begin * end) if log else 0.5 * (begin + end)
                 axes.text(
                     middle, 1.01, name, transform=axes.get_xaxis_transform(),
-                    ha="center", va="bottom", fontsize=8,
+                    ha="center", va="bottom", fontsize=letters(8),
                 )  # fmt: skip
 
 
@@ -149,7 +143,7 @@ def draw_losses(axes: Axes, series: Series) -> None:
         values = series.get(name)
         if values is None or np.isnan(values).all():
             continue
-        plot(axes, series["step"], values, color=colour, label=label, lw=width)
+        plot(axes, series["step"], values, color=colour, label=label, lw=pt(width))
         shown.append(values[(values > 0) & (values < LARGEST)])
     log_values(axes)
     # The network's own losses decide how far down the axis goes: a twin may fall out of it.
@@ -196,15 +190,15 @@ def draw_path(axes: Axes, series: Series) -> None:
     axes.set_ylim(0.0, _limit(alignment))
     _draw_bound(axes, series)
     if steps.size < 3:
-        axes.plot(norm.ravel(), alignment.ravel(), "o", ms=3, color=BLUE)
+        axes.plot(norm.ravel(), alignment.ravel(), "o", ms=pt(3), color=BLUE)
         return
-    axes.plot(norm[0], alignment[0], "o", ms=2.2, mew=0, color=BLACK)
+    axes.plot(norm[0], alignment[0], "o", ms=pt(2.2), mew=0, color=BLACK)
     times = LogNorm(steps[1], steps[-1])
     for i in range(norm.shape[1]):
         points = np.stack([norm[:, i], alignment[:, i]], axis=1)
         lines = LineCollection(
             np.stack([points[:-1], points[1:]], axis=1).tolist(),
-            cmap="viridis_r", norm=times, lw=0.7, rasterized=True,
+            cmap="viridis_r", norm=times, lw=pt(0.7), rasterized=True,
         )  # fmt: skip
         lines.set_array(steps[1:])
         axes.add_collection(lines)
@@ -223,36 +217,55 @@ def _limit(values: FloatArray) -> float:
 def _draw_bound(axes: Axes, series: Series) -> None:
     """Full alignment, |<w, theta_star>| = |w| |theta_star|: no neuron can lie above this line."""
     slope = float(np.linalg.norm(series["theta_star"]))
-    axes.axline((0.0, 0.0), slope=slope, color=BLACK, ls=":", lw=0.8)
+    axes.axline((0.0, 0.0), slope=slope, color=BLACK, ls=":", lw=pt(0.8))
 
 
 def draw_clouds(panels: Any, series: Series) -> None:
     """All neurons at the start, near T/32 and T/8, and at the end."""
-    steps, norm, alignment = (series[k] for k in ("cloud_step", "cloud_norm", "cloud_alignment"))
+    steps = series["cloud_step"]
     last = steps[-1]
     chosen = [int(np.argmin(np.abs(steps - last * share))) for share in (0.0, 1 / 32, 1 / 8, 1.0)]
     for panel, k in zip(panels, chosen, strict=True):
-        panel.plot(
-            norm[k, :MOST_POINTS], alignment[k, :MOST_POINTS],
-            ".", ms=1.6 if norm.shape[1] > 100 else 4, mew=0, alpha=0.6, color=BLUE,
-            rasterized=True,
-        )  # fmt: skip
-        _draw_bound(panel, series)
-        panel.set_title(f"$t$ = {steps[k]:,}")
-        panel.set_xlabel(f"${NEURON}$")
-    shown = np.array(chosen)
-    panels[0].set_ylabel(f"alignment ${ALIGNMENT}$")
-    panels[0].set_xlim(0.0, _limit(norm[shown]))
-    panels[0].set_ylim(0.0, _limit(alignment[shown]))
+        draw_cloud(panel, series, k)
+    cloud_axes(panels[0], series, np.array(chosen))
+
+
+def draw_cloud(axes: Axes, series: Series, k: int) -> Line2D:
+    """All neurons at the k-th record of clouds, below the time; the points are returned."""
+    (points,) = axes.plot(
+        *cloud(series, k), ".", ms=pt(1.6 if series["cloud_norm"].shape[1] > 100 else 4), mew=0,
+        alpha=0.6, color=BLUE, rasterized=True,
+    )  # fmt: skip
+    _draw_bound(axes, series)
+    axes.set_title(cloud_time(series, k))
+    axes.set_xlabel(f"${NEURON}$")
+    return points
+
+
+def cloud(series: Series, k: int) -> tuple[FloatArray, FloatArray]:
+    """Norm and alignment of the neurons drawn at the k-th record of clouds."""
+    return series["cloud_norm"][k, :MOST_POINTS], series["cloud_alignment"][k, :MOST_POINTS]
+
+
+def cloud_time(series: Series, k: int) -> str:
+    """When the k-th record of clouds was taken."""
+    return f"$t$ = {series['cloud_step'][k]:,}"
+
+
+def cloud_axes(axes: Axes, series: Series, shown: Any) -> None:
+    """The vertical axis's name, and limits that hold the clouds `shown`, an index of records."""
+    axes.set_ylabel(f"alignment ${ALIGNMENT}$")
+    axes.set_xlim(0.0, _limit(series["cloud_norm"][shown]))
+    axes.set_ylim(0.0, _limit(series["cloud_alignment"][shown]))
 
 
 def draw_law(axes: Axes, series: Series, predicted: FloatArray | None, without: str) -> None:
     """|W|_F^2 as measured and as the law of modes has it, or why the law says nothing."""
     steps = series["step"]
-    plot(axes, steps, series["norm_squared"], color=SKY, lw=2.4, label="measured")
+    plot(axes, steps, series["norm_squared"], color=SKY, lw=pt(2.4), label="measured")
     if predicted is not None:
         label = "law of modes"
-        plot(axes, steps, predicted, color=BLACK, lw=0.9, ls="--", label=label)
+        plot(axes, steps, predicted, color=BLACK, lw=pt(0.9), ls="--", label=label)
     else:
         axes.plot([], [], " ", label=f"no law of modes:\n{without}")
     squares = series["norm_squared"]
@@ -269,8 +282,8 @@ def draw_single_norms(axes: Axes, series: Series) -> None:
     steps = series["step"]
     for i, norm in enumerate(series["tracked_norm"].T):
         label = f"single ${NEURON}$" if i == 0 else None
-        plot(axes, steps, norm, color=SKY, lw=0.5, label=label)
-    plot(axes, steps, series["norm_mean"], color=BLUE, lw=1.6, label=f"mean ${MEAN} {NEURON}$")
+        plot(axes, steps, norm, color=SKY, lw=pt(0.5), label=label)
+    plot(axes, steps, series["norm_mean"], color=BLUE, lw=pt(1.6), label=f"mean ${MEAN} {NEURON}$")
     axes.set_ylabel(f"norm ${NEURON}$")
     axes.set_ylim(0.0, _limit(np.append(series["tracked_norm"], series["norm_mean"])))
 
@@ -280,7 +293,7 @@ def draw_second_layer(axes: Axes, series: Series, most: int) -> None:
     colours = (BLUE, VERMILION, GREEN)
     for i, weights in enumerate(series["tracked_second_layer"].T[:most]):
         label = f"$a_{{{series['tracked_neurons'][i] + 1}}}$"
-        plot(axes, series["step"], weights, color=colours[i], label=label, lw=0.6, alpha=0.8)
+        plot(axes, series["step"], weights, color=colours[i], label=label, lw=pt(0.6), alpha=0.8)
     axes.set_ylabel("weight $a_i$")
 
 
@@ -290,8 +303,8 @@ def draw_chains(axes: Axes, series: Series, most: int = 4) -> None:
     largest = np.abs(weights).max(initial=1e-12)
     levels = -2.6 * largest * np.arange(weights.shape[1])
     for level, path in zip(levels, weights.T, strict=True):
-        axes.axhline(level, color=SKY, lw=0.5)
-        plot(axes, steps, level + path, color=BLUE, lw=0.9, drawstyle="steps-post")
+        axes.axhline(level, color=SKY, lw=pt(0.5))
+        plot(axes, steps, level + path, color=BLUE, lw=pt(0.9), drawstyle="steps-post")
     names = [f"$a_{{{i + 1}}}$" for i in series["tracked_neurons"][:most]]
     axes.set_yticks(levels, names)
     if len(names) > 0:

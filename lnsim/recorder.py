@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,17 @@ from lnsim._checks import FloatArray, per_replica
 from lnsim._threads import in_blocks
 from lnsim.dynamics import Dynamics
 from lnsim.ledger import lemma_3_shares
-from lnsim.observables import CLOUDS, PATHS, SCALARS, TWIN_SCALARS, Frame, View
+from lnsim.network import Network
+from lnsim.observables import (
+    CLOUDS,
+    PATHS,
+    SCALARS,
+    TWIN_SCALARS,
+    Frame,
+    Observable,
+    View,
+    number,
+)
 from lnsim.reduction import rest_scale
 from lnsim.replicas import Replicas
 from lnsim.trajectory import Status, Trajectory, provenance
@@ -20,8 +30,11 @@ from lnsim.trajectory import Status, Trajectory, provenance
 WATCHED_ONLY = -1
 """In place of a record number: a step at which neurons are watched and nothing is recorded."""
 
-RESUMED = ("last_step", "last_W", "last_a", "watched_step", "watched_moved")
+RESUMED = ("last_step", "last_W", "last_a", "watched_step", "watched_moved", "escape")
 """What a recorder needs besides the records to go on."""
+
+WAYPOINTS_HOLD = 16 << 20
+"""Bytes up to which the states on the way are kept."""
 
 OBSERVED_AT_ONCE = 1 << 19
 """First-layer weights observed at a time (4 MiB): calls are shared, and the caches still serve."""
@@ -35,6 +48,16 @@ def cloud_records(count: int) -> list[int]:
     """
     powers = {int(2 ** (k / 2)) for k in range(2 * count.bit_length())}
     return sorted(record for record in {0} | powers if record < count)
+
+
+def waypoint_records(count: int) -> list[int]:
+    """The records, out of the first `count`, whose state is kept (verify.py): 1, 2, 4, 8, ..."""
+    return [1 << k for k in range((count - 1).bit_length())]
+
+
+def waypoint(record: int) -> str:
+    """How the names of the state kept at this record begin."""
+    return f"at {record}: "
 
 
 def watch_steps(steps: int) -> list[int]:
@@ -75,6 +98,7 @@ class Recorder:
         plan: list[int],
         tracked: int,
         clouds: bool,
+        observables: Mapping[str, Observable],
     ) -> None:
         self._frame = frame
         self._dynamics = dynamics
@@ -92,6 +116,8 @@ class Recorder:
         self._scalars = np.full((len(self._kinds), *each), np.nan)
         self._paths = np.full((len(PATHS), *each, tracked), np.nan)
         self._clouds = np.full((len(CLOUDS), len(moving), len(records), width), np.nan)
+        self._observables = observables
+        self._observed = np.full((len(observables), *each), np.nan)
         ledger = 0 if moving.ledger is None else width
         self._ledger = np.full((2, *each, ledger), np.nan)
         self._lemma_3 = np.full((2, len(moving), len(records)), np.nan)
@@ -103,6 +129,8 @@ class Recorder:
         self._last_step: NDArray[np.int64] = np.zeros(len(moving), dtype=np.int64)
         self._last_W = moving.state.W.copy()
         self._last_a = moving.state.a.copy()
+        self._waypoint_records = set(waypoint_records(len(plan)) if clouds else ())
+        self._waypoints: dict[str, NDArray[Any]] = {}
 
     def events(self, step: int) -> Iterator[int]:
         """The steps from `step` on at which there is something to observe."""
@@ -127,12 +155,42 @@ class Recorder:
             if ledger is not None:
                 for s in replicas.tolist():
                     self._ledger[:, s, record] = ledger.of_neurons(s, step)
+            if self._observables:
+                for s in replicas.tolist():
+                    self._observed[:, s, record] = self._ask(self._network(s, step))
         theta = np.full((len(W), W.shape[2]), np.nan) if twin is None else twin.theta[replicas]
         times = np.full((2, len(W)), [[record], [step]])
         self._pending.append(_Snapshots(replicas, times[0], times[1], W, a, theta))
         if sum(len(made.W) for made in self._pending) >= self._block:
             self._flush()
+        if record in self._waypoint_records:
+            self._keep_waypoint(record)
         return record != WATCHED_ONLY
+
+    def _keep_waypoint(self, record: int) -> None:
+        """Keeps what is needed to go on from here, while there is room for it."""
+        self._flush()
+        state = {f"{waypoint(record)}{name}": value for name, value in self._state().items()}
+        held = sum(value.nbytes for value in (*self._waypoints.values(), *state.values()))
+        if held <= WAYPOINTS_HOLD:
+            self._waypoints |= state
+
+    def _state(self) -> dict[str, NDArray[Any]]:
+        """A copy of what is needed to go on, besides the records."""
+        state = {name: value.copy() for name, value in self._moving.arrays().items()}
+        return state | {name: getattr(self, f"_{name}").copy() for name in RESUMED}
+
+    def _network(self, s: int, step: int) -> Network:
+        """Replica s after `step` steps, lifted; read-only."""
+        scale = rest_scale(self._dynamics, step, s) if self._decays else 1.0
+        state = self._moving.state
+        W, a = self._frame.reduction.lift(state.W[s].copy(), state.a[s].copy(), scale)
+        W.flags.writeable = a.flags.writeable = False
+        return Network(W, a)
+
+    def _ask(self, network: Network) -> list[float]:
+        """What the user's observables say of a network."""
+        return [number(name, function(network)) for name, function in self._observables.items()]
 
     def _flush(self) -> None:
         """Computes what is asked of the networks that wait."""
@@ -207,6 +265,7 @@ class Recorder:
         """The name and the array, replicas and records in front, of all that is recorded."""
         yield from zip(self._kinds, self._scalars, strict=True)
         yield from zip(PATHS, self._paths, strict=True)
+        yield from zip(self._observables, self._observed, strict=True)
         if self._moving.ledger is not None:
             yield from zip(("ledger_removed", "ledger_restored"), self._ledger, strict=True)
 
@@ -236,9 +295,15 @@ class Recorder:
         arrays["theta_star"] = self._frame.theta_star
         arrays["tracked_neurons"] = self._tracked
         arrays["diverged_at"] = self._moving.state.diverged_at.copy()
-        state = {name: value.copy() for name, value in self._moving.arrays().items()}
-        state |= {name: getattr(self, f"_{name}").copy() for name in RESUMED}
-        return Trajectory(arrays, config, status, state, provenance(config))
+        state = self._state() | self._waypoints
+        about = provenance(config) | {"reduced": self._reduced()}
+        return Trajectory(arrays, config, status, state, about)
+
+    def _reduced(self) -> list[str]:
+        """The sides on which the state is smaller than the network."""
+        reduction = self._frame.reduction
+        sides = {"hidden": reduction.Q, "inputs": reduction.V}
+        return [side for side, basis in sides.items() if basis is not None]
 
     def _last_networks(
         self, append: bool, arrays: dict[str, NDArray[Any]]
@@ -277,6 +342,9 @@ class Recorder:
             raise ValueError("cannot resume: the earlier run was recorded at other steps")
         if earlier["tracked_neurons"].size != self._tracked.size:
             raise ValueError("cannot resume: the earlier run tracked other neurons")
+        for name in self._observables:
+            if name not in earlier.arrays:
+                raise ValueError(f"cannot resume: the earlier run has no observable {name!r}")
 
         def replicas_in_front(name: str) -> NDArray[Any]:
             return earlier[name] if len(self._moving) > 1 else earlier[name][None]
@@ -287,7 +355,9 @@ class Recorder:
         made = sum(1 for i in self._cloud_of_record if i < kept)
         for name, values in self._of_clouds():
             values[:, :made] = replicas_in_front(name)[:, :made]
-        self._escape[:] = replicas_in_front("lazy_escape")
         for name in RESUMED:
             getattr(self, f"_{name}")[...] = earlier.state[name]
+        taken = tuple(waypoint(record) for record in waypoint_records(kept))
+        states = earlier.state.items()
+        self._waypoints = {name: value for name, value in states if name.startswith(taken)}
         return step

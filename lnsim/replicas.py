@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lnsim._checks import FloatArray
 from lnsim.backend import LinearEngine, State
 from lnsim.dynamics import Alternating, Dynamics
 from lnsim.ledger import Ledger
@@ -45,12 +46,11 @@ class Replicas:
         """`count` copies of the reduced network."""
         W = np.repeat(reduction.W[None], count, axis=0)
         a = np.repeat(reduction.a[None], count, axis=0)
-        heavy = bool(np.any(np.asarray(dynamics.momentum) > 0.0))
         state = State(
             W,
             a,
-            np.zeros_like(W) if heavy else None,
-            np.zeros_like(a) if heavy else None,
+            _buffer(dynamics, W),
+            _buffer(dynamics, a),
             np.full(count, -1, dtype=np.int64),
             None if dynamics.equivariant else a.copy(),
         )
@@ -106,3 +106,10 @@ class Replicas:
             if name not in earlier or earlier[name].shape != array.shape:
                 raise ValueError(f"cannot resume: the earlier run has another {name}")
             array[...] = earlier[name]
+
+
+def _buffer(dynamics: Dynamics, weights: FloatArray) -> FloatArray | None:
+    """What `dynamics` remembers of `weights` : (S, ...), zero at the start, or None."""
+    if dynamics.memory > 0:
+        return np.zeros((len(weights), dynamics.memory, *weights.shape[1:]))
+    return np.zeros_like(weights) if np.any(np.asarray(dynamics.momentum) > 0.0) else None

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ class _Plan:
         self.note(name)
         module = experiments.load(name)
         trajectory: Trajectory = module.run(self.config(name), backend=self.backend)
-        self._save(module, trajectory, name)
+        self._save(trajectory, name)
         return trajectory
 
     def control(self, name: str, to: str, **changes: Any) -> Trajectory:
@@ -93,7 +92,7 @@ class _Plan:
         module = experiments.load(name)
         config = replace(self.config(name), **changes)
         trajectory: Trajectory = module.run(config, backend=self.backend)
-        self._save(module, trajectory, to)
+        self._save(trajectory, to)
         return trajectory
 
     def seeds(self, name: str, count: int, driver: dict[str, Any], **changes: Any) -> Trajectory:
@@ -105,11 +104,9 @@ class _Plan:
         )
         return found
 
-    def _save(self, module: ModuleType, trajectory: Trajectory, to: str) -> None:
+    def _save(self, trajectory: Trajectory, to: str) -> None:
         trajectory.save(self.folder / to)
-        drawn = {"figure": module.figure(trajectory)}
-        drawn |= getattr(module, "extra_figures", lambda _: {})(trajectory)
-        for stem, figure in drawn.items():
+        for stem, figure in figures.of_run(trajectory).items():
             figures.save(figure, self.folder / to, stem)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import numpy as np
 from lnsim import _checks, streams
 from lnsim import backend as backends
 from lnsim._threads import one_blas_thread
-from lnsim.dynamics import Alternating, Dynamics, Oscillation
+from lnsim.custom import CustomEngine, reduction_of
+from lnsim.dynamics import Alternating, CustomDynamics, Dynamics, Oscillation
 from lnsim.network import Network
-from lnsim.observables import Frame
+from lnsim.observables import Frame, Observable, check_observables
 from lnsim.problem import Problem
 from lnsim.recorder import Recorder
 from lnsim.reduction import dense
@@ -40,6 +42,7 @@ def simulate(
     linearized: bool = True,
     tracked: int = 8,
     clouds: bool = True,
+    observables: Mapping[str, Observable] | None = None,
     progress: bool | Callable[[int], object] | None = None,
     config: dict[str, Any] | None = None,
     resume: Trajectory | None = None,
@@ -58,11 +61,13 @@ def simulate(
     (ledger.py), `linearized` trains the linearised twin along (linearized.py).  The path of the
     first `tracked` neurons is kept at every record; `clouds`, all neurons at a few of them and the
     weights at the end, which are most of the memory of a large ensemble: S m (d + 1) numbers.
+    `observables`: functions of a Network that return a number, by the name under which it is kept
+    at every record.  A CustomDynamics has neither a ledger nor a twin.
 
     `progress`: True for a bar on a terminal, or a function called with the steps done.  `resume`:
     a trajectory of the same configuration that ended earlier; the result is bit for bit that of
-    one uninterrupted run.  `checkpoint` is called with the trajectory so far, at a record, when
-    `checkpoint_every` seconds have passed; `stop` is asked at every record.
+    one uninterrupted run.  `checkpoint` is called with the trajectory so far, at the first record,
+    then at one when `checkpoint_every` seconds have passed; `stop` is asked at every record.
 
     Raises ValueError or TypeError for bad input.  A run that diverges is a result: see its
     `status`.
@@ -81,6 +86,7 @@ def simulate(
         raise ValueError(
             f"W has {network.dim} columns but X has {problem.dim}: they must be the same"
         )
+    observables = check_observables(observables or {})
     base = _base(dynamics, replicas)
     if isinstance(base, Oscillation):
         seeds = {seed} if isinstance(seed, int) else set(seed)
@@ -99,13 +105,21 @@ def simulate(
             "replicas": replicas,
             "backend": backend,
         }
+    if isinstance(base, CustomDynamics) and (ledger or backend != "numba"):
+        asked = "ledger" if ledger else f"backend {backend!r}"
+        raise ValueError(f"a CustomDynamics runs in NumPy, without {asked}")
     engine = backends.load(backend)
-    reduction = (
-        reduce_both(problem, network, base.equivariant) if reduce else dense(problem, network)
-    )
+    if isinstance(base, CustomDynamics):
+        engine, linearized = CustomEngine(engine), False
+        reduction = reduction_of(base, problem, network, steps, reduce)
+    elif reduce:
+        reduction = reduce_both(problem, network, base.equivariant)
+    else:
+        reduction = dense(problem, network)
     moving = Replicas.start(reduction, base, replicas, linearized=linearized, ledger=ledger)
     plan = record_steps(steps, record_every)
-    recorder = Recorder(Frame(problem, reduction), base, moving, plan, tracked, clouds)
+    frame = Frame(problem, reduction)
+    recorder = Recorder(frame, base, moving, plan, tracked, clouds, observables)
     step = 0
     if resume is not None:
         check_continues(resume, config)
@@ -114,7 +128,7 @@ def simulate(
     draws = base.draws(problem.samples, network.width)
     stream = WordStream(seed, replicas, step * draws)
     report, close = progress_bar(progress, steps, step)
-    saved = time.monotonic()
+    saved = -math.inf
     try:
         for target in recorder.events(step):
             while step < target and not moving.all_diverged:

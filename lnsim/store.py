@@ -1,19 +1,40 @@
-"""Run folders: every file is written to the side, flushed to the disk, and renamed into place."""
+"""Run folders: every file is written to the side, flushed to the disk, and renamed into place.
+
+A process that writes to a folder holds a lock on it, an flock (POSIX) on the file LOCK there.  The
+system lets go of it when the process ends in any way, so no lock can be stale: a LOCK file that
+nobody holds stands in nobody's way.  Where the file system has no locks (some network folders) the
+folder is refused.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+OURS = ".lnsim."
+"""How the names of locks, and of files that are being written, begin."""
+LOCK = f"{OURS}lock"
+
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `path` so that it holds either what it held before or all of `content`."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Writes `path` so that it holds either what it held before or all of `content`.
+
+    Raises OSError, naming `path`, where it cannot.
+    """
+    try:
+        _write_beside(path, content)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _write_beside(path: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{OURS}{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -45,11 +66,45 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.  Raises ValueError for anything else."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value
+
+
+@contextmanager
+def locked(folder: Path, writer: str = "run") -> Iterator[None]:
+    """Holds the folder for one writer, and clears away what one that was killed left half written.
+
+    Raises ValueError, naming `writer`, where another process has it or it cannot be locked.
+    """
+    import fcntl  # POSIX alone has it
+
+    path = folder / LOCK
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = os.fstat(file.fileno()).st_nlink > 0  # not one that its holder just took away
+        except BlockingIOError:
+            alone = False
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise ValueError(
+                f"{folder} cannot be locked: {error.strerror}; choose one on another file system"
+            ) from error
+        if not alone:
+            raise ValueError(
+                f"another {writer} is writing to {folder}: wait for its end"
+                " or choose another folder"
+            )
+        try:
+            for left in folder.glob(f"{OURS}*"):
+                if left.name != LOCK:
+                    left.unlink()
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 class RunFolder:
@@ -68,7 +123,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output folder {self.path} is a file")
         try:
-            if self.path.is_dir() and any(self.path.iterdir()) and not self._reuse:
+            if self.path.is_dir() and _holds_something(self.path) and not self._reuse:
                 raise ValueError(
                     f"output folder {self.path} is not empty: choose another, "
                     "or say --resume to go on or --force to write over it"
@@ -95,9 +150,13 @@ class RunFolder:
 
     def _remove_empty(self) -> None:
         for folder in reversed(self._made):
-            if any(folder.iterdir()):
+            if not folder.is_dir() or any(folder.iterdir()):
                 return
             folder.rmdir()
+
+
+def _holds_something(folder: Path) -> bool:
+    return any(not path.name.startswith(OURS) for path in folder.iterdir())
 
 
 def free_path(parent: Path, name: str) -> Path:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from lnsim import config as configs
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from lnsim.experiments._synthetic import Setting
@@ -117,11 +118,33 @@ class Sweep:
             writer.writerows(self.rows)
         return text.getvalue()
 
-    def plot(self, *columns: str) -> Figure:
-        """The figure of the sweep: see figures_sweep.py.  Raises ValueError as `figure` does."""
-        from lnsim import figures_sweep
+    def plot(self, *columns: str, ax: Axes | None = None, style: str | None = None) -> Figure:
+        """The figure of the sweep (figures_sweep.py), in style "paper" or "screen".
 
-        return figures_sweep.figure([self], columns)
+        With `ax` one column is drawn there, and the axes' figure is returned.  Raises ValueError as
+        `figures_sweep.figure` does, and for a style that is none.
+        """
+        from lnsim import figures_style, figures_sweep
+
+        if ax is not None:
+            if len(columns) > 1:
+                raise ValueError(f"ax takes one column, got {len(columns)}")
+            figures_sweep.draw(ax, self, *columns)
+            there: Any = ax.figure
+            return there
+        with figures_style.use(style):
+            return figures_sweep.figure([self], columns)
+
+    def to_dataframe(self) -> Any:
+        """A pandas.DataFrame of `table`.  Raises ValueError where pandas is not installed."""
+        from lnsim import display
+
+        return display.dataframe(self.table())
+
+    def _repr_html_(self) -> str:
+        from lnsim import display
+
+        return display.of_sweep(self)
 
 
 def sweep(

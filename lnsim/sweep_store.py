@@ -16,8 +16,7 @@ Safe.  The file comes into being complete, by a rename.  Rows arrive in transact
 rollback journal with synchronous=FULL: a process killed at any moment loses nothing committed, and
 leaves nothing half written.  (The write-ahead log is not used: it needs shared memory, which
 network folders lack.)  Before a file is opened for writing its header is read and, read-only,
-SQLite's integrity check and every digest.  One sweep at a time writes to a folder: it holds an
-flock (POSIX) on `.sweep.lock` there, which the system lets go when the process ends in any way.
+SQLite's integrity check and every digest.  One sweep at a time writes to a folder (store.py).
 Readers, such as a plot or pandas, may come at any time.
 """
 
@@ -26,18 +25,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lnsim import store
 
-FILE, LOCK = "sweep.sqlite", ".sweep.lock"
+FILE, LOCK = "sweep.sqlite", store.LOCK
 APPLICATION = 0x6C6E7377  # "lnsw"
 SCHEMA = 1
 BUSY = 60.0
@@ -48,27 +46,9 @@ SQL_TYPES = {float: "REAL", int: "INTEGER", bool: "INTEGER", str: "TEXT"}
 Row = dict[str, Any]
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for one writer.  Raises ValueError where another has it."""
-    import fcntl  # POSIX alone has it
-
-    path = folder / LOCK
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = os.fstat(file.fileno()).st_nlink > 0  # not one that its holder just took away
-        except BlockingIOError:
-            alone = False
-        if not alone:
-            raise ValueError(
-                f"another sweep is writing to {folder}: wait for its end or choose another folder"
-            )
-        try:
-            yield
-        finally:
-            if not (folder / FILE).exists():
-                path.unlink()
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """Holds the folder for one sweep: see store.py.  Raises ValueError where another has it."""
+    return store.locked(folder, "sweep")
 
 
 def key_of(experiment: str, backend: str, config: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,23 +18,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lnsim import archive, store
+from lnsim import _threads, archive, store
 from lnsim import config as configs
 from lnsim.backend import DIVERGED_ABOVE
 from lnsim.network import Network
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from lnsim.phases import Phases
 
 
-SCHEMA = 1
+SCHEMA = 2
 """The form of a trajectory's file; another is refused."""
 
 ENDS = {
     "OK": "finished after {step} steps",
-    "DIVERGED": f"diverged at step {{step}}: squared residual above {DIVERGED_ABOVE:g}",
+    "DIVERGED": f"diverged at step {{step}}: a loss or a residual not finite, or its square above"
+    f" {DIVERGED_ABOVE:g}",
     "STOPPED": "stopped at step {step} before its end",
 }
 """How a run can end."""
@@ -75,7 +78,9 @@ class Trajectory:
 
     def __repr__(self) -> str:
         name = self.config.get("experiment", "simulation")
-        return f"<Trajectory of {name}: {self.status}, {self.steps.size} records>"
+        replicas = self.arrays.get("diverged_at", self.steps[:1]).size
+        of = f" of {replicas} replicas" if replicas > 1 else ""
+        return f"<Trajectory of {name}: {self.status}, {self.steps.size:,} records{of}>"
 
     @property
     def steps(self) -> NDArray[np.int64]:
@@ -94,14 +99,47 @@ class Trajectory:
 
         return phases.measure(self)
 
-    def plot(self) -> Figure:
-        """The figure of the experiment that made this trajectory; else that of the two phases."""
-        from lnsim import experiments, figures
+    def plot(
+        self, *names: str, ax: Axes | None = None, style: str | None = None, **line: Any
+    ) -> Figure:
+        """The figure of the experiment that made this trajectory; else that of the two phases.
 
-        if "experiment" not in self.config:
-            return figures.two_phases(self)
-        figure: Figure = experiments.load(str(self.config["experiment"])).figure(self)
-        return figure
+        With `names` a panel of each of these curves (curves.py), such as "norm_mean".  With `ax`
+        the one curve is drawn there, with `line` (label, color, ...) for matplotlib; scales and
+        limits stay as they are, and the axes' figure is returned.  `style` is "paper" or "screen".
+
+        Raises ValueError for a name that is no curve, or a style that is none.
+        """
+        from lnsim import figures, figures_curves, figures_style
+
+        if ax is not None:
+            if len(names) != 1:
+                raise ValueError(f"ax takes the name of one curve, got {len(names)}")
+            figures_curves.draw(ax, self, names[0], **line)
+            there: Any = ax.figure
+            return there
+        if line:
+            raise TypeError(f"{', '.join(line)} is for a curve drawn on ax, which is not given")
+        with figures_style.use(style):
+            if names:
+                return figures_curves.figure([self], [""], names)
+            if "experiment" not in self.config:
+                return figures.two_phases(self)
+            return figures.of_run(self)["figure"]
+
+    def to_dataframe(self) -> Any:
+        """A pandas.DataFrame of all curves, a row for each record, and each replica or tau.
+
+        Raises ValueError where pandas is not installed.
+        """
+        from lnsim import curves, display
+
+        return display.dataframe(curves.table(self))
+
+    def _repr_html_(self) -> str:
+        from lnsim import display
+
+        return display.of_trajectory(self)
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers of how the run ended, as written to summary.json."""
@@ -127,9 +165,13 @@ class Trajectory:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         text = configs.to_toml(self.config)
-        about = {"schema": SCHEMA, "config": text, "status": [self.status.code, self.status.step]}
         state = {f"state_{name}": value for name, value in self.state.items()}
-        archive.write(path / file, {**self.arrays, **state, "about": np.array(json.dumps(about))})
+        held = {**self.arrays, **state}
+        about = {
+            "schema": SCHEMA, "config": text, "status": [self.status.code, self.status.step],
+            "sha256": archive.digest(held),
+        }  # fmt: skip
+        archive.write(path / file, {**held, "about": np.array(json.dumps(about))})
         store.write_text(path / "config.toml", text)
         store.write_json(path / "summary.json", self.summary())
         store.write_json(path / "environment.json", dict(self.provenance))
@@ -139,18 +181,23 @@ class Trajectory:
         """Reads back what `save` wrote.  Raises ValueError for a folder that is no run folder."""
         path = Path(folder)
         if not (path / file).is_file():
-            raise ValueError(f"{path} is no run folder: it has no {file}")
+            raise ValueError(f"{path} is no run folder, or nothing was kept yet: it has no {file}")
         arrays = archive.read(path / file)
         try:
             about = json.loads(str(arrays.pop("about")))
             schema = about["schema"]
             if schema != SCHEMA:
                 raise ValueError(f"it has schema {schema}, and this lnsim reads {SCHEMA}")
+            if about["sha256"] != archive.digest(arrays):
+                raise ValueError("it is damaged: its arrays do not have their digest")
             status, config = Status(*about["status"]), tomllib.loads(about["config"])
-            if status.code not in ENDS or arrays["step"].ndim != 1:
-                raise ValueError("its status or its steps are none")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path / file} is not a trajectory of lnsim: {error!r}") from error
+            steps = arrays["step"]
+            if status.code not in ENDS or not isinstance(status.step, int):
+                raise ValueError(f"its status is {about['status']}")
+            if steps.ndim != 1 or steps.size == 0 or steps.dtype.kind != "i":
+                raise ValueError("its steps are none")
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"{path / file} is not a trajectory of lnsim: {error}") from error
         state = {
             name.removeprefix("state_"): arrays.pop(name)
             for name in list(arrays)
@@ -170,16 +217,40 @@ def check_continues(earlier: Trajectory, config: Mapping[str, Any]) -> None:
 
 
 def provenance(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a rerun needs to know of the machine and the software."""
+    """What a rerun needs to know of the machine and the software, and what to run."""
     text = json.dumps(dict(config), sort_keys=True, default=str)
     return {
         "versions": _versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
+        "cpu": _cpu(),
         "cpu_count": os.cpu_count(),
+        "threads": _thread_counts(str(config.get("backend")).startswith("torch")),
+        "seed": np.asarray(config.get("seed")).tolist(),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
+
+
+@functools.cache
+def _cpu() -> str:
+    """The processor's name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _thread_counts(torch: bool) -> dict[str, int]:
+    """How many threads compiled loops, the BLAS and, where it is used, torch may take."""
+    libraries = _threads._blas().info()
+    blas = (found["num_threads"] for found in libraries if found["user_api"] == "blas")
+    counts = {"numba": _threads.number(), "blas": max(blas, default=1)}
+    if torch and "torch" in sys.modules:
+        counts["torch"] = sys.modules["torch"].get_num_threads()
+    return counts
 
 
 @functools.cache

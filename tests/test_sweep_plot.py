@@ -260,9 +260,9 @@ def test_the_command_line_draws_and_exports_sweeps_and_runs(tmp_path, capsys):
         ([str(out), "--column", "sigma"], "unknown column"),
         ([str(out), "--where", "width=3"], "'width' is not swept"),
         ([str(out), str(out), "--csv", "-"], "--csv is of one sweep folder, got 2"),
-        ([str(run), "--csv", "-"], "--csv is for sweep folders"),
-        ([str(run), "--column", "regime"], "--column is for sweep folders"),
-        ([str(run), str(out)], "one run folder can be drawn at a time"),
+        ([str(run), "--csv", "-"], "--csv is for sweep folders, not for runs"),
+        ([str(run), "--column", "regime"], "no curve 'regime'"),
+        ([str(run), str(out)], "is no run folder"),
     ):
         capsys.readouterr()
         assert main(["plot", *arguments]) == 2, arguments

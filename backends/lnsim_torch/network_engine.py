@@ -69,11 +69,17 @@ class Tangent:
     def __init__(self, network: nn.Module, data: Data) -> None:
         self._data = data
         self._x = _inputs(data.train)
-        self._kernel = empirical_ntk(network.to(data.device), self._x)
-        n, _, classes, _ = self._kernel.shape
-        matrix = self._kernel.double().transpose(1, 2).reshape(n * classes, n * classes)
-        # Descent multiplies a part of the residual by 1 - lr l / nC, l an eigenvalue.
-        self.largest_stable_lr = 2.0 * n * classes / float(torch.linalg.eigvalsh(matrix)[-1])
+        try:
+            self._kernel = empirical_ntk(network.to(data.device), self._x)
+            self.largest_stable_lr = _largest_stable_lr(self._kernel)
+        except RuntimeError as error:
+            full = isinstance(error, torch.OutOfMemoryError)
+            if full or "can't allocate memory" in str(error):
+                raise ValueError(
+                    f"not enough memory on {data.device} for the kernel of {len(self._x)} samples:"
+                    " lower samples"
+                ) from error
+            raise
 
     def distance(self, network: nn.Module) -> float:
         """|K - K_0|_F / |K_0|_F of the kernel K of `network`, on the same images."""
@@ -101,6 +107,13 @@ class Tangent:
                 ("train", "test"), (predict.train, predict.test), targets, strict=True
             )
         }
+
+
+def _largest_stable_lr(kernel: Tensor) -> float:
+    """Descent multiplies a part of the residual by 1 - lr l / nC, l an eigenvalue of the kernel."""
+    n, _, classes, _ = kernel.shape
+    matrix = kernel.double().transpose(1, 2).reshape(n * classes, n * classes)
+    return 2.0 * n * classes / float(torch.linalg.eigvalsh(matrix)[-1])
 
 
 def _inputs(samples: Samples) -> Tensor:

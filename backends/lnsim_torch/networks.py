@@ -36,6 +36,9 @@ PARAMETERIZATIONS = ("ntk", "standard")
 GAINS = {"erf": 1.0, "relu": math.sqrt(2.0)}
 """The gain of all layers of `mlp`, by its activation."""
 
+TORCH_GAIN = 1.0 / math.sqrt(3.0)
+"""That of the weights torch draws for a layer, uniform on +-1/sqrt(n)."""
+
 # A purpose of numpy.random.default_rng([seed, purpose]); function_space.py has those up to 6.
 _INIT = 7
 
@@ -93,7 +96,7 @@ def wide_resnet(
             outputs, first = 16 * k * 2**group, block == 0
             layers.append(_wide_block(make, channels, outputs, stride if first else 1, first))
             channels = outputs
-    return nn.Sequential(*layers, *_head(make, channels, classes, alpha, bias=None))
+    return nn.Sequential(*layers, *_head(make, channels, classes, alpha, 1.0, bias=None))
 
 
 def resnet18(
@@ -107,8 +110,9 @@ def resnet18(
     """ResNet-18 for small images, with a 3x3 stem and batch norm; takes (N, 3, H, W).
 
     Four groups of two blocks with `width`, 2, 4 and 8 times as many channels and strides 1, 2, 2,
-    2, a 1x1 convolution as the shortcut where the shape changes.  Gain sqrt(2) before a ReLU, 1 in
-    the dense layer.
+    2, a 1x1 convolution as the shortcut where the shape changes.  Gain 1/sqrt(3), the variance that
+    torch draws its weights with: batch norm undoes the gain of what is before it, but the larger
+    it is the less a step turns the weights.
 
     Source: He, Zhang, Ren, Sun 2016; the stem is that of their networks for CIFAR-10.
     """
@@ -121,7 +125,7 @@ def resnet18(
             outputs = width * 2**group
             layers += [_block(make, channels, outputs, 1 if block else stride), nn.ReLU()]
             channels = outputs
-    return nn.Sequential(*layers, *_head(make, channels, classes, alpha, bias=0.0))
+    return nn.Sequential(*layers, *_head(make, channels, classes, alpha, TORCH_GAIN, bias=0.0))
 
 
 class Scale(nn.Module):
@@ -166,7 +170,7 @@ class _Layers:
         outputs: int,
         stride: int = 1,
         kernel: int = 3,
-        gain: float = math.sqrt(2.0),
+        gain: float = TORCH_GAIN,
     ) -> nn.Module:
         """A convolution without bias that keeps the image's size, but for the stride."""
         layer = skip_init(
@@ -218,11 +222,11 @@ def _block(make: _Layers, inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 def _head(
-    make: _Layers, channels: int, classes: int, alpha: float, bias: float | None
+    make: _Layers, channels: int, classes: int, alpha: float, gain: float, bias: float | None
 ) -> list[nn.Module]:
     """The average over all pixels, a dense layer, and `alpha`."""
     classes = _checks.integer("classes", classes, 1)
-    dense = make.dense(channels, classes, 1.0, bias)
+    dense = make.dense(channels, classes, gain, bias)
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense, Scale(_alpha(alpha))]
 
 

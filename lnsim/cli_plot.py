@@ -1,0 +1,129 @@
+"""The command `plot`: arguments in, exit codes out, as in cli.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lnsim import config as configs
+from lnsim.store import RunFolder
+
+CURVES = "curves"
+"""The file name of a figure of named curves, or of several runs: it leaves a run's own alone."""
+
+
+def add_style(parser: argparse.ArgumentParser) -> None:
+    """--style, which cli.main obeys."""
+    parser.add_argument(
+        "--style", choices=("paper", "screen"), help="figures at print size, which is the default,"
+        " or larger for slides and pages",
+    )  # fmt: skip
+
+
+def add_plot(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `plot`."""
+    parser.set_defaults(command=_plot)
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR",
+        help="a run folder, run folders to compare, or sweep folders to draw side by side",
+    )  # fmt: skip
+    parser.add_argument(
+        "--column", action="extend", nargs="+", default=[], metavar="NAME", dest="columns",
+        help="what to draw, one panel each: of a sweep (default: regime, or last_escape), or of"
+        " runs, such as norm_mean",
+    )  # fmt: skip
+    parser.add_argument(
+        "--where", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
+        help="draw or export only the points at which a swept key, or seed, has this value",
+    )  # fmt: skip
+    parser.add_argument(
+        "--csv", metavar="FILE", help="write the points of a sweep to FILE, - for standard output"
+    )
+    parser.add_argument(
+        "--animate", type=Path, metavar="FILE",
+        help="write a film of a run's neurons to FILE, a .gif, or an .mp4 where there is ffmpeg",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the figure goes (default: the first folder)"
+    )
+    add_style(parser)
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    if _is_run(arguments.folders[0]):
+        return _plot_runs(arguments)
+    return _plot_sweeps(arguments)
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("trajectory.npz", "checkpoint.npz"))
+
+
+def _plot_sweeps(arguments: argparse.Namespace) -> int:
+    from lnsim.sweep import Sweep
+
+    _refuse(arguments, ("animate",), "run", "sweeps")
+    where: dict[str, Any] = dict(configs.parse_assignment(text) for text in arguments.where)
+    sweeps = [Sweep.load(folder).where(where) for folder in arguments.folders]
+    if arguments.csv is not None:
+        if len(sweeps) > 1:
+            raise ValueError(f"--csv is of one sweep folder, got {len(sweeps)}")
+        if arguments.csv == "-":
+            sys.stdout.write(sweeps[0].csv())
+        else:
+            sweeps[0].to_csv(arguments.csv)
+        return 0
+    from lnsim import figures_sweep
+
+    return _save(arguments, {"figure": figures_sweep.figure(sweeps, arguments.columns)})
+
+
+def _plot_runs(arguments: argparse.Namespace) -> int:
+    """Draws a run's figures again, from its files alone, or the curves or the film asked for."""
+    from lnsim import cli, figures, figures_curves
+
+    _refuse(arguments, ("where", "csv"), "sweep", "runs")
+    runs = [cli._newest(folder) for folder in arguments.folders]
+    if arguments.animate is not None:
+        return _animate(arguments, runs)
+    if len(runs) == 1 and not arguments.columns:
+        return _save(arguments, figures.of_run(runs[0]))
+    names = [str(folder) for folder in arguments.folders]
+    labels = figures_curves.labels([run.config for run in runs], names) if len(runs) > 1 else [""]
+    for i, status in enumerate(run.status for run in runs):
+        if status.code != "OK":
+            labels[i] += f" ({status.code.lower()} at {status.step:,})"
+    return _save(arguments, {CURVES: figures_curves.figure(runs, labels, arguments.columns)})
+
+
+def _animate(arguments: argparse.Namespace, runs: Sequence[Any]) -> int:
+    from lnsim import animation
+
+    if len(runs) > 1:
+        raise ValueError(f"--animate is of one run folder, got {len(runs)}")
+    if arguments.columns:
+        raise ValueError("--column chooses curves, and --animate shows neurons: give either")
+    count = animation.write(runs[0], arguments.animate)
+    print(f"animation     {arguments.animate}, {count} recorded clouds")
+    return 0
+
+
+def _refuse(arguments: argparse.Namespace, options: Sequence[str], kind: str, got: str) -> None:
+    for option in options:
+        if getattr(arguments, option):
+            raise ValueError(f"--{option} is for {kind} folders, not for {got}")
+
+
+def _save(arguments: argparse.Namespace, drawn: dict[str, Any]) -> int:
+    """Writes figures by file name."""
+    from lnsim import figures
+
+    out = arguments.out or arguments.folders[0]
+    with RunFolder(out, reuse=True):
+        for stem, figure in drawn.items():
+            figures.save(figure, out, stem)
+    print(f"figure        {out / next(iter(drawn))}.png")
+    return 0

@@ -1,0 +1,245 @@
+"""Recomputes a random segment of a run and compares it, number by number, with what was recorded.
+
+A run of the two-layer linear network keeps its state at records 1, 2, 4, 8, ... (recorder.py).  A
+segment begins at one of them, or at the start, and ends at the next, or at the end.  Other runs are
+recomputed from their start for as long as there is time.
+
+Same software and same processor: the same bits.  Elsewhere, and on a GPU, sums are ordered in other
+ways, and numbers agree to a tolerance; so does, anywhere, what comes of a network's kernel.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim import config as configs
+from lnsim import experiments
+from lnsim.observables import CLOUDS
+from lnsim.recorder import waypoint, waypoint_records
+from lnsim.trajectory import Status, Trajectory, provenance
+
+CLOSE, CLOSE_FLOAT32 = 1e-6, 1e-3
+"""How far numbers may differ, as a share of the largest of their array, where bits may."""
+
+AT_THE_END = ("lazy_escape", "final_W", "final_a", "diverged_at")
+WITH_CLOUDS = (*CLOUDS, "lemma_3_nonpositive", "lemma_3_decrease")
+CONSTANT = ("theta_star", "tracked_neurons", "cloud_step")
+OF_A_KERNEL = ("ntk_distance", "linearized", "largest_stable_lr")
+"""Parts of the names of what depends, for networks on images, on where in memory matrices lie."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`lines` say what was compared and what came of it, `same` whether all agreed."""
+
+    lines: list[str]
+    same: bool
+
+
+class _Pair(NamedTuple):
+    """An array as recorded and as recomputed; `steps` of its rows, if it has rows for records."""
+
+    name: str
+    recorded: NDArray[Any]
+    again: NDArray[Any]
+    steps: NDArray[Any] | None = None
+
+
+def verify(
+    trajectory: Trajectory, *, seed: int | None = None, seconds: float = 60.0
+) -> Verification:
+    """Recomputes the segment drawn by `seed` (None: at random), stopping at the first record after
+    `seconds`, and compares.
+
+    Raises ValueError for a trajectory that no experiment made.
+    """
+    if "experiment" not in trajectory.config:
+        raise ValueError("only a run of an experiment can be verified: it has all to repeat it")
+    if not seconds >= 0.0:
+        raise ValueError(f"seconds must be at least 0, got {seconds}")
+    if seed is None:
+        seed = int(np.random.SeedSequence().generate_state(1)[0])
+    module = experiments.load(str(trajectory.config["experiment"]))
+    first, last = _segment(trajectory, seed)
+    again = _recompute(trajectory, module, first, last, seconds)
+    here = provenance(trajectory.config)
+    reasons = _reasons(trajectory, here, again)
+    pairs = list(_pairs(trajectory, again, first))
+    found = _missing(trajectory, again)
+    if trajectory.provenance.get("config_sha256", "") not in ("", here["config_sha256"]):
+        found.append("environment.json is of another configuration")
+    codes = (trajectory.status.code, again.status.code)
+    if "STOPPED" not in codes and again.status != trajectory.status:
+        found.append(f"the run {trajectory.status}; recomputed, it {again.status}")
+    for pair in pairs:
+        found += _difference(pair, _tolerance(pair.name, module, trajectory, bool(reasons)),
+                             hasattr(module, "join"), trajectory.status.code == "OK")  # fmt: skip
+    numbers = sum(pair.again.size for pair in pairs)
+    how = f"within a tolerance, as {', '.join(reasons)}" if reasons else "bit for bit"
+    begin = 0 if first is None else int(trajectory.steps[first])
+    lines = [
+        f"recomputed    steps {begin:,} to {again.status.step:,}, a segment drawn by seed {seed}",
+        f"compared      {len(pairs)} arrays, {numbers:,} numbers, {how}",
+        *(f"differs       {text}" for text in found),
+        *([] if found else ["result        all the same"]),
+    ]
+    return Verification(lines, not found)
+
+
+def _segment(trajectory: Trajectory, seed: int) -> tuple[int | None, int | None]:
+    """The records at which the segment begins, None for the start, and ends, None for the end."""
+    count = trajectory.steps.size
+    kept = [
+        record
+        for record in waypoint_records(count - 1)
+        if any(name.startswith(waypoint(record)) for name in trajectory.state)
+    ]
+    borders = [None, *kept, None]
+    at = int(np.random.default_rng(seed).integers(len(borders) - 1))
+    return borders[at], borders[at + 1]
+
+
+def _recompute(
+    trajectory: Trajectory, module: ModuleType, first: int | None, last: int | None, seconds: float
+) -> Trajectory:
+    """The run once more, from record `first` until record `last` or for so long."""
+    end = np.inf if last is None else trajectory.steps[last]
+    if trajectory.status.code == "STOPPED" and not hasattr(module, "join"):
+        end = min(end, trajectory.status.step)
+    deadline = time.monotonic() + seconds
+    done = 0
+
+    def note(step: int) -> None:
+        nonlocal done
+        done = step
+
+    def stop() -> bool:
+        return done >= end or time.monotonic() > deadline
+
+    values = {k: v for k, v in trajectory.config.items() if k not in ("experiment", "backend")}
+    run: Callable[..., Trajectory] = module.run
+    return run(
+        configs.build(module.Config, values),
+        backend=str(trajectory.config["backend"]),
+        resume=None if first is None else _at(trajectory, first),
+        progress=note,
+        stop=stop,
+    )
+
+
+def _at(trajectory: Trajectory, record: int) -> Trajectory:
+    """The run as it was at a record whose state was kept."""
+    prefix = waypoint(record)
+    kept = {
+        name.removeprefix(prefix): value
+        for name, value in trajectory.state.items()
+        if name.startswith(prefix)
+    }
+    steps = trajectory.steps[: record + 1]
+    return replace(
+        trajectory,
+        arrays={**trajectory.arrays, "step": steps},
+        state={**trajectory.state, **kept},
+        status=Status("STOPPED", int(steps[-1])),
+    )
+
+
+def _reasons(trajectory: Trajectory, here: dict[str, Any], again: Trajectory) -> list[str]:
+    """Why bits may differ: what is another than it was, and devices that give no promise."""
+    there = trajectory.provenance
+    if not isinstance(there.get("versions"), dict):
+        return ["environment.json does not say where it ran"]
+    torch = str(trajectory.config["backend"]).startswith("torch")
+    packages = ("lnsim", "numpy", "numba", "scipy", *(("torch",) if torch else ()))
+    pairs = [(name, there["versions"].get(name), here["versions"][name]) for name in packages]
+    pairs += [(name, there.get(name), here.get(name)) for name in ("python", "machine", "cpu")]
+    if torch:
+        pairs.append(("threads", there.get("threads"), again.provenance.get("threads")))
+    reasons = [f"{name} was {old} and is {new}" for name, old, new in pairs if old != new]
+    devices = [trajectory.config["backend"], there.get("device"), again.provenance.get("device")]
+    return reasons + (["it ran on cuda"] if any("cuda" in str(name) for name in devices) else [])
+
+
+def _tolerance(name: str, module: ModuleType, trajectory: Trajectory, elsewhere: bool) -> float:
+    """How far an array may be from what was recorded, as a share of its largest number."""
+    networks = hasattr(module, "join")
+    if networks and any(part in name for part in OF_A_KERNEL):
+        return CLOSE_FLOAT32
+    if not elsewhere:
+        return 0.0
+    float32 = networks or trajectory.config.get("dtype", "float64") != "float64"
+    return CLOSE_FLOAT32 if float32 else CLOSE
+
+
+def _missing(trajectory: Trajectory, again: Trajectory) -> list[str]:
+    """The arrays that only one of the two has."""
+    there, here = trajectory.arrays.keys(), again.arrays.keys()
+    return [f"{name} is not recorded" for name in sorted(here - there)] + [
+        f"{name} is none of this experiment's arrays" for name in sorted(there - here)
+    ]
+
+
+def _pairs(trajectory: Trajectory, again: Trajectory, first: int | None) -> Iterator[_Pair]:
+    """Everything that was recomputed, beside what was recorded."""
+    begin = 0 if first is None else first + 1
+    count = min(trajectory.steps.size, again.steps.size)
+    steps = trajectory.steps[begin:count]
+    ended = again.status == trajectory.status
+    for name in sorted(again.arrays.keys() & trajectory.arrays.keys()):
+        ours, theirs = trajectory[name], again[name]
+        if name in WITH_CLOUDS:
+            yield _of_clouds(trajectory, again, name, steps[0] if steps.size else 0)
+        elif name in CONSTANT or name in AT_THE_END or ours.shape[:1] != trajectory.steps.shape:
+            if ended or (name not in AT_THE_END and name != "cloud_step"):
+                yield _Pair(name, ours, theirs)
+        else:
+            yield _Pair(name, ours[begin:count], theirs[begin:count], steps)
+    taken = tuple(waypoint(record) for record in waypoint_records(count) if record >= begin)
+    for name in sorted(again.state.keys() & trajectory.state.keys()):
+        if name.startswith(taken) or (ended and not name.startswith("at ")):
+            yield _Pair(f"state {name}", trajectory.state[name], again.state[name])
+
+
+def _of_clouds(trajectory: Trajectory, again: Trajectory, name: str, first_step: int) -> _Pair:
+    """The clouds that both have, from a step on."""
+    steps, ours, theirs = np.intersect1d(
+        trajectory["cloud_step"], again["cloud_step"], return_indices=True
+    )
+    kept = steps >= first_step
+    return _Pair(name, trajectory[name][ours[kept]], again[name][theirs[kept]], steps[kept])
+
+
+def _difference(pair: _Pair, tolerance: float, partial: bool, complete: bool) -> list[str]:
+    """In words, where the two differ first, if they do.
+
+    `partial`: what was not reached in recomputing is NaN; `complete`: nothing recorded is so.
+    """
+    recorded, again = pair.recorded, pair.again
+    if recorded.shape != again.shape or recorded.dtype != again.dtype:
+        return [
+            f"{pair.name} has {recorded.dtype} {recorded.shape}, not {again.dtype} {again.shape}"
+        ]
+    same = recorded == again
+    if recorded.dtype.kind == "f":
+        unknown = np.isnan(again), np.isnan(recorded)
+        same |= unknown[0] & unknown[1]
+        if partial:
+            same |= unknown[0] if complete else unknown[0] | unknown[1]
+        if tolerance:
+            largest = np.max(np.abs(again), initial=0.0, where=np.isfinite(again))
+            with np.errstate(all="ignore"):
+                same |= np.abs(recorded - again) <= tolerance * largest
+    if np.all(same):
+        return []
+    place = tuple(int(i) for i in np.argwhere(~np.atleast_1d(same))[0])
+    values = (np.atleast_1d(array)[place].item() for array in (recorded, again))
+    at = "" if pair.steps is None else f" at the record of step {pair.steps[place[0]]:,}"
+    where = f"{pair.name}{list(place[1:] if pair.steps is not None else place) or ''}"
+    return ["{}{}: recorded {!r}, recomputed {!r}".format(where, at, *values)]

@@ -1,0 +1,530 @@
+"""Faults: processes killed at random moments, full disks, lost folders, damaged files.
+
+The long forms: python -m pytest -m slow tests/test_faults.py
+"""
+
+import contextlib
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lnsim import archive, images, store, sweep_store
+from lnsim import config as configs
+from lnsim.cli import main
+from lnsim.experiments.label_noise import Config
+from lnsim.trajectory import Trajectory
+
+SMALL = ["samples=20", "test_samples=10", "dim=4", "width=12", "lr=1e-2", "tracked=2"]
+SYNTHETIC = ("label-noise", "label-noise-periodic", "oscillation", "oscillation-periodic", "sam")
+WIDE = ["samples=10", "test_samples=10", "steps=20", "record_every=2", "kernel_every=0"]
+ON_IMAGES = {
+    "linearization": ["samples=20", "test_samples=20", "width=16", "steps=3000",
+                      "record_every=100"],
+    "wide-resnet": WIDE,
+    "wide-resnet-sam": WIDE,
+    "resnet": ["samples=20", "test_samples=20", "width=1", "epochs=8", "batch_size=10",
+               "record_every=1", "tau=[0.0,0.5]"],
+}  # fmt: skip
+OF_A_KERNEL = ("linearized", "largest_stable_lr")
+"""What differs in its last bits with the place in memory at which matrices lie."""
+
+# Forks at a line on stdin, so that a run need not wait for its imports: {"arguments": [...],
+# "limit": largest file in bytes, "log": FILE for what it says}.  Answers the process's number and,
+# at the next line, its exit code once it has ended; until then no other process has its number.
+SERVER = """
+import importlib.util, json, os, resource, sys
+import lnsim.cli, lnsim.figures, lnsim_numba
+if importlib.util.find_spec("torch"):
+    import lnsim_torch.network_engine
+for line in iter(sys.stdin.readline, ""):
+    asked = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if asked["limit"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (asked["limit"], asked["limit"]))
+        code = 70
+        try:
+            code = lnsim.cli.main(asked["arguments"])
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    print("process", child, flush=True)
+    sys.stdin.readline()
+    print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Children:
+    """Runs lnsim in processes of its own."""
+
+    def __init__(self, folder):
+        self._log = folder / "log"
+        command = [sys.executable, "-c", SERVER]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, *arguments, limit=0):
+        """The number of a process that was given these arguments."""
+        words = [str(word) for word in arguments]
+        asked = {"arguments": words, "limit": limit, "log": str(self._log)}
+        return self._ask(json.dumps(asked), "process")
+
+    def end(self):
+        """Its exit code and what it said."""
+        return self._ask("", "code"), self._log.read_text()
+
+    def _ask(self, line, answer):
+        """Sends a line; the number in the answer."""
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        word, number = self.process.stdout.readline().split()
+        assert word == answer
+        return int(number)
+
+    def run(self, *arguments, **options):
+        """Starts one and waits for it."""
+        self.start(*arguments, **options)
+        return self.end()
+
+    def killed(self, after, *arguments):
+        """Kills one after so many seconds; whether it was still there."""
+        child = self.start(*arguments)
+        ended = os.pidfd_open(child)
+        select.select([ended], [], [], after)
+        os.close(ended)
+        os.kill(child, signal.SIGKILL)
+        return self.end()[0] == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory):
+    server = Children(tmp_path_factory.mktemp("children"))
+    yield server
+    server.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def image_file(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"{part}_images"] = rng.integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
+        arrays[f"{part}_labels"] = np.arange(20) % 10
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    archive.write(path, arrays)
+    return path
+
+
+def command(name, folder, image_file):
+    """What runs an experiment so that it takes some tenths of a second, all of it checkpoints."""
+    if name in SYNTHETIC:
+        more = [*SMALL, "steps=60_000", "record_every=1000"]
+    else:
+        more = [f"data={image_file}", *ON_IMAGES[name]]
+    return ["run", name, "--out", folder, "--checkpoint-every", "0", "--set", *more]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_same_files(folder, whole):
+    """The same files, to the bit; but for what comes of a network's kernel, and its figures."""
+    found, wanted = contents(folder), contents(whole)
+    assert found.keys() == wanted.keys()
+    trajectory = Trajectory.load(whole)
+    if not str(trajectory.config["experiment"]).startswith("wide-resnet"):
+        for name, content in wanted.items():
+            assert found[name] == content, name
+        return
+    again = Trajectory.load(folder)
+    for ours, theirs in ((again.arrays, trajectory.arrays), (again.state, trajectory.state)):
+        assert list(ours) == list(theirs)
+        for name, value in theirs.items():
+            rtol = 1e-4 if any(part in name for part in OF_A_KERNEL) else 0.0
+            if value.dtype.kind == "f":
+                np.testing.assert_allclose(ours[name], value, rtol=rtol, err_msg=name)
+            else:
+                np.testing.assert_array_equal(ours[name], value, err_msg=name)
+    for name in ("config.toml", "environment.json"):
+        assert found[name] == wanted[name], name
+
+
+def kill_and_resume(children, name, faults, tmp_path, image_file):
+    """Kills an experiment `faults` times, going on each time; it ends as if nothing had been."""
+    rng = random.Random(f"{name} {faults}")
+    begin = command(name, tmp_path / "whole", image_file)
+    started = time.monotonic()
+    code, said = children.run(*begin)
+    assert code == 0, said
+    took = time.monotonic() - started
+    folder, struck = tmp_path / "killed", 0
+    begin[begin.index("--out") + 1] = folder
+    while struck < faults:
+        for _ in range(min(6, faults - struck)):
+            kept = any((folder / file).exists() for file in ("checkpoint.npz", "trajectory.npz"))
+            go_on = ["run", "--resume", "--out", folder, "--checkpoint-every", "0"]
+            struck += children.killed(rng.uniform(0.0, took), *(go_on if kept else begin))
+        kept = any((folder / file).exists() for file in ("checkpoint.npz", "trajectory.npz"))
+        code, said = children.run(*(go_on if kept else begin))
+        assert code == 0, said
+        assert_same_files(folder, tmp_path / "whole")
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_a_killed_run_goes_on_to_the_same_files(children, name, tmp_path):
+    kill_and_resume(children, name, 2, tmp_path, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SYNTHETIC, *ON_IMAGES])
+def test_many_killed_runs_go_on_to_the_same_files(children, name, tmp_path, image_file):
+    if name in ON_IMAGES and name != "linearization":
+        pytest.importorskip("torch")
+    kill_and_resume(children, name, 23, tmp_path, image_file)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_at_a_record_and_says_how_to_go_on(children, tmp_path, number, code):
+    long = ["--set", *SMALL, "steps=1_000_000_000", "record_every=100_000"]
+    folder = tmp_path / "run"
+    child = children.start("run", "sam", "--out", folder, *long, "--checkpoint-every", "1e9")
+    # The first record is kept at once, whatever --checkpoint-every says.
+    wait_for(folder / "checkpoint.npz")
+    os.kill(child, number)
+    found, said = children.end()
+    assert found == code
+    assert said.splitlines()[-1].startswith("stopped at step ")
+    assert said.splitlines()[-1].endswith(f"go on with: lnsim run --resume --out {folder}")
+    stopped = Trajectory.load(folder, "checkpoint.npz")
+    assert stopped.status.code == "STOPPED" and stopped.status.step == stopped.steps[-1]
+    assert store.LOCK not in contents(folder)
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.002)
+
+
+def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(children, tmp_path, capsys):
+    long = ["--set", *SMALL, "steps=1_000_000_000", "record_every=100_000"]
+    child = children.start("run", "sam", "--out", tmp_path, *long)
+    wait_for(tmp_path / "checkpoint.npz")
+    for more in (["--resume"], ["sam", "--force", *long]):
+        assert main(["run", "--out", str(tmp_path), *more]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"lnsim: another run is writing to {tmp_path}")
+        assert said.count("\n") == 1
+    os.kill(child, signal.SIGKILL)
+    children.end()
+    # A file that was being written is cleared away, and the lock that was left is nobody's.
+    (tmp_path / f"{store.OURS}trajectory.npz.half").write_text("half")
+    end = Trajectory.load(tmp_path, "checkpoint.npz").status.step + 100_000
+    assert main(["run", "--resume", "--out", str(tmp_path), "--set", f"steps={end}"]) == 0
+    assert not any(name.startswith(store.OURS) for name in contents(tmp_path))
+
+
+@pytest.mark.small
+def test_a_folder_that_cannot_be_locked_is_refused(tmp_path, monkeypatch, capsys):
+    import fcntl
+
+    def unsupported(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    assert main(["run", "sam", "--out", str(tmp_path / "run"), "--set", *SMALL]) == 2
+    assert "cannot be locked: Operation not supported" in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A folder with a checkpoint and nothing else that a run needs, and one that went through."""
+    small = ["--set", *SMALL, "steps=400", "record_every=20"]
+    assert main(["run", "label-noise", "--out", str(tmp_path / "whole"), *small]) == 0
+    small[-2] = "steps=200"
+    assert main(["run", "label-noise", "--out", str(tmp_path / "run"), *small]) == 0
+    (tmp_path / "run" / "trajectory.npz").rename(tmp_path / "run" / "checkpoint.npz")
+    return types.SimpleNamespace(folder=tmp_path / "run", whole=tmp_path / "whole")
+
+
+RESUME = ["--set", "steps=400", "--checkpoint-every", "0"]
+
+
+def test_a_full_disk_is_told_and_costs_nothing(children, stopped):
+    kept = contents(stopped.folder)
+    resume = ["run", "--resume", "--out", stopped.folder, *RESUME]
+    code, said = children.run(*resume, limit=len(kept["checkpoint.npz"]) + 100)
+    assert code == 2
+    last = said.splitlines()[-1]
+    assert "checkpoint.npz: File too large" in last and "--resume" in last
+    assert Trajectory.load(stopped.folder, "checkpoint.npz").status.step >= 200
+    assert not any(name.startswith(store.OURS) for name in contents(stopped.folder))
+    assert children.run(*resume)[0] == 0
+    assert_same_files(stopped.folder, stopped.whole)
+
+
+def at_second_save(monkeypatch, do):
+    """Has `do` done right before the second checkpoint is written."""
+    calls, save = [], Trajectory.save
+
+    def saved(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            do()
+        save(self, *arguments)
+
+    monkeypatch.setattr(Trajectory, "save", saved)
+
+
+@pytest.mark.small
+def test_a_folder_that_is_taken_away_comes_back(stopped, tmp_path, monkeypatch):
+    away = tmp_path / "away"
+    at_second_save(monkeypatch, lambda: stopped.folder.rename(away))
+    assert main(["run", "--resume", "--out", str(stopped.folder), *RESUME]) == 0
+    assert_same_files(stopped.folder, stopped.whole)
+    assert Trajectory.load(away, "checkpoint.npz").status.step == 220
+
+
+@pytest.mark.small
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_becomes_read_only_is_told(stopped, monkeypatch, capsys):
+    at_second_save(monkeypatch, lambda: stopped.folder.chmod(0o500))
+    try:
+        assert main(["run", "--resume", "--out", str(stopped.folder), *RESUME]) == 2
+    finally:
+        stopped.folder.chmod(0o700)
+    said = capsys.readouterr().err
+    assert "checkpoint.npz: Permission denied" in said and said.count("\n") == 1
+    assert Trajectory.load(stopped.folder, "checkpoint.npz").status.step == 220
+
+
+@pytest.mark.small
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: content[:3000] + bytes([content[3000] ^ 4]) + content[3001:],
+        lambda content: b"",
+    ],
+    ids=["half", "one byte less", "a bit", "nothing"],
+)
+def test_a_damaged_checkpoint_is_refused_and_left_alone(stopped, capsys, spoil):
+    path = stopped.folder / "checkpoint.npz"
+    whole = path.read_bytes()
+    path.write_bytes(spoil(whole))
+    before = contents(stopped.folder)
+    capsys.readouterr()
+    assert main(["run", "--resume", "--out", str(stopped.folder), *RESUME]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"lnsim: cannot read {path}") and said.count("\n") == 1
+    assert contents(stopped.folder) == before
+
+
+@pytest.mark.small
+def test_the_files_for_people_may_be_lost(stopped):
+    (stopped.folder / "config.toml").write_text("steps = = 3")
+    (stopped.folder / "summary.json").unlink()
+    (stopped.folder / "environment.json").unlink()
+    assert main(["run", "--resume", "--out", str(stopped.folder), *RESUME]) == 0
+    assert_same_files(stopped.folder, stopped.whole)
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_divergence_is_told_wherever_numbers_are(name, tmp_path, capsys):
+    small = [*SMALL, "steps=2000", "record_every=10", "lr=0.9"]
+    more = ["amplitude=3.0"] if name.startswith("oscillation") else []
+    assert main(["run", name, "--out", str(tmp_path), "--set", *small, *more]) == 3
+    assert "diverged at step" in capsys.readouterr().err
+    trajectory = Trajectory.load(tmp_path)
+    step = trajectory.status.step
+    assert trajectory.steps[-1] <= step < trajectory.steps[-1] + 10
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "DIVERGED" and f"diverged at step {step}:" in summary["message"]
+    texts = [text.get_text() for text in trajectory.plot().texts]
+    assert any(f"diverged at step {step}:" in text for text in texts)
+
+
+# Every reader, given a sound file that was then changed: what it reads is what was written, or a
+# ValueError in one line.
+
+
+def read_run(path):
+    run = Trajectory.load(path.parent, path.name)
+    return run.arrays, run.state, run.config, run.status
+
+
+READERS = {
+    "trajectory": ("trajectory.npz", read_run),
+    "checkpoint": ("checkpoint.npz", read_run),
+    "images": ("images.npz", images.read),
+    "sweep": (sweep_store.FILE, sweep_store.read),
+}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory, image_file):
+    """A folder with a file for every reader, and one of TOML."""
+    folder = tmp_path_factory.mktemp("sound")
+    small = ["--set", *SMALL, "steps=60", "record_every=20"]
+    assert main(["run", "label-noise", "--out", str(folder / "run"), *small]) == 0
+    for name in ("trajectory.npz", "checkpoint.npz"):
+        shutil.copy(folder / "run" / "trajectory.npz", folder / name)
+    shutil.copy(folder / "run" / "config.toml", folder)
+    shutil.copy(image_file, folder)
+    columns = {"lr": "REAL", "status": "TEXT"}
+    sweep_store.create(folder / sweep_store.FILE, columns, {"experiment": "sam", "swept": ["lr"]})
+    with contextlib.closing(sweep_store.Writer(folder / sweep_store.FILE)) as writer:
+        writer.add([{"key": str(i), "lr": i / 7, "status": "OK"} for i in range(20)])
+    return folder
+
+
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(["flip", "cut", "double", "zero"]), st.integers(0), st.integers(1)),
+    min_size=1,
+    max_size=4,
+)
+
+
+def changed(content, changes):
+    """The content with bytes flipped, parts cut out, put in twice, or set to zero."""
+    content = bytearray(content)
+    for kind, place, size in changes:
+        at = place % (len(content) + 1)
+        end = min(at + size % 4000, len(content))
+        if kind == "flip" and at < len(content):
+            content[at] ^= 1 + size % 255
+        elif kind == "cut":
+            del content[at:end]
+        elif kind == "double":
+            content[at:at] = content[at:end]
+        elif kind == "zero":
+            content[at:end] = bytes(end - at)
+    return bytes(content)
+
+
+def fuzzed(examples, **strategies):
+    """Runs a check at once, over so many examples."""
+    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+    def run(check):
+        bounded = settings(max_examples=examples, deadline=None, suppress_health_check=quiet)
+        bounded(given(**strategies)(check))()
+
+    return run
+
+
+EXAMPLES = pytest.mark.parametrize(
+    "examples", [40, pytest.param(5000, marks=pytest.mark.slow)], ids=["few", "many"]
+)
+
+
+@pytest.mark.small
+@EXAMPLES
+@pytest.mark.parametrize("reader", READERS)
+def test_a_changed_file_is_refused_or_reads_as_it_was(sound, tmp_path, reader, examples):
+    name, read = READERS[reader]
+    whole, wanted = (sound / name).read_bytes(), read(sound / name)
+
+    @fuzzed(examples, changes=CHANGES)
+    def check(changes):
+        path = tmp_path / name
+        path.write_bytes(changed(whole, changes))
+        before = path.read_bytes()
+        try:
+            np.testing.assert_equal(read(path), wanted)
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+        assert path.read_bytes() == before
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+
+
+@pytest.mark.small
+@EXAMPLES
+def test_a_well_formed_archive_that_is_no_run_is_refused(tmp_path, examples):
+    """The checksums are right, and what they are of is nonsense."""
+    arrays = st.dictionaries(
+        st.sampled_from(["step", "state_W", "norm_mean"]),
+        st.sampled_from([np.arange(3), np.array(2.0), np.zeros((2, 2)), np.array("x")]),
+    )
+    abouts = st.fixed_dictionaries(
+        {}, optional={"schema": st.just(2) | JSON, "config": st.just("a = 1") | JSON,
+                      "status": st.just(["OK", 3]) | JSON},
+    )  # fmt: skip
+
+    @fuzzed(examples, arrays=arrays, about=abouts | JSON, honest=st.booleans())
+    def check(arrays, about, honest):
+        if isinstance(about, dict) and honest:
+            about = {**about, "sha256": archive.digest(arrays)}
+        path = tmp_path / "trajectory.npz"
+        archive.write(path, {**arrays, "about": np.array(json.dumps(about))})
+        try:
+            run = Trajectory.load(tmp_path)
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:
+            assert run.steps.ndim == 1 and str(run.status)
+
+
+@pytest.mark.small
+@EXAMPLES
+def test_any_configuration_is_read_or_refused(sound, tmp_path, examples):
+    whole = (sound / "config.toml").read_bytes()
+    values = vars(Config())
+    types_of = {key: type(value) for key, value in values.items()}
+    path = tmp_path / "config.toml"
+
+    @fuzzed(examples, changes=CHANGES | st.binary(max_size=200) | st.text(max_size=200))
+    def check(changes):
+        if isinstance(changes, list):
+            path.write_bytes(changed(whole, changes))
+        else:
+            path.write_bytes(changes if isinstance(changes, bytes) else changes.encode())
+        try:
+            found = configs.read_toml(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            return
+        known = {key: found[key] for key in found.keys() & values.keys()}
+        with contextlib.suppress(ValueError, TypeError):
+            built = vars(configs.build(Config, known))
+            assert {key: type(value) for key, value in built.items()} == types_of
+
+
+@pytest.mark.small
+def test_deeply_nested_files_are_refused(tmp_path):
+    path = tmp_path / "deep"
+    path.write_text("a = " + "[" * 100_000)
+    with pytest.raises(ValueError, match="is not valid TOML"):
+        configs.read_toml(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="cannot read"):
+        store.read_json(path)

@@ -1,0 +1,131 @@
+"""`lnsim info`: what is there, and what to do about what is not."""
+
+import configparser
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import lnsim
+from lnsim import backend, cli, info
+
+pytestmark = pytest.mark.small
+
+SETUP = Path(__file__).parents[1] / "setup.cfg"
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """As if these packages were not installed."""
+
+    def remove(*packages):
+        version = metadata.version
+
+        def found(package):
+            if package in packages:
+                raise metadata.PackageNotFoundError(package)
+            return version(package)
+
+        monkeypatch.setattr(metadata, "version", found)
+        for package in packages:
+            monkeypatch.setitem(sys.modules, package, None)
+
+    return remove
+
+
+def entries():
+    return dict(info._entries())
+
+
+def test_the_command_tells_all_within_80_columns(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    for line in out.splitlines():
+        # A path is not broken; it stands alone on what is left of its line.
+        assert len(line) <= 80 or len(line.split()) <= 3
+    names = ("lnsim", "python", "numpy", "backend numba", "threads", "devices", "cache", "pandas")
+    for name in names:
+        assert any(line.startswith(f"{name} ") for line in out.splitlines()), name
+    assert f"lnsim           {metadata.version('lnsim')}, " in out
+
+
+def test_it_starts_in_a_fresh_interpreter():
+    command = [sys.executable, "-W", "error", "-m", "lnsim", "info"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "backend numba   ready" in done.stdout and done.stderr == ""
+
+
+def test_what_is_missing_is_named_with_what_to_do(without):
+    without("torch", "torchvision", "distributed", "asv", "pandas")
+    found = entries()
+    assert "not installed: pip install 'lnsim[torch]' (networks" in found["torch"]
+    assert "not installed: pip install 'lnsim[torch]'" in found["torchvision"]
+    assert "not installed: pip install 'lnsim[dask]'" in found["distributed"]
+    assert "not installed: pip install 'lnsim[bench]'" in found["asv"]
+    assert "not installed: pip install pandas" in found["pandas"]
+    assert found["devices"] == "cpu; for a GPU: pip install 'lnsim[torch]'"
+
+
+def test_a_backend_without_its_package_names_the_extra(without, monkeypatch):
+    without("torch")
+    for name in [name for name in sys.modules if name.startswith("lnsim_torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert "it needs torch: pip install 'lnsim[torch]'" in entries()["backend torch"]
+
+
+def test_every_extra_named_holds_its_package():
+    if not SETUP.is_file():
+        pytest.skip("not in a checkout")
+    setup = configparser.ConfigParser()
+    setup.read(SETUP)
+    for package, _, install in info.OPTIONAL:
+        if install != package:
+            extra = install.removeprefix("lnsim[").removesuffix("]")
+            assert f"\n{package}" in setup["options.extras_require"][extra], package
+
+
+def test_a_broken_backend_is_told_and_does_no_harm(tmp_path, monkeypatch):
+    (tmp_path / "lnsim_cracked.py").write_text("raise OSError('no such\\nlibrary')")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = entries()
+    assert found["backend cracked"] == "broken: OSError: no such library"
+    assert found["backend numba"] == "ready"
+
+
+def test_threads_and_devices(monkeypatch):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
+    assert entries()["threads"].startswith("1, by NUMBA_NUM_THREADS, on ")
+    monkeypatch.delenv("NUMBA_NUM_THREADS")
+    assert entries()["threads"].endswith("one a core; for fewer set NUMBA_NUM_THREADS")
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"card {i}")
+    assert entries()["devices"] == "cpu, cuda:0 card 0, cuda:1 card 1"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "built without CUDA" in entries()["devices"]
+    monkeypatch.setattr(torch.version, "cuda", "12.4")
+    assert "nvidia-smi must list one" in entries()["devices"]
+
+
+def test_the_cache_is_where_the_kernels_are():
+    from lnsim._loops import measure_neurons
+
+    folder = entries()["cache"].partition(",")[0]
+    if hasattr(measure_neurons, "stats"):
+        lnsim.simulate(
+            lnsim.gaussian_regression(3, 2), lnsim.ntk_init(4, 2), lnsim.GD(1e-3),
+            steps=1, record_every=1,
+        )  # fmt: skip
+        assert list(Path(folder).glob("_loops.measure_neurons*.nbi"))
+    else:
+        assert folder == "none"
+
+
+def test_load_says_the_same_as_info(without):
+    with pytest.raises(ValueError, match="backend 'nothing' is not installed: no package"):
+        backend.load("nothing")
+    assert info._backend("nothing") == "not installed: no package lnsim_nothing was found"
