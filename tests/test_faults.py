@@ -116,6 +116,7 @@ class Children:
 @pytest.fixture(scope="module")
 def children(tmp_path_factory):
     server = Children(tmp_path_factory.mktemp("children"))
+    server.run("list")  # once it has its imports, times are those of runs
     yield server
     server.process.communicate()
 
