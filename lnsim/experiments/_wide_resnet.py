@@ -66,7 +66,7 @@ class Setting(_images.Setting):
     k: int = 1
     alpha: float = 1.0
     lr: float = 2.0
-    steps: int = 1350
+    steps: int = 900
     record_every: int = 25
     kernel_every: int = 150
     compile: bool = False
