@@ -123,7 +123,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output folder {self.path} is a file")
         try:
-            if self.path.is_dir() and _holds_something(self.path) and not self._reuse:
+            if self.path.is_dir() and holds_something(self.path) and not self._reuse:
                 raise ValueError(
                     f"output folder {self.path} is not empty: choose another, "
                     "or say --resume to go on or --force to write over it"
@@ -155,7 +155,8 @@ class RunFolder:
             folder.rmdir()
 
 
-def _holds_something(folder: Path) -> bool:
+def holds_something(folder: Path) -> bool:
+    """Whether a folder has more in it than locks and what a killed writer left."""
     return any(not path.name.startswith(OURS) for path in folder.iterdir())
 
 

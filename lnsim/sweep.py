@@ -180,7 +180,7 @@ def sweep(
     their workers died of them.
     """
     from lnsim import sweep_grid, sweep_store, sweep_workers
-    from lnsim.store import RunFolder
+    from lnsim.store import RunFolder, holds_something
 
     cls = sweep_grid.configuration(experiment)
     swept = sweep_grid.axes(cls, grid)
@@ -189,7 +189,7 @@ def sweep(
     meta = _meta(experiment, backend, swept, points)
     folder = Path(out)
     path = folder / sweep_store.FILE
-    if folder.is_dir() and not path.exists() and set(os.listdir(folder)) - {sweep_store.LOCK}:
+    if folder.is_dir() and not path.exists() and holds_something(folder):
         raise ValueError(f"output folder {folder} is not empty and holds no sweep: choose another")
     with RunFolder(folder, reuse=True), sweep_store.locked(folder):
         earlier, rows = _earlier(path, meta) if path.exists() else ({}, [])

@@ -8,6 +8,7 @@ first-layer norms that fall more.  The science is in function_space.py and label
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -87,7 +88,7 @@ def run(
     step = recorder.restore(resume) if resume is not None else 0
     words = streams.WordStream(config.seed, 1, step * config.samples)
     report, close = progress_bar(progress or False, config.steps, step)
-    saved = time.monotonic()
+    saved = -math.inf
     try:
         for target in recorder.to_come():
             while step < target:
