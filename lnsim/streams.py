@@ -62,14 +62,21 @@ class WordStream:
         else:
             keys = [(check_seed(seed), replica) for replica in range(replicas)]
         self._keys = np.array(keys, dtype=np.uint64)
+        self._room = np.empty(0, dtype=np.uint64)
         self.position = position
 
     def take(self, count: int) -> NDArray[np.uint64]:
-        """The next `count` words of every replica, shape (S, count)."""
+        """The next `count` words of every replica, shape (S, count), until the next call.
+
+        Each call writes where the one before did: fresh memory costs as much as its words.
+        """
         # Numba takes most of a second to import: only when something runs.
         from lnsim import _philox
 
-        words = np.empty((len(self._keys), count), dtype=np.uint64)
+        size = len(self._keys) * count
+        if self._room.size < size:
+            self._room = np.empty(size, dtype=np.uint64)
+        words = self._room[:size].reshape(len(self._keys), count)
         in_blocks(
             lambda block: _philox.fill_all(words[block], self._keys[block], self.position),
             len(words),

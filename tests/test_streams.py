@@ -14,7 +14,7 @@ def test_words_are_those_of_numpy_in_any_portions():
     expected = np.stack([naive.words(7, replica, 40) for replica in range(3)])
     for start in range(6):
         stream = streams.WordStream(7, 3, start)
-        portions = [stream.take(count) for count in (1, 4, 0, 7, 2)]
+        portions = [stream.take(count).copy() for count in (1, 4, 0, 7, 2)]
         np.testing.assert_array_equal(
             np.concatenate(portions, axis=1), expected[:, start : start + 14]
         )
