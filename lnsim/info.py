@@ -8,9 +8,9 @@ import pkgutil
 import platform
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lnsim import backend as backends
 from lnsim.sweep_workers import cores
@@ -35,7 +35,7 @@ OPTIONAL = (
     Optional("torchvision", "to download CIFAR-10 (data=cifar10)", "lnsim[torch]"),
     Optional("distributed", "sweeps on a Dask cluster (sweep --scheduler)", "lnsim[dask]"),
     Optional("asv", "the benchmarks in bench/", "lnsim[bench]"),
-    Optional("pandas", "Trajectory.to_dataframe", "pandas"),
+    Optional("pandas", "Trajectory.to_dataframe", "lnsim[notebook]"),
 )
 
 
@@ -85,12 +85,10 @@ def _version(package: str) -> str | None:
 
 def _backend(name: str) -> str:
     try:
-        backends.load(name)
+        _, fault = _tried(lambda: backends.load(name))
     except ValueError as error:
         return str(error).removeprefix(f"backend {name!r} is ")
-    except Exception as error:  # whatever a broken installation raises is what is to be told
-        return _broken(error)
-    return "ready"
+    return fault or "ready"
 
 
 def _threads() -> str:
@@ -103,10 +101,9 @@ def _threads() -> str:
 def _devices() -> str:
     if _version("torch") is None:
         return "cpu; for a GPU: pip install 'lnsim[torch]'"
-    try:
-        torch = importlib.import_module("torch")
-    except Exception as error:  # see _backend
-        return f"cpu; torch is {_broken(error)}"
+    torch, fault = _tried(lambda: importlib.import_module("torch"))
+    if fault:
+        return f"cpu; torch is {fault}"
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count > 0:
         found = (f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(count))
@@ -118,15 +115,25 @@ def _devices() -> str:
 
 def _cache() -> str:
     """Where Numba keeps the compiled kernels."""
-    try:
-        from lnsim._loops import measure_neurons
-    except Exception as error:  # see _backend
-        return f"{_broken(error)}: set NUMBA_CACHE_DIR to a folder that can be written"
-    if not hasattr(measure_neurons, "stats"):
+    loops, fault = _tried(lambda: importlib.import_module("lnsim._loops"))
+    if fault:
+        return f"{fault}: set NUMBA_CACHE_DIR to a folder that can be written"
+    if not hasattr(loops.measure_neurons, "stats"):
         return "none, by NUMBA_DISABLE_JIT: nothing is compiled, and all is slow"
-    folder = measure_neurons.stats.cache_path
+    folder = loops.measure_neurons.stats.cache_path
     return f"{folder}, of compiled kernels; for another set NUMBA_CACHE_DIR"
 
 
-def _broken(error: Exception) -> str:
-    return f"broken: {type(error).__name__}: {' '.join(str(error).split())}"
+def _tried(work: Callable[[], Any]) -> tuple[Any, str]:
+    """What `work` gives, or None, and how it is broken.  A ValueError, lnsim's own, goes through.
+
+    To load a package is to run its code: a library of another machine or version raises OSError,
+    ImportError, AttributeError, RuntimeError or anything else.  Telling that is what `info` is for,
+    so any exception but the user's interrupt is caught here, and shown.
+    """
+    try:
+        return work(), ""
+    except ValueError:
+        raise
+    except Exception as error:
+        return None, f"broken: {type(error).__name__}: {' '.join(str(error).split())}"

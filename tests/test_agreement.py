@@ -3,7 +3,7 @@
 import pytest
 
 from bench.benchmarks import agreement
-from bench.benchmarks.cases import require
+from bench.benchmarks.cases import missing
 
 # Rounding errors grow with the steps at most like a random walk with a mild drift.
 TOLERANCE = {1: 1e-14, 1_000: 1e-13, 100_000: 1e-11}
@@ -11,11 +11,9 @@ CPU = [pair for pair in agreement.PAIRS if "cuda" not in pair]
 
 
 def check(dynamics, pair, steps):
-    try:
-        for engine in pair.split(" / "):
-            require(engine.split(",")[0])
-    except NotImplementedError as reason:
-        pytest.skip(str(reason))
+    for engine in pair.split(" / "):
+        if reason := missing(engine.split(",")[0]):
+            pytest.skip(reason)
     assert agreement.disagreement(dynamics, pair, steps) < TOLERANCE[steps]
 
 
@@ -38,9 +36,7 @@ def test_other_draws_are_seen(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamics", agreement.DYNAMICS)
-def test_autograd_agrees_after_100_000_steps(dynamics, request):
-    if "slow" not in request.config.option.markexpr:
-        pytest.skip("minutes: ask for it with -m slow")
+def test_autograd_agrees_after_100_000_steps(dynamics):
     check(dynamics, "numba / torch", 100_000)
 
 

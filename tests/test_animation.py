@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
 from matplotlib.animation import AbstractMovieWriter, FFMpegWriter
 from PIL import Image
 
@@ -93,7 +95,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not FFMpegWriter.isAvailable(), reason="needs ffmpeg")
-def test_an_mp4_is_written_where_there_is_ffmpeg(tmp_path):
+def test_an_mp4_is_written_by_ffmpeg(tmp_path, monkeypatch):
+    monkeypatch.setitem(matplotlib.rcParams, "animation.ffmpeg_path", get_ffmpeg_exe())
     animation.write(run(), tmp_path / "film.mp4")
     assert (tmp_path / "film.mp4").read_bytes()[4:8] == b"ftyp"

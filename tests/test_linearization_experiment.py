@@ -451,7 +451,10 @@ def test_missing_torch_is_told_with_the_name_of_the_extra(data, monkeypatch):
         linearization.run(small("cifar10"))
 
 
-@pytest.mark.skipif("LNSIM_CIFAR10" not in os.environ, reason="LNSIM_CIFAR10 names no file")
+@pytest.mark.skipif(
+    "LNSIM_CIFAR10" not in os.environ,
+    reason="CIFAR-10 is no part of the project: LNSIM_CIFAR10=FILE.npz",
+)
 def test_the_papers_claim_on_real_images():
     trajectory = linearization.run(linearization.Config(data=os.environ["LNSIM_CIFAR10"]))
     last = {name: trajectory[name][-1] for name in linearization.SERIES}
