@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -104,7 +104,8 @@ def locked(folder: Path, writer: str = "run") -> Iterator[None]:
                     left.unlink()
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it may stay: nobody holds it
+                path.unlink()
 
 
 class RunFolder:
