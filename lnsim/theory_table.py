@@ -21,9 +21,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lnsim import modes, theory
+from lnsim.experiments._synthetic import start
 from lnsim.experiments.label_noise import Config
-from lnsim.network import ntk_init
-from lnsim.problem import gaussian_regression
 from lnsim.theory_case import Case, check_synthetic, first_replica, series
 from lnsim.trajectory import Trajectory
 
@@ -40,15 +39,7 @@ def table(config: Config, trajectory: Trajectory | None = None) -> list[str]:
     """
     if trajectory is not None:
         check_synthetic(trajectory.config)
-    problem = gaussian_regression(
-        config.samples,
-        config.dim,
-        config.seed,
-        theta_norm=config.theta_norm or None,
-        test_samples=config.test_samples,
-    )
-    network = ntk_init(config.width, config.dim, config.seed)
-    case = Case(config, problem, network, trajectory)
+    case = Case(config, *start(config), trajectory)
     columns = ("predicted",) if trajectory is None else ("predicted", "measured")
     return [
         *_heading(case),
