@@ -6,9 +6,11 @@ import types
 import numpy as np
 import pytest
 
+from lnsim import function_space
 from lnsim.experiments import linearization
 
 torch = pytest.importorskip("torch")
+two_layer = pytest.importorskip("lnsim_torch.two_layer")
 
 
 @pytest.fixture
@@ -60,6 +62,29 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data, dtype):
         found = again.arrays[name] if name in again.arrays else again.state[name]
         np.testing.assert_array_equal(found, value, err_msg=name)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_run_is_the_same_alone_and_among_others(dtype):
+    rng = np.random.default_rng(0)
+    runs, steps, samples, width, classes, dim = 20, 5, 12, 64, 3, 6
+    X, X_test = rng.standard_normal((samples, dim)), rng.standard_normal((2, dim))
+    labels = rng.integers(0, classes, (runs, steps, samples))
+    y = np.eye(classes)[labels[0, 0]]
+    task = function_space.Task(X, y, labels[0, 0], X_test, y[:2])
+    layers = [(width, dim), (width,), (classes, width), (classes,)]
+    network = function_space.Network(*(rng.standard_normal(shape) for shape in layers))
+    start = function_space.reduce(task, network)
+
+    def trained(chosen):
+        state = function_space.state_at_start(network, samples, len(chosen))
+        two_layer.advance(state, start, labels[chosen], 0.1, dtype=dtype)
+        return state
+
+    together = vars(trained(list(range(runs))))
+    for run in (0, 7, runs - 1):
+        for name, alone in vars(trained([run])).items():
+            np.testing.assert_array_equal(together[name][run], alone[0], err_msg=name)
 
 
 @pytest.mark.parametrize("device", ["tpu-of-mine", "mps", "cuda:99"])

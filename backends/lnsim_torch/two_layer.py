@@ -2,15 +2,12 @@
 
 The reduction is in lnsim/function_space.py: a step of gradient descent on the first layer is
 A <- A - lr dL/dH, so what autograd is asked for is the gradient at the preactivations H, and at
-the second layer.  All runs share a call, some thirty small kernels a step.  On the CPU they have
-one thread: threads that share so small products wait for each other, and where another program
-has taken a core they wait ten times as long as they work.
+the second layer: some thirty small kernels a step.  On a GPU all runs share them.  On the CPU a
+run has a thread of its own: threads that share so small products wait for each other, and where
+another program has taken a core they wait ten times as long as they work.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from lnsim._threads import in_blocks
 from lnsim.function_space import Start, State
 
 
@@ -47,17 +45,19 @@ def advance(
     device: str = "cpu",
 ) -> None:
     """See function_space.Engine."""
-    with _one_thread():
-        _descend(state, start, labels, lr, getattr(torch, dtype), device)
+    real = getattr(torch, dtype)
+    if torch.device(device).type != "cpu":
+        _descend(state, start, labels, lr, real, device)
+        return
 
+    def descend(runs: slice) -> None:
+        torch.set_num_threads(1)  # of the thread that calls this
+        own = State(*(values[runs] for values in vars(state).values()))
+        _descend(own, start, labels[runs], lr, real, device)
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keeps torch to one thread, and gives it back those it had."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        yield
+        in_blocks(descend, len(state.b2))
     finally:
         torch.set_num_threads(threads)
 
@@ -104,7 +104,7 @@ def _gradients(
     if real != torch.float64:
         f.detach().copy_(_outputs(H, W2, b2))
     # The loss of every run, added up: runs share no parameter.
-    loss = 0.5 * len(f) * mse_loss(f, target)
+    loss = mse_loss(f, target, reduction="sum") / (2 * target[0].numel())
     return torch.autograd.grad(loss, moving)
 
 
