@@ -1,26 +1,32 @@
-"""The README's code runs as it stands, and its commands are commands."""
+"""The README's code runs as it stands, and its commands are commands.
 
+All of them, verbatim and in order, some two hours: python -m pytest -m slow tests/test_readme.py
+"""
+
+import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lnsim import cli, cli_sweep, config, experiments
 from lnsim.sweep_grid import parse_axis
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 CODE = [text for language, text in BLOCKS if language == "python"]
+LINES = [line for language, text in BLOCKS if not language for line in text.splitlines()]
 COMMANDS = [
     shlex.split(line, comments=True)
-    for language, text in BLOCKS
-    if not language
-    for line in text.splitlines()
+    for line in LINES
     if re.match(r"(torchrun .* -m )?lnsim ", line)
 ]
+TO_RUN = [line for line in LINES if "-m pytest" not in line]  # which runs this: see .ci/run
 QUICK = [["lnsim", "list"], ["lnsim", "info"], ["lnsim", "theory", "--set", "sigma=2"]]
 
 
@@ -50,3 +56,60 @@ def test_quick_commands_run_verbatim(words, capsys):
     assert words in COMMANDS
     assert cli.main(words[1:]) == 0
     assert capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A clone of the project, with all that the README's commands name, and their environment.
+
+    Images are those of LNSIM_CIFAR10, or random ones; a torchvision that has them stands for the
+    one that would download them.
+    """
+    place = tmp_path_factory.mktemp("readme") / "lnsim"
+    subprocess.run(["git", "clone", "--quiet", ROOT, place], check=True)
+    for name, commit in (("COMMIT1", "HEAD~1"), ("COMMIT2", "HEAD")):
+        subprocess.run(["git", "tag", name, commit], cwd=place, check=True)
+    given = os.environ.get("LNSIM_CIFAR10")
+    arrays = dict(np.load(given)) if given else images(np.random.default_rng(0))
+    np.savez(place / "FILE.npz", **arrays)
+    (place / "fake" / "torchvision").mkdir(parents=True)
+    (place / "fake" / "torchvision" / "__init__.py").touch()
+    (place / "fake" / "torchvision" / "datasets.py").write_text(DATASETS)
+    for name, sigma in zip("abc", (2, 4, 8), strict=True):
+        out = ["--out", str(place / "runs" / name)]
+        assert cli.main(["run", "label-noise", *out, "--set", f"sigma={sigma}", "steps=1e5"]) == 0
+    path = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    packages = [str(place / "fake"), os.environ.get("PYTHONPATH", "")]
+    return place, {
+        **os.environ,
+        "PATH": os.pathsep.join(path),
+        "PYTHONPATH": os.pathsep.join(filter(None, packages)),
+    }
+
+
+DATASETS = """
+import numpy as np
+
+class CIFAR10:
+    def __init__(self, root, train, download):
+        part = "train" if train else "test"
+        with np.load("FILE.npz") as arrays:
+            self.data = arrays[part + "_images"]
+            self.targets = arrays[part + "_labels"].tolist()
+"""
+
+
+def images(rng):
+    """Arrays of images in place of CIFAR-10, as many as the small presets ask for."""
+    arrays = {}
+    for part, count in (("train", 1_500), ("test", 1_500)):
+        arrays[f"{part}_images"] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        arrays[f"{part}_labels"] = rng.integers(0, 10, count)
+    return arrays
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", TO_RUN, ids=[line.split("#")[0].strip() for line in TO_RUN])
+def test_every_command_runs_verbatim_and_in_order(line, checkout):
+    place, environment = checkout
+    subprocess.run(["bash", "-c", line], check=True, cwd=place, env=environment)
