@@ -53,6 +53,25 @@ def has_diverged(squared_residual):  # type: ignore[no-untyped-def]
 
 
 @njit(**FAST)
+def _descent_by_products(theta, z, X, y, words, noise, t, batch, sigma):  # type: ignore[no-untyped-def]
+    """`descent` for batches of at least n: z = X^T c / B, c the sum of residuals sample by sample.
+
+    Smaller ones are taken row by row: products over the rows drawn, gathered, take as long.
+    """
+    clean = np.dot(X, theta) - y
+    c = np.zeros(y.size)
+    worst = 0.0
+    for b in range(batch):
+        i = drawn_sample(words[t, b], y.size)
+        residual = clean[i] - drawn_noise(words, noise, t, b, sigma)
+        if not residual * residual < worst:
+            worst = residual * residual
+        c[i] += residual / batch
+    z[:] = np.dot(c, X)
+    return worst
+
+
+@njit(**FAST)
 def descent(theta, z, data, words, noise, t, batch, sigma):  # type: ignore[no-untyped-def]
     """z = (1/B) sum_b r_b x_b at the predictor theta; batch 0 takes all samples, each once.
 
@@ -61,6 +80,8 @@ def descent(theta, z, data, words, noise, t, batch, sigma):  # type: ignore[no-u
     """
     X, y, gram, moment, square = data
     rank = theta.size
+    if batch >= X.shape[0]:
+        return _descent_by_products(theta, z, X, y, words, noise, t, batch, sigma)
     if batch > 0:
         z[:] = 0.0
         worst = 0.0
@@ -71,8 +92,9 @@ def descent(theta, z, data, words, noise, t, batch, sigma):  # type: ignore[no-u
                 residual += theta[j] * X[i, j]
             if not residual * residual < worst:
                 worst = residual * residual
+            residual /= batch
             for j in range(rank):
-                z[j] += residual * X[i, j] / batch
+                z[j] += residual * X[i, j]
         return worst
     mean = square
     for j in range(rank):
