@@ -1,5 +1,6 @@
 """lnsim: how noise in training carries a network from the lazy to the rich regime."""
 
+from lnsim import _cache
 from lnsim.dynamics import GD, SAM, SGD, Alternating, CustomDynamics, LabelNoise, Oscillation
 from lnsim.network import Network, ntk_init
 from lnsim.problem import Problem, gaussian_regression
@@ -25,3 +26,5 @@ __all__ = [
     "simulate",
     "sweep",
 ]
+
+_cache.choose()  # nothing is compiled before this: importing lnsim does not import numba

@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from lnsim import backend as backends
+from lnsim._cache import VARIABLE
 from lnsim.sweep_workers import cores
 
 WIDTH = 80
@@ -120,7 +121,8 @@ def _cache() -> str:
         return f"{fault}: set NUMBA_CACHE_DIR to a folder that can be written"
     if not hasattr(loops.measure_neurons, "stats"):
         return "none, by NUMBA_DISABLE_JIT: nothing is compiled, and all is slow"
-    folder = loops.measure_neurons.stats.cache_path
+    folder, chosen = loops.measure_neurons.stats.cache_path, os.environ[VARIABLE]
+    folder = chosen if folder.startswith(chosen) else folder  # chosen, but it cannot be written
     return f"{folder}, of compiled kernels; for another set NUMBA_CACHE_DIR"
 
 
