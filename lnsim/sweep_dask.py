@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
@@ -26,12 +27,12 @@ def cluster(address: str) -> Iterator[tuple[Executor, int, tuple[type[BaseExcept
         raise ValueError(
             f"--scheduler needs {error.name}, which is not installed: pip install 'lnsim[dask]'"
         ) from error
-    from lnsim.sweep_workers import cores, without_interrupts
+    from lnsim.sweep_workers import cores, without_signals
 
     with ExitStack() as stack:
         target: object = address
         if address == LOCAL:
-            with without_interrupts():
+            with without_signals({signal.SIGINT, signal.SIGTERM}):
                 local = LocalCluster(
                     n_workers=cores(),
                     threads_per_worker=1,

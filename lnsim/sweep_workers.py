@@ -28,7 +28,7 @@ from concurrent.futures import (
 )
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from typing import Any
 
 from lnsim._threads import one_thread
@@ -88,13 +88,15 @@ class Crew:
     """Workers to hand chunks to.
 
     `renew` makes an executor anew after it broke, where that can be done; `gone` are the errors of
-    a task whose worker died and that will not be tried again.
+    a task whose worker died and that will not be tried again; `tend(executor)` is called all the
+    time while tasks run.
     """
 
-    executor: Executor
+    executor: Any  # an Executor
     size: int
     renew: Callable[[], Executor] | None = None
     gone: tuple[type[BaseException], ...] = ()
+    tend: Callable[[Any], object] = lambda executor: None
 
 
 @contextmanager
@@ -121,31 +123,47 @@ def crew(executor: Executor | None, scheduler: str | None) -> Iterator[Crew]:
 @contextmanager
 def _processes() -> Iterator[Crew]:
     """One process per core, each of one thread; at the end, whatever the end, none is left."""
-    others = set(multiprocessing.active_children())
-    count = cores()
-    spawn = multiprocessing.get_context("spawn")  # a forked process may inherit a held lock
-
-    def start() -> Executor:
-        pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_begin_worker)
-        with without_interrupts():
-            pool.submit(cores)  # the processes start with the first task
-        return pool
-
     with _one_thread():
-        workers = Crew(start(), count, renew=start)
+        workers = Crew(_Pool(), cores(), renew=_Pool, tend=_Pool.tend)
         try:
             yield workers
         finally:
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            workers.executor.shutdown(cancel_futures=True)
+            workers.executor.end()
+            workers.executor.shutdown()
+
+
+class _Pool(ProcessPoolExecutor):
+    """A process per core, started as tasks come, that leaves Ctrl-C to this process.
+
+    One that is killed half way through sending leaves the pool's thread to wait for the rest, and
+    it would for ever, as the pool itself holds the other end of the pipe.
+    """
+
+    def __init__(self) -> None:
+        spawn = multiprocessing.get_context("spawn")  # a forked process may inherit a held lock
+        super().__init__(cores(), mp_context=spawn, initializer=_begin_worker)
+
+    def submit(self, task: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        with without_signals({signal.SIGINT}):  # it may start a process
+            return super().submit(task, *args, **options)
+
+    def tend(self) -> None:
+        """Has the pool break where one of its processes died."""
+        if connection.wait([process.sentinel for process in self._processes.values()], 0):
+            self.end()
+
+    def end(self) -> None:
+        """Kills the processes; the pool then is a broken one."""
+        for process in self._processes.values():
+            process.kill()
+        self._result_queue._writer.close()  # type: ignore[attr-defined]
 
 
 @contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Has the processes and threads that are started meanwhile leave Ctrl-C to this process."""
+def without_signals(numbers: set[signal.Signals]) -> Iterator[None]:
+    """Has the processes and threads that are started meanwhile leave these to this process."""
     resource_tracker.ensure_running()  # starting later, it would lift the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
@@ -214,13 +232,15 @@ class Dispatch:
             while (self._waiting or self._suspects or self._running) and not stop():
                 self._hand_out()
                 done, _ = wait(self._running, POLL_SECONDS, return_when=FIRST_COMPLETED)
+                self.workers.tend(self.workers.executor)
                 arrived = [(f, self._running.pop(f)) for f in done if _error(f) is None]
                 if arrived:
                     yield [(chunk, future.result()) for future, chunk in arrived]
                 self._deal_with_failures(done)
         finally:
-            for future in self._running:
-                future.cancel()
+            if self.workers.renew is None:  # a pool that breaks chokes on what was cancelled
+                for future in self._running:
+                    future.cancel()
 
     def _hand_out(self) -> None:
         """Keeps every worker busy; while there are suspects, one of them by itself."""
@@ -266,8 +286,8 @@ class Dispatch:
             raise ChildProcessError(
                 "a worker died, and with it the executor; what had arrived is kept"
             )
-        self.workers.executor.shutdown()
-        self.workers.executor = self.workers.renew()
+        broken, self.workers.executor = self.workers.executor, self.workers.renew()
+        broken.shutdown()
 
 
 def _error(future: Future[Any]) -> BaseException | None:

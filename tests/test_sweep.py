@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import math
+import multiprocessing
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
@@ -349,18 +351,38 @@ def test_what_a_task_raises_ends_the_sweep_and_loses_nothing(tmp_path, monkeypat
     assert len(lnsim.Sweep.load(tmp_path).rows) == 2
 
 
-def dies(marker, chunk):
+def killed(chunk):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ended(chunk):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def killed_sending(chunk):
+    """Dies as a process does that is killed once half of what it found is in the pipe."""
+    frame = sys._getframe()
+    while "result_queue" not in frame.f_locals:
+        frame = frame.f_back
+    results = frame.f_locals["result_queue"]
+    results._wlock.acquire()
+    os.write(results._writer.fileno(), (1000).to_bytes(4, "big") + b"half")
+    killed(chunk)
+
+
+def dies(how, marker, chunk):
     """A task: the chunk that holds 3 takes its process along, always or while there is no file."""
     if 3 in chunk and not (marker and pathlib.Path(marker).exists()):
         if marker:
             pathlib.Path(marker).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        how(chunk)
     return [10 * x for x in chunk]
 
 
+@pytest.mark.parametrize("how", [killed, ended, killed_sending])
 @pytest.mark.parametrize("always", [True, False])
-def test_a_process_that_dies_costs_its_chunk_alone(tmp_path, always):
-    task = functools.partial(dies, "" if always else str(tmp_path / "died"))
+def test_a_process_that_dies_costs_its_chunk_alone(tmp_path, always, how):
+    task = functools.partial(dies, how, "" if always else str(tmp_path / "died"))
     chunks = [[2 * i, 2 * i + 1] for i in range(6)]
     with sweep_workers.crew(None, None) as workers:
         dispatch = sweep_workers.Dispatch(workers, task)
@@ -372,6 +394,96 @@ def test_a_process_that_dies_costs_its_chunk_alone(tmp_path, always):
     assert dispatch.lost == ([[2, 3]] if always else [])
     kept = [chunk for chunk in chunks if chunk not in dispatch.lost]
     assert found == {tuple(chunk): [10 * x for x in chunk] for chunk in kept}
+
+
+def large(chunk):
+    """More than fits into a pipe, so that processes are killed as they send."""
+    return [bytes(30_000_000)]
+
+
+def test_a_stop_while_processes_send_ends_and_leaves_none(capfd):
+    seen = []
+    with sweep_workers.crew(None, None) as workers:
+        dispatch = sweep_workers.Dispatch(workers, large)
+        for some in dispatch.results([[i] for i in range(1000)], lambda: len(seen) > 3):
+            seen.extend(some)
+    assert not multiprocessing.active_children()
+    assert capfd.readouterr().err == ""
+
+
+def mask_of_each(folder, count, chunk):
+    """A task: the signals blocked, once `count` processes are at it."""
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < count:
+        time.sleep(0.01)
+    return [signal.pthread_sigmask(signal.SIG_BLOCK, [])]
+
+
+def test_every_process_leaves_ctrl_c_to_its_parent_from_its_first_moment(tmp_path):
+    with sweep_workers.crew(None, None) as workers:
+        task = functools.partial(mask_of_each, tmp_path, workers.size)
+        dispatch = sweep_workers.Dispatch(workers, task)
+        chunks = [[i] for i in range(workers.size)]
+        found = [mask for some in dispatch.results(chunks, lambda: False) for _, (mask,) in some]
+    assert len(found) == workers.size
+    assert all(signal.SIGINT in mask and signal.SIGTERM not in mask for mask in found)
+
+
+MANY = {"width": list(range(10, 34))}
+LONG = {**{key: value for key, value in BASE.items() if key != "width"}, "steps": 6_000}
+TO_MANY = ["sweep", "label-noise", "--grid", f"width={','.join(map(str, MANY['width']))}",
+           "--set", *(f"{key}={value}" for key, value in LONG.items())]  # fmt: skip
+
+
+def children_of(number):
+    """The processes that a process started, and that are not over, by their numbers."""
+    text = pathlib.Path(f"/proc/{number}/task/{number}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def workers_of(number):
+    return [
+        child for child in children_of(number)
+        if b"spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes()
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+@pytest.mark.parametrize("whom", ["the group", "the parent", "a worker"])
+def test_sigterm_loses_nothing_and_leaves_nobody(tmp_path, whom):
+    command = [sys.executable, "-m", "lnsim", *TO_MANY, "--out", str(tmp_path / "a")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    while not has_points(tmp_path / "a"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = workers_of(process.pid)
+    if whom == "the group":
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        os.kill(process.pid if whom == "the parent" else workers[0], signal.SIGTERM)
+    said = process.communicate()[0]
+    assert not any(os.path.exists(f"/proc/{worker}/exe") for worker in workers)
+    assert "Traceback" not in said
+    kept = len(lnsim.Sweep.load(tmp_path / "a").rows)
+    if whom == "a worker":
+        assert process.returncode == 0 and kept == len(MANY["width"])
+    else:
+        assert process.returncode == 143 and 0 < kept < len(MANY["width"])
+        left = len(MANY["width"]) - kept
+        assert said == f"stopped with {left} points to go; the same command goes on\n"
+    again = tiny(tmp_path / "a", MANY, base=LONG, seeds=1)
+    assert again.new == len(MANY["width"]) - kept
+    assert again.rows == tiny(tmp_path / "b", MANY, base=LONG, seeds=1).rows
+
+
+def has_points(folder):
+    try:
+        return bool(lnsim.Sweep.load(folder).rows)
+    except ValueError:
+        return False
 
 
 def test_an_executor_that_breaks_is_reported_in_one_line(tmp_path, monkeypatch):

@@ -65,6 +65,17 @@ def test_one_line_reads_it_without_lnsim(tmp_path):
 
 
 @pytest.mark.small
+@pytest.mark.parametrize("table", ["meta", "points"])
+def test_a_text_that_became_bytes_is_refused(tmp_path, table):
+    path = new_file(tmp_path, [{**KEPT, "key": "1", "lr": 0.1}])
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        column = {"meta": "value", "points": "status"}[table]
+        database.execute(f"UPDATE {table} SET {column} = CAST({column} AS BLOB)")
+    with pytest.raises(ValueError, match="does not have its digest"):
+        sweep_store.read(path)
+
+
+@pytest.mark.small
 @given(data=st.data())
 def test_flipped_bytes_are_refused_or_harmless_and_the_file_is_left_alone(tmp_path_factory, data):
     rows = [{**KEPT, "key": str(i), "lr": i / 7} for i in range(40)]
@@ -88,7 +99,7 @@ def test_every_bit_of_a_point_is_watched(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(b"word")] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged: point k does not have its digest"):
+    with pytest.raises(ValueError, match="is damaged: point 'k' does not have its digest"):
         sweep_store.read(path)
 
 
