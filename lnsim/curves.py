@@ -7,6 +7,7 @@ clean_test_loss and noisy_test_loss, have "test_loss" as a curve of every arm.
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,10 @@ NETWORKS = (
     "pruned_accuracy",
 )
 """What is drawn of a run on the two-layer linear network, and of others, where it is there."""
+
+
+ENDS = {"DIVERGED": "diverged at step {:,}", "STOPPED": "stopped at step {:,}"}
+"""How a run ended before its end, in few words."""
 
 
 class Curve(NamedTuple):
@@ -71,6 +76,29 @@ def find(trajectory: Trajectory, name: str) -> list[Curve]:
     if not found:
         raise ValueError(f"no curve {name!r} in this trajectory: {nearest(name, known)}")
     return found
+
+
+def ends(trajectory: Trajectory) -> dict[str, str]:
+    """What did not get to its end, and how it ended: arms by their name, the run as "".
+
+    An arm that was not begun because another diverged is not among them: it has no curve.
+    """
+    found = {"": (trajectory.status.code, trajectory.status.step)}
+    arms = [name for name in trajectory.state if name.endswith(".status")]
+    if arms:
+        found = {_arm(name): json.loads(str(trajectory.state[name])) for name in arms}
+    words = {arm: ENDS[code].format(step) for arm, (code, step) in found.items() if code in ENDS}
+    gone = trajectory.arrays.get("diverged_at", np.empty(0))
+    if gone.size > 1 and (gone >= 0).any():
+        first = gone[gone >= 0].min()
+        return {"": f"{(gone >= 0).sum()} of {gone.size} replicas diverged, from step {first:,} on"}
+    return words
+
+
+def _arm(name: str) -> str:
+    """The name of the arm whose status the state has under this name, as its curves have it."""
+    arm, _, tau = name.removesuffix(".status").partition("tau = ")
+    return arm or f"τ = {float(tau):g}"
 
 
 def usual(trajectory: Trajectory) -> list[str]:

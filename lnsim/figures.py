@@ -32,20 +32,19 @@ def save(figure: Figure, folder: Path, name: str = "figure") -> None:
 def of_run(trajectory: Trajectory) -> dict[str, Figure]:
     """The figures of the experiment that made `trajectory`, by file name.
 
-    Those of a run that did not reach its end say so.
+    Those of a run that did not reach its end, or an arm or replicas of it, say so.
     """
-    from lnsim import experiments
+    from lnsim import experiments, figures_networks
 
     module = experiments.load(str(trajectory.config["experiment"]))
     drawn = {"figure": module.figure(trajectory)}
     drawn |= getattr(module, "extra_figures", lambda _: {})(trajectory)
-    if trajectory.status.code != "OK":
+    if words := "; ".join(figures_networks.ending(trajectory)):
         with rc_context(rc()):
             for figure in drawn.values():
                 figure.text(
-                    0.99, 0.995, str(trajectory.status), color=VERMILION, fontsize=letters(8),
-                    ha="right", va="top",
-                )  # fmt: skip
+                    0.99, 0.995, words, color=VERMILION, fontsize=letters(8), ha="right", va="top"
+                )
     return drawn
 
 

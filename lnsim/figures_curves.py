@@ -98,14 +98,18 @@ def draw(axes: Axes, trajectory: Trajectory, name: str, *, label: str = "", **li
     colour is given the arms differ in their lines, else in their colours.  Raises ValueError for
     what is no curve.
     """
+    ended = curves.ends(trajectory)
     for curve, dashes in zip(curves.find(trajectory, name), itertools.cycle(LINES), strict=False):
+        if np.isnan(curve.values).all():
+            continue  # an arm that was not begun
         arm, colour, its_line = figures_networks.CURVES.get(curve.arm, (curve.arm, None, "-"))
         style = dict(line)
         if curve.arm and "color" in line:
             style["ls"] = ARMS.get(curve.arm, dashes)
         elif colour is not None:
             style |= {"color": colour, "ls": its_line}
-        words = ", ".join(word for word in (label, arm) if word)
+        how = "" if curve.arm == "linearized" else ended.get(curve.arm, ended.get("", ""))
+        words = ", ".join(word for word in (label, arm, how) if word)
         values = np.where(np.abs(curve.values) < panels.LARGEST, curve.values, np.nan)
         panels.plot(axes, curve.times, np.median(values, axis=0), label=words or None, **style)
         if len(values) > 1:
@@ -170,7 +174,11 @@ def _scale(axes: Axes, drawn: Sequence[curves.Curve], name: str) -> None:
     """Losses are on a logarithmic axis, means over neurons on one from 0."""
     values = np.concatenate([curve.values.ravel() for curve in drawn])
     values = values[np.abs(values) < panels.LARGEST]
-    if name.endswith("_loss"):
+    if name.endswith("_loss") and any(curve.arm for curve in drawn):
+        arms = {curve.arm for curve in drawn}
+        of_all = {a: np.concatenate([c.values for c in drawn if c.arm == a], axis=1) for a in arms}
+        panels.network_losses_axis(axes, of_all)
+    elif name.endswith("_loss"):
         panels.loss_axis(axes, values[values > 0])
     elif name in curves.SYNTHETIC and values.size:
         axes.set_ylim(bottom=0.0)

@@ -44,23 +44,21 @@ def four_panels(trajectory: Trajectory) -> Figure:
             _draw(place, trajectory, what)
             place.set_ylabel(label)
             panels.letter(place, letter)
-        axes[0].legend(loc="lower left")
+        axes[0].legend(loc="best")
     return figure
 
 
 def _draw(axes: Axes, trajectory: Trajectory, what: str) -> None:
-    """One quantity of all curves that have it, from the first record after the start."""
-    steps = trajectory.steps
+    """One quantity of all curves that have it."""
+    steps = trajectory["step"]
+    names = {curve: f"{curve}_{what}" for curve, *_ in CURVES}
+    of_all = {k: trajectory[name] for k, name in names.items() if name in trajectory.arrays}
     for curve, label, colour, style in CURVES:
-        values = trajectory.arrays.get(f"{curve}_{what}")
-        if values is not None:
-            shown = values if what.endswith("loss") else values - values[0]
-            axes.plot(steps[1:], shown[1:], color=colour, ls=style, label=label)
-    axes.set_xlabel("step $t$")
-    if steps.size > 2:
-        axes.set_xscale("log")
-        axes.set_xlim(steps[1], steps[-1])
-    if what == "train_loss":
-        axes.set_yscale("log")
-    elif what != "test_loss":
+        if curve in of_all:
+            values = of_all[curve] - (0.0 if what.endswith("loss") else of_all[curve][0])
+            panels.plot(axes, steps, values, color=colour, ls=style, label=label)
+    panels.time_axis(axes, steps)
+    if what.endswith("loss"):
+        panels.network_losses_axis(axes, of_all)
+    else:
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from lnsim import panels
+from lnsim import curves, panels
 from lnsim.figures import blank
 from lnsim.figures_style import (
     BLACK,
@@ -50,6 +51,14 @@ CAPTION_WIDTH = 140
 """Characters to a line of the caption."""
 
 
+def ending(trajectory: Trajectory) -> list[str]:
+    """What did not get to its end, a few words each."""
+    return [
+        f"{CURVES.get(arm, (arm,))[0]} {how}".strip()
+        for arm, how in curves.ends(trajectory).items()
+    ]
+
+
 def four_panels(trajectory: Trajectory, caption: str) -> Figure:
     """Training loss, test loss, first-layer norm and kernel distance of a Wide ResNet's runs."""
     with rc_context(rc()):
@@ -59,14 +68,20 @@ def four_panels(trajectory: Trajectory, caption: str) -> Figure:
         axes = figure.subplots(2, 2, gridspec_kw={**margins, **spaces}).ravel()
         for place, letter, (what, label) in zip(axes, "abcd", PANELS, strict=True):
             steps = trajectory["kernel_step" if what == "ntk_distance" else "step"]
-            for prefix, (name, colour, style) in CURVES.items():
-                values = trajectory.arrays.get(f"{prefix}_{what}")
-                if values is not None:
+            of_all = {
+                prefix: trajectory[f"{prefix}_{what}"]
+                for prefix in CURVES
+                if f"{prefix}_{what}" in trajectory.arrays
+            }
+            for prefix, values in of_all.items():
+                name, colour, style = CURVES[prefix]
+                if np.isfinite(values).any():
                     panels.plot(place, steps, values, color=colour, ls=style, label=name)
+            if what.endswith("loss"):
+                panels.network_losses_axis(place, of_all)
             panels.time_axis(place, trajectory["step"], log=False)
             place.set_ylabel(label)
             panels.letter(place, letter)
-        axes[0].set_yscale("log")
         for place in (axes[0], axes[3]):
             place.legend(loc="best")
         axes[2].ticklabel_format(axis="y", useOffset=False)
@@ -85,6 +100,8 @@ def epochs_and_pruning(trajectory: Trajectory, caption: str) -> Figure:
         loss, accuracy, pruned = figure.subplots(1, 3, gridspec_kw={**place, "wspace": 0.33})
         epochs, kept = trajectory["epoch"], trajectory["kept_percent"]
         for i, tau in enumerate(trajectory["tau"]):
+            if np.isnan(trajectory["test_loss"][i]).all():
+                continue
             style: dict[str, Any] = {"color": ARMS[i % len(ARMS)]}
             label = rf"$\tau$ = {tau:g}"
             panels.plot(loss, epochs, trajectory["test_loss"][i], label=label, **style)

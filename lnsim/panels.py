@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,7 @@ MOST_POINTS = 5000
 LARGEST = 1e150
 """A diverged run ends in numbers near the largest there are, which no axis can hold."""
 LOSS_FLOOR = 1e-12
-"""Losses below this share of the largest are rounding, and not shown."""
+"""Losses below this share of the first are rounding, and not shown."""
 NEURON = r"\|w_i\|"
 MEAN = r"\frac{1}{m}\sum_i"
 ALIGNMENT = r"|\langle w_i, \theta^\star\rangle|"
@@ -64,9 +65,10 @@ def letter(axes: Axes, name: str) -> None:
 
 def plot(axes: Axes, steps: FloatArray, values: FloatArray, **style: Any) -> None:
     """A line over the records; points where there are too few for one."""
-    if steps.size < 3:
-        style = {**style, "marker": "o", "ms": pt(3)}
-    axes.plot(steps, np.where(np.abs(values) < LARGEST, values, np.nan), **style)
+    shown = np.where(np.abs(values) < LARGEST, values, np.nan)
+    if np.isfinite(shown).sum() < 3:
+        style = {"marker": "o", "ms": pt(3), **style}
+    axes.plot(steps, shown, **style)
 
 
 def time_axis(axes: Axes, steps: FloatArray, *, log: bool = True) -> None:
@@ -96,6 +98,21 @@ def loss_axis(axes: Axes, values: FloatArray) -> None:
     if values.size:
         log_values(axes)
         _whole_decades(axes, values, values.min())
+
+
+def network_losses_axis(axes: Axes, losses: Mapping[str, FloatArray]) -> None:
+    """A logarithmic axis for one kind of loss of several runs and of their linearisation, by name.
+
+    It reaches a decade above the networks' losses at most, and three below: a linearisation that a
+    large learning rate has made unstable leaves it, and does not flatten what is beside it.
+    """
+    axes.set_yscale("log")
+    own = np.concatenate([v.ravel() for name, v in losses.items() if name != "linearized"])
+    own = own[(own > 0) & (own < LARGEST)]
+    if own.size:
+        values = np.concatenate([v.ravel() for v in losses.values()])
+        near = values[(values >= own.min() / 1e3) & (values <= 10 * own.max())]
+        axes.set_ylim(near.min() / 1.2, 1.2 * near.max())
 
 
 def percent_axis(axes: Axes) -> None:
@@ -159,7 +176,7 @@ def draw_losses(axes: Axes, series: Series) -> None:
 def _whole_decades(axes: Axes, values: FloatArray, lowest: float) -> None:
     """Limits from `lowest` such that a power of ten is on the axis, and no rounding errors are."""
     if values.size:
-        low, high = max(lowest, LOSS_FLOOR * values.max()), values.max()
+        low, high = max(lowest, LOSS_FLOOR * values[0]), values.max()
         if high < 10 * low:
             axes.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.floor(np.log10(high) + 1))
         elif low > values.min():

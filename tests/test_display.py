@@ -4,6 +4,7 @@ What is drawn is checked by its structure, not its pixels.
 """
 
 import base64
+import dataclasses
 import re
 import sys
 from html.parser import HTMLParser
@@ -295,6 +296,41 @@ def test_a_style_is_one_size_and_one_font_wherever_the_figure_is_drawn(single):
         with figures_style.use(None):
             assert single.plot("norm_mean").get_figwidth() == 1.5 * figures_style.ONE_COLUMN
     assert single.plot().get_figwidth() == 7.0
+
+
+def boxes(artists):
+    return [artist.get_window_extent() for artist in artists]
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("style", figures_style.STYLES)
+@pytest.mark.parametrize("name", ["label-noise", "label-noise-periodic", "oscillation"])
+def test_how_a_run_ended_stands_in_the_figure_and_covers_nothing(name, style):
+    long = Status("DIVERGED", 10**9)
+    broken = dataclasses.replace(run(name), status=long)
+    figure = broken.plot(style=style)
+    figures.render(figure, "png", dpi=100)
+    text = figure.texts[-1]
+    assert text.get_text() == "diverged at step 1,000,000,000"
+    (box,) = boxes([text])
+    others = [o for axes in figure.axes for o in (axes.patch, axes.title, *axes.texts)]
+    assert not any(box.overlaps(other) for other in boxes(others))
+    one_column = broken.plot("test_loss", style=style)
+    figures.render(one_column, "png", dpi=100)
+    assert legend(one_column) == ["diverged at step 1,000,000,000"]
+    (below,) = boxes(one_column.legends)
+    assert not below.overlaps(boxes([one_column.axes[0].patch])[0])
+    for drawn, inside in ((figure, box), (one_column, below)):
+        assert 0 < inside.x0 < inside.x1 < drawn.bbox.x1 and 0 < inside.y0 < inside.y1
+        assert inside.y1 <= drawn.bbox.y1
+
+
+@pytest.mark.small
+def test_replicas_that_diverged_are_told(ensemble):
+    gone = {**ensemble.arrays, "diverged_at": np.array([-1, 40, 1007])}
+    broken = dataclasses.replace(ensemble, arrays=gone)
+    assert curves.ends(broken) == {"": "2 of 3 replicas diverged, from step 40 on"}
+    assert legend(broken.plot("norm_mean")) == [curves.ends(broken)[""]]
 
 
 @pytest.mark.small

@@ -340,6 +340,22 @@ def test_a_run_that_diverges_says_so_and_keeps_what_is_finite(data):
         linearization.run(small(data, lr=1e6, steps=400), resume=trajectory)
 
 
+@pytest.mark.parametrize("lr", [1e6, 40.0])
+def test_nothing_is_drawn_from_where_a_run_diverged_and_the_figure_says_so(data, lr):
+    trajectory = linearization.run(small(data, lr=lr, steps=400, record_every=1))
+    step = trajectory.status.step
+    assert trajectory.status.code == "DIVERGED"
+    figure = trajectory.plot()
+    assert [text.get_text() for text in figure.texts] == [f"diverged at step {step}"]
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        for line in axes.lines:
+            times, values = line.get_xydata().T
+            assert times.tolist() == list(range(step)) and np.isfinite(values).all()
+            if "linearised" not in line.get_label():
+                assert low <= values.min() and values.max() <= high
+
+
 def test_report_and_figure(data, tmp_path):
     from lnsim import figures
 

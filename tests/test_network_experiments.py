@@ -18,7 +18,7 @@ from lnsim_torch.samples import place
 from lnsim import backend as backends
 from lnsim import cli, experiments, figures, function_space
 from lnsim.experiments import _images, resnet, wide_resnet, wide_resnet_sam
-from lnsim.trajectory import Trajectory
+from lnsim.trajectory import Status, Trajectory
 
 CLASSES = 10
 
@@ -227,6 +227,53 @@ def test_a_run_that_diverges_says_so_and_can_be_drawn(data, tmp_path):
                 k: v for k, v in trajectory.config.items() if k not in ("experiment", "backend")
             }
             module.run(module.Config(**config), resume=trajectory)
+
+
+def drawn(axes):
+    """The steps at which each line has something, by its label."""
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    return {name: xy[np.isfinite(xy[:, 1]), 0].tolist() for name, xy in lines.items()}
+
+
+def test_of_an_arm_that_diverged_nothing_is_drawn_from_there_on_and_the_figure_says_so(data):
+    setting = small_wide(data, wide_resnet_sam.Config, rho=1e4, lr=4.0, steps=20, record_every=2)
+    trajectory = wide_resnet_sam.run(setting)
+    step = trajectory.status.step
+    assert trajectory.status == Status("DIVERGED", step) and 0 < step < 20
+    figure = trajectory.plot()
+    assert f"SAM diverged at step {step}" in [text.get_text() for text in figure.texts]
+    every = list(range(0, 21, 2))
+    before = [t for t in every if t < step]
+    for axes in figure.axes[:3]:
+        found = drawn(axes)
+        assert (found.pop("SAM"), found.pop("gradient descent")) == (before, every)
+        assert found in ({"linearised": every}, {})
+    assert np.isnan(trajectory["sam_train_loss"][len(before) :]).all()
+    assert trajectory.summary()["first_and_last"]["sam_train_loss"][1] is None
+    (axes,) = trajectory.plot("test_loss").axes
+    assert drawn(axes)[f"SAM, diverged at step {step}"] == before
+
+
+def test_of_levels_that_diverged_nothing_is_drawn_from_there_on_and_the_figure_says_so(data):
+    trajectory = resnet.run(small_resnet(data, lr=1e30, epochs=2, record_every=1))
+    step = trajectory.status.step
+    assert trajectory.status == Status("DIVERGED", step) and step <= 5
+    figure = trajectory.plot()
+    assert f"τ = 0 diverged at step {step}" in [text.get_text() for text in figure.texts]
+    loss, accuracy, pruned = figure.axes
+    assert drawn(loss) == {r"$\tau$ = 0": [0]} and drawn(pruned) == {r"$\tau$ = 0": []}
+    assert {tuple(times) for times in drawn(accuracy).values()} == {(0,)}
+
+
+def test_an_unstable_linearisation_leaves_the_axis_and_flattens_nothing(data):
+    trajectory = wide_resnet.run(small_wide(data, lr=60.0, steps=20, record_every=2))
+    assert trajectory["linearized_test_loss"][-1] > 1e9
+    own = [trajectory[f"{arm}_test_loss"] for arm in ("clean", "noisy")]
+    for figure in (trajectory.plot(), trajectory.plot("train_loss", "test_loss")):
+        axes = figure.axes[1]
+        low, high = axes.get_ylim()
+        assert axes.get_yscale() == "log"
+        assert low <= np.nanmin(own) and np.nanmax(own) < high < 1e3 * np.nanmax(own)
 
 
 def test_the_figure_says_which_preset_made_it_and_what_was_changed(data, residual, wide):
