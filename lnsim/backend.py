@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 DIVERGED_ABOVE = 1e60
+OPTIONAL = ("torch",)
+"""The backends that an extra of lnsim installs what is missing for."""
 """Squared residual from which a run has diverged: all that is recorded until then is finite."""
 
 
@@ -121,12 +123,18 @@ def load(name: str) -> LinearEngine:
         if error.name == package:
             reason = f"no package {package} was found"
         else:
-            reason = f"it needs {error.name}: pip install 'lnsim[{name}]'"
+            what = f"'lnsim[{name}]'" if name in OPTIONAL else error.name
+            reason = f"it needs {error.name}: pip install {what}"
         raise ValueError(f"backend {name!r} is not installed: {reason}") from error
     try:
         engine: LinearEngine = module.linear_engine(*options)
+    except AttributeError as error:
+        raise ValueError(f"{package} is no backend: {error}") from error
     except TypeError as error:
-        raise ValueError(f"backend {name!r} takes no options {':'.join(options)!r}") from error
+        hint = "; --backend torch has devices" if name == "numba" else ""
+        raise ValueError(
+            f"backend {name!r} takes no options {':'.join(options)!r}{hint}"
+        ) from error
     return engine
 
 

@@ -63,8 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="name the experiments")
+    listing = commands.add_parser("list", help="name the experiments, or the keys of one")
     listing.set_defaults(command=_list)
+    listing.add_argument("experiment", nargs="?", help="say what its keys are, and mean")
 
     run = commands.add_parser(
         "run",
@@ -169,8 +170,13 @@ def _add_assignments(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    if arguments.experiment is not None:
+        from lnsim.experiments import keys
+
+        print("\n".join(keys.described(arguments.experiment)))
+        return 0
     for name, meaning in experiments.NAMES.items():
-        print(f"{name:<24}{meaning}")
+        print(f"{name:<22}{meaning}")
     return 0
 
 
@@ -307,7 +313,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _reproduce(arguments: argparse.Namespace) -> int:
     from lnsim.reproduce import reproduce
 
-    with RunFolder(arguments.out, reuse=arguments.force), locked(arguments.out):
+    folder = RunFolder(arguments.out, reuse=arguments.force, resumable=False)
+    with folder, locked(arguments.out):
         verdicts = reproduce(arguments.out, backend=arguments.backend, progress=True)
     for verdict in verdicts:
         print(verdict)
@@ -360,10 +367,10 @@ class _Stop:
         return 128 + (self.number or signal.SIGINT)
 
     def handle(self, number: int, frame: object) -> None:
-        """Notes the first signal; the second interrupts at once."""
-        if self.number:
+        """Notes the first signal; a Ctrl-C after it interrupts at once."""
+        if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number = number
+        self.number = self.number or number  # batch systems send SIGTERM more than once
 
 
 @contextmanager

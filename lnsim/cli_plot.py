@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,9 +65,13 @@ def _is_run(folder: Path) -> bool:
 
 def _plot_sweeps(arguments: argparse.Namespace) -> int:
     from lnsim.sweep import Sweep
+    from lnsim.sweep_store import FILE
 
     _refuse(arguments, ("animate",), "run", "sweeps")
     where: dict[str, Any] = dict(configs.parse_assignment(text) for text in arguments.where)
+    for folder in arguments.folders:
+        if not (folder / FILE).is_file():
+            raise ValueError(f"{folder} is no folder of a run or a sweep: it has no {FILE}")
     sweeps = [Sweep.load(folder).where(where) for folder in arguments.folders]
     if arguments.csv is not None:
         if len(sweeps) > 1:
@@ -78,7 +83,10 @@ def _plot_sweeps(arguments: argparse.Namespace) -> int:
         return 0
     from lnsim import figures_sweep
 
-    return _save(arguments, {"figure": figures_sweep.figure(sweeps, arguments.columns)})
+    # The file says what is drawn, so that no figure is written over another's.
+    parts = [*arguments.columns, *arguments.where]
+    stem = "-".join(re.sub(r"[^\w.=+-]", "_", part) for part in parts) or "figure"
+    return _save(arguments, {stem: figures_sweep.figure(sweeps, arguments.columns)})
 
 
 def _plot_runs(arguments: argparse.Namespace) -> int:

@@ -36,6 +36,9 @@ NETWORKS = (
 """What is drawn of a run on the two-layer linear network, and of others, where it is there."""
 
 
+ARMS = ("clean", "linearized", "noisy", "sam")
+"""How the names begin of what a run has several networks for."""
+
 ENDS = {"DIVERGED": "diverged at step {:,}", "STOPPED": "stopped at step {:,}"}
 """How a run ended before its end, in few words."""
 
@@ -70,7 +73,7 @@ def find(trajectory: Trajectory, name: str) -> list[Curve]:
     found = [
         curve._replace(arm=arm)
         for arm, array in arms.items()
-        if arm != array
+        if arm in ARMS
         for curve in find(trajectory, array)
     ]
     if not found:

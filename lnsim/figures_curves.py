@@ -53,7 +53,7 @@ ASIDE = ("steps", "record_every", "test_samples", "tracked", "ledger", "backend"
 """Keys that name a curve only where nothing else differs."""
 
 LINES = ("-", "--", ":", "-.")
-ARMS = {"clean": "-", "linearized": "--", "noisy": ":", "sam": ":"}
+ARMS = dict(zip(curves.ARMS, ("-", "--", ":", ":"), strict=True))
 """Lines of the arms of a network where colours tell runs apart; other arms have LINES in turn."""
 
 

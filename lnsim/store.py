@@ -115,8 +115,11 @@ class RunFolder:
     cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, reuse: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, reuse: bool = False, resumable: bool = True
+    ) -> None:
         self.path = Path(path)
+        self._cure = "--resume to go on or --force" if resumable else "--force"
         self._made: list[Path] = []
         self._reuse = reuse
 
@@ -127,7 +130,7 @@ class RunFolder:
             if self.path.is_dir() and holds_something(self.path) and not self._reuse:
                 raise ValueError(
                     f"output folder {self.path} is not empty: choose another, "
-                    "or say --resume to go on or --force to write over it"
+                    f"or say {self._cure} to write over it"
                 )
             missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
             for folder in reversed(missing):

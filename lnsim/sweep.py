@@ -72,13 +72,15 @@ class Sweep:
         return f"<Sweep of {self.experiment} over {over}: {len(self.rows)} points>"
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """One column, (points,): float64 with NaN for what has no value, or words."""
+        """One column, (points,): words, int64, or float64 with NaN for what has no value."""
         if not self.rows or name not in self.rows[0]:
             known = self.rows[0] if self.rows else ()
             raise KeyError(f"no column {name!r}: {configs.nearest(name, known)}")
         values = [row[name] for row in self.rows]
         if any(isinstance(value, str) for value in values):
             return np.array(["" if value is None else value for value in values])
+        if all(type(value) is int for value in values):
+            return np.array(values)
         return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
 
     def table(self) -> dict[str, NDArray[Any]]:

@@ -148,13 +148,19 @@ class Trajectory:
             for name, value in self.arrays.items()
             if value.dtype.kind == "f" and value.shape[-1:] == self.steps.shape and value.ndim == 1
         }
-        return {
+        summary = {
             "status": self.status.code,
             "message": str(self.status),
             "step": self.status.step,
             "records": int(self.steps.size),
             "first_and_last": first_and_last,
         }
+        if "lazy_escape" in self.arrays:
+            phases = self.phases()
+            for name, times in (("first", phases.first_escape), ("last", phases.last_escape)):
+                each = [_plain(time) for time in np.ravel(times)]
+                summary[f"{name}_escape"] = each if np.ndim(times) else each[0]
+        return summary
 
     def save(self, folder: str | os.PathLike[str], file: str = "trajectory.npz") -> None:
         """Writes config.toml, summary.json, environment.json and the arrays, each atomically.

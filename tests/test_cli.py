@@ -1,15 +1,19 @@
 """The command line, as a user types it."""
 
 import json
+import signal
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
 import lnsim
+from lnsim import cli, experiments
 from lnsim.cli import main
+from lnsim.experiments import keys
 
 SMALL = ["--set", "samples=20", "--set", "dim=4", "--set", "width=30", "--set", "lr=1e-2",
          "--set", "steps=300", "--set", "record_every=20"]  # fmt: skip
@@ -67,6 +71,40 @@ def test_resume_goes_on_to_the_same_bits(tmp_path):
     for name in ("trajectory.npz", "figure.png"):
         whole, split = ((tmp_path / f / name).read_bytes() for f in ("whole", "split"))
         assert whole == split, name
+
+
+@pytest.mark.small
+def test_the_summary_has_the_lazy_escape(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    times = lnsim.Trajectory.load(tmp_path).phases()
+    first, last = (None if np.isnan(t) else t for t in (times.first_escape, times.last_escape))
+    assert (summary["first_escape"], summary["last_escape"]) == (first, last)
+    assert first is not None
+    assert f"first neuron near step {round(float(first)):,}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", experiments.NAMES)
+def test_every_key_is_explained(name, capsys):
+    assert main(["list", name]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    for field in fields(experiments.load(name).Config):
+        assert f"{field.name} = " in out
+
+
+def test_no_meaning_is_of_a_key_that_is_gone():
+    every = {f.name for name in experiments.NAMES for f in fields(experiments.load(name).Config)}
+    assert set(keys.MEANINGS) == every
+
+
+def test_the_second_sigterm_changes_nothing_and_ctrl_c_interrupts():
+    stop = cli._Stop()
+    stop.handle(signal.SIGTERM, None)
+    stop.handle(signal.SIGTERM, None)
+    assert stop() and stop.code == 143
+    with pytest.raises(KeyboardInterrupt):
+        stop.handle(signal.SIGINT, None)
 
 
 @pytest.mark.small

@@ -176,6 +176,7 @@ def test_named_curves_have_a_panel_each(single):
     ("names", "options", "says"),
     [
         (("norm_maen",), {}, "did you mean 'norm_mean'?"),
+        (("norm",), {}, "no curve 'norm'"),
         (("cloud_norm",), {}, "no curve 'cloud_norm'"),
         (("theta_star",), {}, "no curve 'theta_star'"),
         ((), {"ax": Figure().subplots()}, "ax takes the name of one curve, got 0"),

@@ -240,7 +240,7 @@ def test_the_command_line_draws_and_exports_sweeps_and_runs(tmp_path, capsys):
     assert (out / "figure.png").exists() and (out / "figure.pdf").exists()
     curve = ["plot", str(out), "--where", "sigma=4", "--column", "norm_mean"]
     assert main([*curve, "--out", str(tmp_path / "curve")]) == 0
-    assert (tmp_path / "curve" / "figure.png").exists()
+    assert (tmp_path / "curve" / "norm_mean-sigma=4.png").exists()
     capsys.readouterr()
     assert main(["plot", str(out), "--csv", "-"]) == 0
     assert capsys.readouterr().out == sweep.csv()
@@ -256,7 +256,7 @@ def test_the_command_line_draws_and_exports_sweeps_and_runs(tmp_path, capsys):
     assert main(["plot", str(run)]) == 0
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     for arguments, says in (
-        ([str(tmp_path)], "cannot read"),
+        ([str(tmp_path)], "is no folder of a run or a sweep"),
         ([str(out), "--column", "sigma"], "unknown column"),
         ([str(out), "--where", "width=3"], "'width' is not swept"),
         ([str(out), str(out), "--csv", "-"], "--csv is of one sweep folder, got 2"),

@@ -16,7 +16,9 @@ def cifar10(root: str) -> Images:
     try:
         train, test = (CIFAR10(root, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"CIFAR-10 cannot be had below {root!r}: {error}") from error
+        raise ValueError(
+            f"CIFAR-10 cannot be had below {root!r}: {error}; data=FILE.npz reads a file"
+        ) from error
     return checked(
         train.data, np.array(train.targets), test.data, np.array(test.targets), source="CIFAR-10"
     )

@@ -20,10 +20,10 @@ NAMES = {
     "oscillation": "an oscillating second layer alone shrinks the first (Lemma 4)",
     "oscillation-periodic": "the same with the oscillation on and off in turn",
     "sam": "two phases of sharpness-aware minimisation (Figure 4)",
-    "linearization": "label noise on real images, beside the linearised network (the notebook)",
-    "wide-resnet": "a Wide ResNet with label noise, without, and linearised (Figure 3)",
+    "linearization": "label noise on images, beside the linearisation (notebook)",
+    "wide-resnet": "a Wide ResNet with label noise, linearised (Figure 3)",
     "wide-resnet-sam": "the same with sharpness-aware minimisation (Figure 5)",
-    "resnet": "ResNet-18 under label noise: accuracy, and pruning without retraining (Figure 1)",
+    "resnet": "ResNet-18 under label noise: accuracy, pruning (Figure 1)",
 }
 
 

@@ -133,8 +133,8 @@ def escape_line(trajectory: Trajectory) -> str:
     first, last = (float(np.ravel(t)[0]) for t in (phases.first_escape, phases.last_escape))
     if np.isnan(first):
         return "lazy escape   no neuron left the lazy regime"
-    then = "not all of them" if np.isnan(last) else f"last at step {round(last):,}"
-    return f"lazy escape   first neuron at step {round(first):,}, {then}"
+    then = "not all of them" if np.isnan(last) else f"last near {round(last):,}"
+    return f"lazy escape   first neuron near step {round(first):,}, {then}"
 
 
 def norm_line(trajectory: Trajectory) -> str:

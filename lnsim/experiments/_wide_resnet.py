@@ -138,7 +138,9 @@ def figure(trajectory: Trajectory, cls: type[Setting], *words: str) -> Figure:
 
 
 def _each(values: Mapping[str, Any], form: str) -> str:
-    return ", ".join(f"{value:{form}} {LABELS[curve]}" for curve, value in values.items())
+    """The values with their names; none for an arm that has diverged, or never began."""
+    texts = {curve: "-" if np.isnan(v) else f"{v:{form}}" for curve, v in values.items()}
+    return ", ".join(f"{text} {LABELS[curve]}" for curve, text in texts.items())
 
 
 def _check(config: Setting) -> None:

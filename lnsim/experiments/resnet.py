@@ -150,6 +150,9 @@ def report(trajectory: Trajectory) -> list[str]:
     lines = []
     for i, tau in enumerate(trajectory["tau"]):
         loss, raw, smooth = (trajectory[name][i, -1] for name in SERIES[1:4:2] + SERIES[4:])
+        if np.isnan(loss):
+            lines.append(f"tau = {tau:<8g}not trained to the end")
+            continue
         lines.append(
             f"tau = {tau:<8g}test loss {loss:.4g}, accuracy {raw:.2%} (smoothed {smooth:.2%}),"
             f" {_pruned_line(trajectory, i)}"
