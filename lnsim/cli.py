@@ -91,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
         " the cpu); --set and --config go over it",
     )  # fmt: skip
     run.add_argument(
-        "--out", type=Path, metavar="DIR", help="the run folder (default: runs/EXPERIMENT)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="the run folder (default: runs/EXPERIMENT, or -2, -3, ...)",
     )
     existing = run.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")

@@ -82,9 +82,9 @@ def train(
     Recorded at steps 0, record_every, ..., and the last, with what `observe(network, step)` gives.
     `progress`: True for a bar, a text for a bar with this label, or a function called with the
     steps done.  `stop` is asked at every record; `checkpoint` is called with the result so far, at
-    a record, when `checkpoint_every` seconds have passed.  `resume`: a result of the same plan that
-    ended earlier, of which only `steps` may have been changed; the network must be of the same
-    kind, its weights are replaced.
+    the first record and then at one when `checkpoint_every` seconds have passed.  `resume`: a
+    result of the same plan that ended earlier, of which only `steps` may have been changed; the
+    network must be of the same kind, its weights are replaced.
 
     Raises ValueError or TypeError for bad input, and ValueError where memory does not suffice.
     """
@@ -93,7 +93,7 @@ def train(
         step, rows = (0, []) if resume is None else run.restore(resume)
         draws = run.draws(step)
         leader = group().rank == 0
-        saved = time.monotonic()
+        saved = -math.inf
         bar = Bar(progress if leader else None, run.images_a_step, plan.steps, step)
         with synchronised(network), bar:
             for target in record_steps(plan.steps, plan.record_every)[len(rows) :]:
