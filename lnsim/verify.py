@@ -5,7 +5,7 @@ segment begins at one of them, or at the start, and ends at the next, or at the 
 recomputed from their start for as long as there is time.
 
 Same software and same processor: the same bits.  Elsewhere, and on a GPU, sums are ordered in other
-ways, and numbers agree to a tolerance; so does, anywhere, what comes of a network's kernel.
+ways, and numbers agree to a tolerance.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ CLOSE, CLOSE_FLOAT32 = 1e-6, 1e-3
 AT_THE_END = ("lazy_escape", "final_W", "final_a", "diverged_at")
 WITH_CLOUDS = (*CLOUDS, "lemma_3_nonpositive", "lemma_3_decrease")
 CONSTANT = ("theta_star", "tracked_neurons", "cloud_step")
-OF_A_KERNEL = ("ntk_distance", "linearized", "largest_stable_lr")
-"""Parts of the names of what depends, for networks on images, on where in memory matrices lie."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def verify(
     if "STOPPED" not in codes and again.status != trajectory.status:
         found.append(f"the run {trajectory.status}; recomputed, it {again.status}")
     for pair in pairs:
-        found += _difference(pair, _tolerance(pair.name, module, trajectory, bool(reasons)),
+        found += _difference(pair, _tolerance(module, trajectory, bool(reasons)),
                              hasattr(module, "join"), trajectory.status.code == "OK")  # fmt: skip
     numbers = sum(pair.again.size for pair in pairs)
     how = f"within a tolerance, as {', '.join(reasons)}" if reasons else "bit for bit"
@@ -167,14 +165,11 @@ def _reasons(trajectory: Trajectory, here: dict[str, Any], again: Trajectory) ->
     return reasons + (["it ran on cuda"] if any("cuda" in str(name) for name in devices) else [])
 
 
-def _tolerance(name: str, module: ModuleType, trajectory: Trajectory, elsewhere: bool) -> float:
+def _tolerance(module: ModuleType, trajectory: Trajectory, elsewhere: bool) -> float:
     """How far an array may be from what was recorded, as a share of its largest number."""
-    networks = hasattr(module, "join")
-    if networks and any(part in name for part in OF_A_KERNEL):
-        return CLOSE_FLOAT32
     if not elsewhere:
         return 0.0
-    float32 = networks or trajectory.config.get("dtype", "float64") != "float64"
+    float32 = hasattr(module, "join") or trajectory.config.get("dtype", "float64") != "float64"
     return CLOSE_FLOAT32 if float32 else CLOSE
 
 

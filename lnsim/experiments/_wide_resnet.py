@@ -4,8 +4,8 @@ A Wide ResNet in NTK parameterisation without normalisation, squared loss (1 / 2
 full-batch gradient descent, each set of images normalised by its own mean and deviation as in the
 notebook.  Beside it the linearised network is trained by the same descent: with K the tangent
 kernel of all outputs at the start, f_t - y = (1 - lr K / nC)^t (f_0 - y), of which one
-eigendecomposition gives every t (lnsim_torch/linearization.py).  A resumed run trains on bit for
-bit; what comes of a kernel is the same to the rounding of float32.
+eigendecomposition gives every t (lnsim_torch/linearization.py).  A resumed run goes on bit for
+bit.
 
 The paper leaves depth, width, learning rate and time open.  Preset "paper" has those of the
 architecture's source (block_size 4, k 1) and the notebook's 10,000 steps; preset "small" a block to
