@@ -296,16 +296,23 @@ def draw_curve(axes: Axes, sweep: Sweep, column: str) -> None:
         _draw_power_law(axes, places, kept)
     if not x.words:
         _draw_predicted(axes, sweep, x, column, places)
-    if len(whole) < len(values):
-        lost = [place for i, place in enumerate(x.places) if i not in whole]
-        axes.plot(
-            lost, np.full(len(lost), 0.02), "x", ms=pt(4), color=VERMILION, clip_on=False,
-            transform=axes.get_xaxis_transform(), label="no value for some seed",
-        )  # fmt: skip
+    _mark_missing(axes, sweep, x, set(range(len(values))) - set(whole))
     handles, names = axes.get_legend_handles_labels()
     if handles:
         _make_room(axes, 0.08 * (len(names) + 1))
         axes.legend(loc="upper right", title="exponent [95 %]", handlelength=1.6)
+
+
+def _mark_missing(axes: Axes, sweep: Sweep, x: _Axis, missing: set[int]) -> None:
+    """Marks, at the foot, where some seed has no value, and apart where one diverged."""
+    gone = {x.index[row[x.key]] for row in sweep.rows if row["regime"] == "diverged"} & missing
+    kinds = ((missing - gone, "|", "no value for some seed"), (gone, "x", "diverged for some seed"))
+    for places, marker, label in kinds:
+        if places:
+            axes.plot(
+                x.places[sorted(places)], np.full(len(places), 0.02), marker, ms=pt(4),
+                color=VERMILION, clip_on=False, transform=axes.get_xaxis_transform(), label=label,
+            )  # fmt: skip
 
 
 def _make_room(axes: Axes, share: float) -> None:

@@ -154,6 +154,19 @@ def test_an_x_without_a_value_for_every_seed_takes_no_part():
 
 
 @pytest.mark.small
+def test_where_a_seed_diverged_is_marked_apart():
+    def some(row):
+        if row["lr"] == LRS[4] and row["seed"] == 1:
+            return {"last_escape": None, "regime": "diverged"}
+        return {"last_escape": None} if row["lr"] == LRS[0] else law(row)
+
+    axes = made_up({"lr": LRS[:5]}, seeds=2, measure=some).plot().axes[0]
+    marks = {line.get_label(): line.get_xdata().tolist() for line in axes.get_lines()}
+    assert marks["no value for some seed"] == [LRS[0]]
+    assert marks["diverged for some seed"] == [LRS[4]]
+
+
+@pytest.mark.small
 def test_columns_are_rows_and_sweeps_are_columns_of_a_figure():
     sweeps = [
         made_up({key: values}, seeds=2, measure=lambda r: {"norm_mean": 1.0, "last_escape": 3.0})
