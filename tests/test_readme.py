@@ -112,4 +112,9 @@ def images(rng):
 @pytest.mark.parametrize("line", TO_RUN, ids=[line.split("#")[0].strip() for line in TO_RUN])
 def test_every_command_runs_verbatim_and_in_order(line, checkout):
     place, environment = checkout
-    subprocess.run(["bash", "-c", line], check=True, cwd=place, env=environment)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=place, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    # asv exits with 1 also where it found a commit slower, as on a busy machine it will.
+    compared = "asv continuous" in line and "BENCHMARKS" in done.stdout
+    assert done.returncode == 0 or compared, done.stdout
