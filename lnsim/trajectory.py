@@ -11,7 +11,6 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,6 +260,8 @@ def _thread_counts(torch: bool) -> dict[str, int]:
 
 @functools.cache
 def _versions() -> dict[str, str]:
+    from importlib import metadata  # an eighth of the time that importing lnsim takes
+
     versions = {}
     for package in ("lnsim", "numpy", "numba", "scipy", "matplotlib", "torch"):
         try:
