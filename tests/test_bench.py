@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bench import benchmarks, peers
+from bench.benchmarks import cases
 from bench.benchmarks.cases import DYNAMICS, Case
 
 FOLDER = Path(benchmarks.__path__[0])
@@ -88,3 +89,11 @@ def test_the_kernels_of_the_peers_agree():
         assert ours.shape == (3, 3, kernel_peers.CLASSES, kernel_peers.CLASSES)
         for theirs in others:
             np.testing.assert_allclose(theirs, ours, rtol=1e-10, atol=1e-10 * np.abs(ours).max())
+
+
+def test_a_benchmark_without_its_backend_is_left_out(monkeypatch):
+    mark = pytest.importorskip("asv_runner.benchmarks.mark")
+    monkeypatch.setattr(cases, "find_spec", lambda name: None)
+    cases.require("numba")
+    with pytest.raises(mark.SkipNotImplemented, match="torch is not installed"):
+        cases.require("torch")

@@ -77,23 +77,18 @@ class Case:
         return time.perf_counter() - start
 
 
-def missing(backend: str) -> str:
-    """What `backend`, such as "torch:cuda", lacks here; nothing where it can run."""
+def require(backend: str) -> None:
+    """Leaves a benchmark out, for its set-up to call, where `backend`, as "torch:cuda", is missing.
+
+    Raises asv's SkipNotImplemented, which asv shows as n/a.
+    """
+    from asv_runner.benchmarks.mark import SkipNotImplemented
+
     name, *device = backend.split(":")
     if name == "torch" and find_spec("torch") is None:
-        return "torch is not installed"
+        raise SkipNotImplemented("torch is not installed")
     if device:
         import torch
 
         if not torch.cuda.is_available():
-            return "there is no CUDA device here"
-    return ""
-
-
-def require(backend: str) -> None:
-    """Leaves a benchmark out where `backend` is missing, for a set-up to call.
-
-    asv shows a benchmark whose set-up raises NotImplementedError as n/a: it is its word for that.
-    """
-    if reason := missing(backend):
-        raise NotImplementedError(reason)
+            raise SkipNotImplemented("there is no CUDA device here")
