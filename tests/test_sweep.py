@@ -13,6 +13,7 @@ import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -435,20 +436,19 @@ TO_MANY = ["sweep", "label-noise", "--grid", f"width={','.join(map(str, MANY['wi
            "--set", *(f"{key}={value}" for key, value in LONG.items())]  # fmt: skip
 
 
-def children_of(number):
-    """The processes that a process started, and that are not over, by their numbers."""
-    text = pathlib.Path(f"/proc/{number}/task/{number}/children").read_text()
-    return [int(word) for word in text.split()]
-
-
 def workers_of(number):
-    return [
-        child for child in children_of(number)
-        if b"spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes()
-    ]  # fmt: skip
+    """The processes of a sweep's pool, once they have been started."""
+    children = psutil.Process(number).children()
+    return [child for child in children if any("spawn_main" in word for word in child.cmdline())]
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+def is_alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.parametrize("whom", ["the group", "the parent", "a worker"])
 def test_sigterm_loses_nothing_and_leaves_nobody(tmp_path, whom):
     command = [sys.executable, "-m", "lnsim", *TO_MANY, "--out", str(tmp_path / "a")]
@@ -463,9 +463,9 @@ def test_sigterm_loses_nothing_and_leaves_nobody(tmp_path, whom):
     if whom == "the group":
         os.killpg(process.pid, signal.SIGTERM)
     else:
-        os.kill(process.pid if whom == "the parent" else workers[0], signal.SIGTERM)
+        os.kill(process.pid if whom == "the parent" else workers[0].pid, signal.SIGTERM)
     said = process.communicate()[0]
-    assert not any(os.path.exists(f"/proc/{worker}/exe") for worker in workers)
+    assert workers and not any(map(is_alive, workers))
     assert "Traceback" not in said
     kept = len(lnsim.Sweep.load(tmp_path / "a").rows)
     if whom == "a worker":
