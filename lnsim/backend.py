@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 
 DIVERGED_ABOVE = 1e60
-OPTIONAL = ("torch",)
-"""The backends that an extra of lnsim installs what is missing for."""
 """Squared residual from which a run has diverged: all that is recorded until then is finite."""
+
+EXTRAS = ("torch",)
+"""The backends whose packages an extra of lnsim, named as they are, installs."""
 
 
 @dataclass
@@ -123,13 +124,13 @@ def load(name: str) -> LinearEngine:
         if error.name == package:
             reason = f"no package {package} was found"
         else:
-            what = f"'lnsim[{name}]'" if name in OPTIONAL else error.name
+            what = f"'lnsim[{name}]'" if name in EXTRAS else error.name
             reason = f"it needs {error.name}: pip install {what}"
         raise ValueError(f"backend {name!r} is not installed: {reason}") from error
+    if not hasattr(module, "linear_engine"):
+        raise ValueError(f"backend {name!r} is none: package {package} has no linear_engine()")
     try:
         engine: LinearEngine = module.linear_engine(*options)
-    except AttributeError as error:
-        raise ValueError(f"{package} is no backend: {error}") from error
     except TypeError as error:
         hint = "; --backend torch has devices" if name == "numba" else ""
         raise ValueError(

@@ -445,6 +445,12 @@ def test_a_backend_of_the_user(tmp_path, monkeypatch):
         simulate(problem, network, dynamics, backend="plain")
     with pytest.raises(ValueError, match="backend 'plain' takes no options 'cuda'"):
         simulate(problem, network, dynamics, backend="plain:cuda")
+    (tmp_path / "lnsim_needy.py").write_text("import a_package_that_nobody_has")
+    with pytest.raises(ValueError, match="needs a_package_that_nobody_has: pip install a_package_"):
+        simulate(problem, network, dynamics, backend="needy")
+    (tmp_path / "lnsim_empty.py").touch()
+    with pytest.raises(ValueError, match="'empty' is none: package lnsim_empty has no linear_engi"):
+        simulate(problem, network, dynamics, backend="empty")
     from lnsim import info
 
     assert "plain" in info.backend_names()
