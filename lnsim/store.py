@@ -112,7 +112,7 @@ class RunFolder:
     """The folder a run writes to, made before the run and taken away if nothing was written.
 
     Raises ValueError where `path` exists and is not empty (unless `reuse`), is no folder, or
-    cannot be written.
+    cannot be written.  What it advises then leaves out --resume unless `resumable`.
     """
 
     def __init__(
