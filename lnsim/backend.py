@@ -101,6 +101,10 @@ class NetworkEngine(Protocol):
     first_layer_norm: Callable[[Any], float]
     pruned_accuracy: Callable[..., FloatArray]
     default_device: Callable[[], str]
+    set_num_threads: Callable[[int], None]
+    """How many threads of the CPU to take for what the calling thread asks from then on."""
+    held: Callable[[int], AbstractContextManager[None]]
+    """The same, for what it asks inside."""
     joined: Callable[[str], AbstractContextManager[str]]
     """Brings together the processes of one run; gives this one's device (distributed.py)."""
     group: Callable[[], Any]

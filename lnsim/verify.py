@@ -158,8 +158,7 @@ def _reasons(trajectory: Trajectory, here: dict[str, Any], again: Trajectory) ->
     packages = ("lnsim", "numpy", "numba", "scipy", *(("torch",) if torch else ()))
     pairs = [(name, there["versions"].get(name), here["versions"][name]) for name in packages]
     pairs += [(name, there.get(name), here.get(name)) for name in ("python", "machine", "cpu")]
-    if torch:
-        pairs.append(("threads", there.get("threads"), again.provenance.get("threads")))
+    pairs.append(("processes", there.get("processes", 1), again.provenance.get("processes", 1)))
     reasons = [f"{name} was {old} and is {new}" for name, old, new in pairs if old != new]
     devices = [trajectory.config["backend"], there.get("device"), again.provenance.get("device")]
     return reasons + (["it ran on cuda"] if any("cuda" in str(name) for name in devices) else [])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import types
 from dataclasses import replace
 
@@ -14,9 +15,10 @@ torch = pytest.importorskip("torch")
 from lnsim_torch import empirical_ntk, linearize
 from lnsim_torch.networks import wide_resnet as build_wide_resnet
 from lnsim_torch.samples import place
+from lnsim_torch.training_plan import Plan
 
+from lnsim import _threads, cli, experiments, figures, function_space
 from lnsim import backend as backends
-from lnsim import cli, experiments, figures, function_space
 from lnsim.experiments import _images, resnet, wide_resnet, wide_resnet_sam
 from lnsim.trajectory import Status, Trajectory
 
@@ -160,8 +162,9 @@ def test_pruning_starts_at_the_accuracy_of_all_weights(residual):
     ("experiment", "setting"), [(wide_resnet, small_wide), (resnet, small_resnet)]
 )
 def test_a_run_stopped_in_its_second_arm_goes_on_to_the_same_bits(
-    data, wide, residual, tmp_path, experiment, setting
+    data, wide, residual, tmp_path, monkeypatch, experiment, setting
 ):
+    monkeypatch.setattr(_threads, "number", lambda: 1)  # one arm after the other
     whole = wide if experiment is wide_resnet else residual
     asked = []
 
@@ -182,6 +185,83 @@ def test_a_run_stopped_in_its_second_arm_goes_on_to_the_same_bits(
             checkpoint_every=0.0,
         )
         assert same(again, whole)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "setting"), [(wide_resnet, small_wide), (resnet, small_resnet)]
+)
+def test_arms_stopped_side_by_side_go_on_to_the_same_bits(
+    data, wide, residual, tmp_path, monkeypatch, experiment, setting
+):
+    monkeypatch.setattr(_threads, "number", lambda: 2)
+    whole = wide if experiment is wide_resnet else residual
+    kept, both = [], threading.Barrier(2)
+
+    def stop():
+        both.wait(60)  # fails unless both arms are in training
+        return True
+
+    stopped = experiment.run(setting(data), stop=stop, checkpoint=kept.append, checkpoint_every=0.0)
+    assert stopped.status == Status("STOPPED", 0)
+    assert {name for name in stopped.state if name.endswith(".status")} == {
+        name for name in whole.state if name.endswith(".status")
+    }
+    again = experiment.run(setting(data), resume=stopped, checkpoint=kept.append,
+                           checkpoint_every=0.0)  # fmt: skip
+    assert same(again, whole)
+    for earlier in kept:
+        earlier.save(tmp_path, "checkpoint.npz")
+        loaded = Trajectory.load(tmp_path, "checkpoint.npz")
+        assert same(experiment.run(setting(data), resume=loaded), whole)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("experiment", "setting"), [(wide_resnet, small_wide), (resnet, small_resnet)]
+)
+def test_the_number_of_cores_changes_no_bit(
+    data, wide, residual, monkeypatch, experiment, setting, cores
+):
+    monkeypatch.setattr(_threads, "number", lambda: cores)
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        found = experiment.run(setting(data))
+        assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
+    assert found.provenance["threads"]["torch"] == 1
+    assert same(found, wide if experiment is wide_resnet else residual)
+
+
+def test_arms_after_one_that_diverges_are_dropped_and_those_before_it_are_not(data, monkeypatch):
+    lr_at = Plan.lr_at
+    monkeypatch.setattr(
+        Plan, "lr_at", lambda plan, step: 1e9 if plan.tau == 0.5 else lr_at(plan, step)
+    )
+    found = []
+    for cores in (1, 3):
+        monkeypatch.setattr(_threads, "number", lambda cores=cores: cores)
+        found.append(resnet.run(small_resnet(data, tau=[0.0, 0.5, 0.6])))
+        assert found[-1].status == Status("DIVERGED", 20)
+        loss = found[-1]["test_loss"]
+        assert np.isfinite(loss[0]).all()
+        np.testing.assert_array_equal(np.isfinite(loss[1]), [True, False, False, False])
+        assert np.isnan(loss[2]).all()
+    assert same(*found)
+
+
+def test_an_arm_that_fails_stops_the_others(data, monkeypatch):
+    monkeypatch.setattr(_threads, "number", lambda: 2)
+    seen = []
+
+    def fail(partial):
+        seen.append(partial)
+        if len(seen) > 1:
+            raise OSError("cannot write: no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        resnet.run(small_resnet(data, epochs=10**6), checkpoint=fail, checkpoint_every=0.0)
 
 
 def test_a_finished_run_goes_on_when_it_is_made_longer(data, wide):

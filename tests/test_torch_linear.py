@@ -6,7 +6,7 @@ import pytest
 import lnsim
 from lnsim.backend import State, load
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 NOISE = lnsim.LabelNoise(1.0)
 CASES = {
@@ -53,6 +53,22 @@ def test_every_dynamics_agrees_in_float64(case, sizes):
     assert runs[0].status == runs[1].status
     # SAM divides by the gradient's norm, which nears 0 where three samples are interpolated.
     assert largest_difference(runs) < (1e-10 if "sam" in case else 1e-12)
+
+
+@pytest.mark.parametrize("dynamics", [lnsim.SGD(1e-4, NOISE), lnsim.SAM(1e-4, 0.1)])
+def test_threads_change_no_bit(dynamics):
+    problem, network = lnsim.gaussian_regression(300, 200), lnsim.ntk_init(250, 200)
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            run = lnsim.simulate(
+                problem, network, dynamics, steps=20, record_every=10, backend="torch"
+            )
+            runs.append({name: value.tobytes() for name, value in run.arrays.items()})
+    finally:
+        torch.set_num_threads(before)
+    assert runs[0] == runs[1] == runs[2]
 
 
 def test_replicas_of_different_rates_agree():

@@ -84,6 +84,8 @@ def test_what_is_another_elsewhere_is_named_and_tolerated(runs):
     there = replace(honest, provenance=elsewhere, arrays={**honest.arrays, **close})
     result = verify(there, seed=1)
     assert result.same and "within a tolerance, as cpu was another and is" in result.lines[1]
+    by_two = replace(honest, provenance={**honest.provenance, "processes": 2})
+    assert "within a tolerance, as processes was 2 and is 1" in verify(by_two, seed=1).lines[1]
     far = {"norm_mean": honest["norm_mean"] * (1 + 1e-5)}
     assert not verify(replace(there, arrays={**honest.arrays, **far}), seed=1).same
 

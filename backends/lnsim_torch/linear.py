@@ -22,6 +22,7 @@ from lnsim.backend import DIVERGED_ABOVE, Gradient, State
 from lnsim.dynamics import FULL_BATCH, Dynamics, Oscillation
 from lnsim.linearized import Twin
 from lnsim.problem import Problem
+from lnsim_torch.threads import held
 
 BLOCK = 64
 """Steps in a CUDA graph; a call of fewer than two blocks is not worth capturing."""
@@ -60,6 +61,20 @@ class TorchEngine:
         twin: Twin | None = None,
     ) -> None:
         """See lnsim.backend.LinearEngine.advance."""
+        with held(1):
+            self._advance(state, problem, dynamics, words, first_step, rows)
+            if twin is not None:
+                self._advance_twin(twin, problem, dynamics, words)
+
+    def _advance(
+        self,
+        state: State,
+        problem: Problem,
+        dynamics: Dynamics,
+        words: Words,
+        first_step: int,
+        rows: FloatArray | None,
+    ) -> None:
         steps = words.shape[1]
         if steps == 0:
             return
@@ -83,8 +98,6 @@ class TorchEngine:
         if oscillating:
             assert state.chain is not None
             state.a[:] = state.chain
-        if twin is not None:
-            self._advance_twin(twin, problem, dynamics, words)
 
     def _advance_twin(
         self, linearized: Twin, problem: Problem, dynamics: Dynamics, words: Words

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from threading import Lock
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, set_num_threads
 
 from lnsim import function_space
 from lnsim._checks import FloatArray
@@ -21,6 +22,7 @@ from lnsim_torch.networks import resnet18, wide_resnet
 from lnsim_torch.ntk import empirical_ntk
 from lnsim_torch.pruning import pruning_curve
 from lnsim_torch.samples import Data, Samples, place
+from lnsim_torch.threads import held
 from lnsim_torch.training import Result, train
 from lnsim_torch.training_plan import Execution, Plan
 
@@ -32,10 +34,12 @@ __all__ = [
     "default_device",
     "first_layer_norm",
     "group",
+    "held",
     "joined",
     "place",
     "pruned_accuracy",
     "resnet18",
+    "set_num_threads",
     "train",
     "wide_resnet",
 ]
@@ -68,6 +72,7 @@ class Tangent:
 
     def __init__(self, network: nn.Module, data: Data) -> None:
         self._data = data
+        self._one_at_a_time = Lock()  # a kernel needs memory
         self._x = _inputs(data.train)
         try:
             self._kernel = empirical_ntk(network.to(data.device), self._x)
@@ -83,7 +88,8 @@ class Tangent:
 
     def distance(self, network: nn.Module) -> float:
         """|K - K_0|_F / |K_0|_F of the kernel K of `network`, on the same images."""
-        return float(kernel_change(empirical_ntk(network, self._x), self._kernel))
+        with self._one_at_a_time:
+            return float(kernel_change(empirical_ntk(network, self._x), self._kernel))
 
     def losses(self, network: nn.Module, lr: float, steps: Sequence[int]) -> dict[str, FloatArray]:
         """Training and test loss of the linearised network after `steps` of gradient descent.

@@ -1,4 +1,5 @@
-"""The progress bar of training: images a second and time left, loss and accuracy at records."""
+"""The progress bar of training: images a second and time left, and of the latest record the
+training loss and the test accuracy."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ class Bar:
         """The latest record."""
         if self._bar is not None:
             loss, accuracy = values["train_loss"], values["test_accuracy"]
-            self._bar.set_postfix_str(f"training loss {loss:.4g}, test accuracy {accuracy:.1%}")
+            self._bar.set_postfix_str(f"loss {loss:.4g}, accuracy {accuracy:.1%}")
 
 
 def _tqdm(progress: bool | str, total: float, done: float) -> Any:
@@ -51,5 +52,6 @@ def _tqdm(progress: bool | str, total: float, done: float) -> Any:
     label = progress if isinstance(progress, str) else None
     # disable=None: silent where the output is no terminal.
     return tqdm(
-        desc=label, total=total, initial=done, unit="image", unit_scale=True, disable=None
+        desc=label, total=total, initial=done, unit="image", unit_scale=True, disable=None,
+        bar_format="{l_bar}{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}",  # 80 columns
     )  # fmt: skip

@@ -17,6 +17,7 @@ from torch.nn.functional import mse_loss
 
 from lnsim._threads import in_blocks
 from lnsim.function_space import Start, State
+from lnsim_torch.threads import held
 
 
 def check_device(device: str) -> None:
@@ -55,11 +56,8 @@ def advance(
         own = State(*(values[runs] for values in vars(state).values()))
         _descend(own, start, labels[runs], lr, real, device)
 
-    threads = torch.get_num_threads()
-    try:
+    with held(1):
         in_blocks(descend, len(state.b2))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _descend(

@@ -1,8 +1,10 @@
-"""The runs of an experiment, its arms, trained one after the other and kept as one trajectory.
+"""The runs of an experiment, its arms, trained side by side and kept as one trajectory.
 
-Each arm is trained to its end before the next begins.  The trajectory's state holds of every arm
-begun so far its records, its network, and what was measured at its end: a run stopped in its second
-arm goes on there, and one that is over can be made longer.
+On the CPU as many arms run at a time as there are cores for, each on `threads` of them; on a GPU,
+and under torchrun, one after the other.  Neither changes a number, nor what is kept, which is what
+arms trained one after the other give: of those after one that diverged, nothing.  The trajectory's
+state holds of every arm begun so far its records, its network, and what was measured at its end: a
+run that was stopped goes on where its arms stood, and one that is over can be made longer.
 """
 
 from __future__ import annotations
@@ -10,11 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import RLock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lnsim import _threads
 from lnsim._checks import FloatArray
 from lnsim.backend import NetworkEngine
 from lnsim.images import Images
@@ -55,6 +61,8 @@ class Arms:
         self.steps = np.array(record_steps(first.steps, first.record_every))
         self._results: dict[str, Any] = {}
         self._measured: dict[str, Records] = {}
+        self._wanted = 0  # arms of which a result is: the first so many
+        self._lock = RLock()
 
     def restore(self, earlier: Trajectory) -> None:
         """Takes over what the arms of `earlier` gave.  Raises ValueError for another run's."""
@@ -67,6 +75,8 @@ class Arms:
             if f"{name}.status" in earlier.state:
                 parts = {part: _below(earlier.state, f"{name}.{part}.") for part in _PARTS}
                 status = Status(*json.loads(str(earlier.state[f"{name}.status"])))
+                if status.code == "DIVERGED":  # beside one that was stopped: it will once more
+                    continue
                 if measured := parts.pop("measured"):
                     self._measured[name] = measured
                 self._results[name] = self._engine.Result(**parts, status=status)
@@ -80,38 +90,78 @@ class Arms:
         measure: Callable[[Any], Records] | None = None,
         progress: bool | Callable[[int], object] | None = None,
         checkpoint: Callable[[Trajectory], object] | None = None,
+        stop: Callable[[], bool] | None = None,
+        threads: int = 1,
         **driver: Any,
     ) -> Trajectory:
         """Trains what is left to train, each arm from a network that `start` makes.
 
-        `driver` goes to the engine's train; `measure` is asked once an arm is trained.
+        `threads` are those that the engine is held to.  `driver` goes to its train; `measure` is
+        asked once an arm is trained.
         """
-        status = Status("OK", int(self.steps[-1]))
-        for i, (name, plan) in enumerate(self._plans.items()):
-            if name in self._measured:
-                continue
+        names = list(self._plans)
+        shown = self._shown(progress)
+        self._wanted = len(names)
+
+        def train(i: int) -> Status:
+            name = names[i]
+            if i >= self._wanted or name in self._measured:
+                return Status("OK", int(self.steps[-1]))
             network = start()
-            self._results[name] = self._engine.train(
-                network,
-                data,
-                plan,
-                execution,
-                resume=self._results.get(name),
-                progress=_shown(progress, name, i * plan.steps),
-                checkpoint=self._keeping(name, checkpoint),
-                **driver,
-            )
-            status = self._results[name].status
+            result = self._engine.train(
+                network, data, self._plans[name], execution, resume=self._results.get(name),
+                progress=shown(name), checkpoint=self._keeping(name, checkpoint),
+                stop=lambda: i >= self._wanted or (stop is not None and stop()), **driver,
+            )  # fmt: skip
+            trained = result.status.code == "OK"
+            measured = measure(network) if trained and measure is not None else {}
+            with self._lock:
+                self._results[name] = result
+                if measured:
+                    self._measured[name] = measured
+                if not trained:
+                    self._wanted = min(self._wanted, i + 1)
+            return result.status
+
+        for i, status in enumerate(self._side_by_side(train, len(names), threads)):
+            if status.code == "DIVERGED":
+                for later in names[i + 1 :]:
+                    self._results.pop(later, None)
+                    self._measured.pop(later, None)
             if status.code != "OK":
                 return self.trajectory(status)
-            if measure is not None:
-                self._measured[name] = measure(network)
-        return self.trajectory(status)
+        return self.trajectory(Status("OK", int(self.steps[-1])))
+
+    def _side_by_side(
+        self, train: Callable[[int], Status], count: int, threads: int
+    ) -> list[Status]:
+        """What `train` gives for each arm.  One that fails has the others stop at a record."""
+        alone = self._device != "cpu" or self._engine.group().size > 1
+        at_once = 1 if alone else _threads.number() // threads
+        if at_once < 2:
+            return [train(i) for i in range(count)]
+
+        def work(i: int) -> Status:
+            try:
+                return train(i)
+            except BaseException:
+                self._wanted = 0
+                raise
+
+        with ThreadPoolExecutor(
+            at_once, initializer=self._engine.set_num_threads, initargs=(threads,)
+        ) as pool:
+            futures = [pool.submit(work, i) for i in range(count)]
+            try:
+                return [future.result() for future in futures]
+            finally:
+                self._wanted = 0  # a Ctrl-C comes here, not there
 
     def trajectory(self, status: Status) -> Trajectory:
         """All that was recorded so far, and the state to go on from."""
         state: dict[str, NDArray[Any]] = {"images": _fingerprint(self._images)}
-        for name, result in self._results.items():
+        for name in filter(self._results.__contains__, self._plans):
+            result = self._results[name]
             state[f"{name}.status"] = np.array(json.dumps([result.status.code, result.status.step]))
             held = (result.records, result.state, self._measured.get(name, {}))
             for part, arrays in zip(_PARTS, held, strict=True):
@@ -121,7 +171,8 @@ class Arms:
         arrays = {
             "step": self.steps, "images": counts, **self._assemble(records, self._measured)
         }  # fmt: skip
-        about = {**provenance(self._config), "device": self._device}
+        processes = self._engine.group().size
+        about = {**provenance(self._config), "device": self._device, "processes": processes}
         return Trajectory(arrays, self._config, status, state, about)
 
     def _records(self, name: str) -> Records:
@@ -143,25 +194,32 @@ class Arms:
             return None
 
         def keep(result: Any) -> None:
-            self._results[name] = result
-            checkpoint(self.trajectory(result.status))
+            with self._lock:
+                self._results[name] = result
+                checkpoint(self.trajectory(result.status))
 
         return keep
+
+    def _shown(
+        self, progress: bool | Callable[[int], object] | None
+    ) -> Callable[[str], str | Callable[[int], object] | None]:
+        """The progress of each arm, by its name: a bar so called, or the steps of all arms."""
+        if progress is None or isinstance(progress, bool):
+            return lambda name: name if progress else None
+        report = progress
+        done = {name: int(self.steps[-1]) for name in self._measured}
+
+        def count(name: str, step: int) -> None:
+            with self._lock:
+                done[name] = step
+                report(sum(done.values()))
+
+        return lambda name: partial(count, name)
 
 
 def _below(state: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
     """What `state` holds under names that begin with `prefix`, by the rest of the name."""
     return {k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)}
-
-
-def _shown(
-    progress: bool | Callable[[int], object] | None, name: str, before: int
-) -> str | Callable[[int], object] | None:
-    """Progress of one arm: a bar with its name, or the steps of all arms so far."""
-    if progress is None or isinstance(progress, bool):
-        return name if progress else None
-    report = progress
-    return lambda step: report(before + step)
 
 
 def _fingerprint(images: Images) -> NDArray[np.uint8]:

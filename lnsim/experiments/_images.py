@@ -31,7 +31,8 @@ class Setting:
     """What all have.  `preset` names where the other values come from, but for those changed.
 
     `data` is the path of an .npz file, or "cifar10", downloaded below `data_root`.  Of `samples`
-    and `test_samples` images 0 are all there are.
+    and `test_samples` images 0 are all there are.  `threads`, of the CPU, are those of each network
+    in training: sums shared among threads are rounded otherwise, so they are part of the run.
     """
 
     preset: str = "small"
@@ -40,6 +41,7 @@ class Setting:
     samples: int = 0
     test_samples: int = 0
     seed: int = 0
+    threads: int = 1
 
 
 def default_preset(backend: str, device: str | None) -> str:
@@ -61,6 +63,7 @@ def choose(config: Setting) -> Images:
 
     The same seed chooses the same images as in `linearization`.
     """
+    _checks.integer("threads", config.threads, 1)
     source = images.load(config.data, config.data_root)
     if source.train_images.ndim != 4 or source.train_images.shape[-1] != 3:
         raise ValueError(

@@ -92,15 +92,19 @@ def run(
     plans = {name: _plan(engine, config, changes) for name, changes in arms.items()}
     execution = engine.Execution(compile=config.compile)
     images = _images.choose(config)
-    data = engine.place(images, device, normalization="global")
-    recorder = _Recorder(engine, config, data)
     identity = {"experiment": experiment, "backend": backend, **asdict(config)}
-    kept = Arms(
-        engine, plans, images, (*SERIES, KERNEL), recorder.assemble, identity, device
-    )  # fmt: skip
-    if resume is not None:
-        kept.restore(resume)
-    return kept.train(recorder.start, data, execution, observe=recorder.observe, **driver)
+    with engine.held(config.threads):
+        data = engine.place(images, device, normalization="global")
+        recorder = _Recorder(engine, config, data)
+        kept = Arms(
+            engine, plans, images, (*SERIES, KERNEL), recorder.assemble, identity, device
+        )  # fmt: skip
+        if resume is not None:
+            kept.restore(resume)
+        return kept.train(
+            recorder.start, data, execution, observe=recorder.observe, threads=config.threads,
+            **driver,
+        )  # fmt: skip
 
 
 def report(trajectory: Trajectory) -> list[str]:

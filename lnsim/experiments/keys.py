@@ -42,6 +42,7 @@ MEANINGS = {
     "steps": "how long to train",
     "tau": "probability that a label is drawn anew each time it is used",
     "test_samples": "samples of the test set; of images, 0: all",
+    "threads": "of the CPU, for each network; they change the last bits",
     "theta_norm": "|theta*| to scale the labels to; 0: as drawn",
     "tracked": "neurons that are followed one by one",
     "train_measured": "images the training loss is taken of; 0: all",

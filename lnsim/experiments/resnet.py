@@ -119,15 +119,17 @@ def run(
     arms = Arms(engine, plans, images, SERIES, assemble, identity, device)
     if resume is not None:
         arms.restore(resume)
-    data = engine.place(images, device)
-    measure = partial(
-        engine.pruned_accuracy, data=data, loss=LOSS, percentages=config.kept_percent,
-        execution=execution,
-    )  # fmt: skip
-    start = partial(engine.resnet18, width=config.width, seed=config.seed)
-    return arms.train(
-        start, data, execution, measure=lambda network: {PRUNED: measure(network)}, **driver
-    )
+    with engine.held(config.threads):
+        data = engine.place(images, device)
+        measure = partial(
+            engine.pruned_accuracy, data=data, loss=LOSS, percentages=config.kept_percent,
+            execution=execution,
+        )  # fmt: skip
+        start = partial(engine.resnet18, width=config.width, seed=config.seed)
+        return arms.train(
+            start, data, execution, measure=lambda network: {PRUNED: measure(network)},
+            threads=config.threads, **driver,
+        )  # fmt: skip
 
 
 def figure(trajectory: Trajectory) -> Figure:
