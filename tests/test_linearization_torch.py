@@ -1,12 +1,19 @@
 """The torch engine of function-space linearisation: the same runs by autograd; its bad input."""
 
+import hashlib
+import http.server
+import io
+import pickle
 import sys
-import types
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lnsim import function_space
+from lnsim import function_space, images
 from lnsim.experiments import linearization
 
 torch = pytest.importorskip("torch")
@@ -100,38 +107,78 @@ def test_cuda_where_there_is_none(data, monkeypatch):
 
 
 @pytest.fixture
-def torchvision(monkeypatch):
-    """A torchvision that has the data set as it is, without the download."""
+def archive(tmp_path, monkeypatch):
+    """A small CIFAR-10 archive on a web server of this machine, from which torchvision takes it."""
+    datasets = pytest.importorskip("torchvision.datasets")
+    rng = np.random.default_rng(0)
+    files = {"batches.meta": {"label_names": [str(label) for label in range(10)]}}
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        pixels = rng.integers(0, 256, (8, 3072), dtype=np.uint8)
+        files[name] = {"data": pixels, "labels": rng.integers(0, 10, 8).tolist()}
+    path = tmp_path / "web" / "cifar-10-python.tar.gz"
+    path.parent.mkdir()
+    sums = {}
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            held = pickle.dumps(content)
+            sums[name] = hashlib.md5(held).hexdigest()
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(held)
+            tar.addfile(info, io.BytesIO(held))
+    listed = [[name, md5] for name, md5 in sums.items()]
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0),
+        partial(http.server.SimpleHTTPRequestHandler, directory=path.parent),
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {
+        "url": f"http://127.0.0.1:{server.server_port}/{path.name}",
+        "tgz_md5": hashlib.md5(path.read_bytes()).hexdigest(),
+        "train_list": listed[1:6],
+        "test_list": listed[6:],
+        "meta": meta,
+    }.items():
+        monkeypatch.setattr(datasets.CIFAR10, name, value)
+    yield path, files
+    server.shutdown()
+    server.server_close()
 
-    class CIFAR10:
-        def __init__(self, root, train, download):
-            if root == "spoilt":
-                raise RuntimeError("File not found or corrupted.")
-            assert download
-            rng = np.random.default_rng(int(train))
-            self.data = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
-            self.targets = rng.integers(0, 10, 40).tolist()
 
-    package, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
-    datasets.CIFAR10 = CIFAR10
-    monkeypatch.setitem(sys.modules, "torchvision", package)
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
-    monkeypatch.delitem(sys.modules, "lnsim_torch.data", raising=False)
-    yield
-    sys.modules.pop("lnsim_torch.data", None)
+def test_cifar10_is_downloaded_once_and_checked(archive, tmp_path, capsys):
+    path, files = archive
+    here = str(tmp_path / "here")
+    found = images.load("cifar10", here)
+    assert "100%" in capsys.readouterr().err
+    for pixels, labels, names in (
+        (found.train_images, found.train_labels, [f"data_batch_{i}" for i in range(1, 6)]),
+        (found.test_images, found.test_labels, ["test_batch"]),
+    ):
+        expected = np.concatenate([files[name]["data"] for name in names])
+        by_channel = pixels.transpose(0, 3, 1, 2).reshape(-1, 3072)
+        np.testing.assert_array_equal(by_channel, expected)
+        assert labels.tolist() == [label for name in names for label in files[name]["labels"]]
 
-
-def test_cifar10_comes_through_torchvision(torchvision):
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    with pytest.raises(ValueError, match=r"CIFAR-10 cannot be had below .*elsewhere.*corrupted"):
+        images.load("cifar10", str(tmp_path / "elsewhere"))
+    path.unlink()  # it is there already, and need not be had again
     config = linearization.Config(
-        data="cifar10", data_root="here", samples=8, test_samples=8, width=8, steps=2
+        data="cifar10", data_root=here, samples=8, test_samples=8, width=8, steps=2
     )
     assert linearization.run(config).status.code == "OK"
-    with pytest.raises(ValueError, match=r"CIFAR-10 cannot be had below 'spoilt': .*corrupted"):
-        linearization.run(linearization.Config(data="cifar10", data_root="spoilt"))
+    for kept in Path(here).rglob("*.tar.gz"):
+        kept.unlink()
+    batch = Path(here, "cifar-10-batches-py", "data_batch_3")
+    batch.write_bytes(batch.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"cannot be had below .*404"):
+        linearization.run(config)
 
 
 def test_missing_torchvision_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in ("torchvision", "torchvision.datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "lnsim_torch.data", raising=False)
     with pytest.raises(ValueError, match=r"torchvision: pip install 'lnsim\[torch\]'"):
         linearization.run(linearization.Config(data="cifar10"))
