@@ -3,7 +3,7 @@
 A panel per sweep and column.  In a map a cell is the median over seeds, or the commonest word; the
 lines are where a prediction equals what it is held against.  In a curve the line is the median over
 seeds, the band reaches from the least to the largest, and the fit (sweep_fit.py) is of all seeds'
-values; an x at which some seed has no value takes no part in any of them: the others would be a
+values, and told to be a poor one where they bend; an x at which some seed has no value takes no part in any of them: the others would be a
 selection.
 """
 
@@ -299,7 +299,7 @@ def draw_curve(axes: Axes, sweep: Sweep, column: str) -> None:
     _mark_missing(axes, sweep, x, set(range(len(values))) - set(whole))
     handles, names = axes.get_legend_handles_labels()
     if handles:
-        _make_room(axes, 0.08 * (len(names) + 1))
+        _make_room(axes, 0.08 * (1 + sum(1 + name.count("\n") for name in names)))
         axes.legend(loc="upper right", title="exponent [95 %]", handlelength=1.6)
 
 
@@ -333,6 +333,7 @@ def _draw_power_law(axes: Axes, places: FloatArray, values: list[FloatArray]) ->
         return
     law = power_law(x, y)
     label = f"fit {_number(law.exponent)} [{_number(law.low)}, {_number(law.high)}]"
+    label += "\nbut the points bend" if law.bends else ""
     at = np.geomspace(x.min(), x.max(), 50)
     axes.plot(at, law(at), color=VERMILION, lw=pt(0.9), label=label)
 

@@ -3,6 +3,11 @@
 With y = c x^k exp(noise), log y = log c + k log x + noise is linear: k is the slope, and where the
 noise is normal and of one size, (estimate - k)/(standard error) follows Student's t with n - 2
 degrees of freedom.
+
+Whether a straight line will do is asked of the same points: with q the part of (log x)^2 that is
+orthogonal to 1 and log x, the residual has slope c = <q, residual>/<q, q> along it.  Where Student's
+interval for c, with n - 3 degrees of freedom, leaves out 0 the points bend, and the interval for k
+says less than it seems to.
 """
 
 from __future__ import annotations
@@ -17,16 +22,22 @@ from lnsim import _checks
 from lnsim._checks import FloatArray
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-9
+"""Departures from a line that are taken for rounding, in logarithms."""
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """y = factor x^exponent; `low` and `high` bound the exponent with probability CONFIDENCE."""
+    """y = factor x^exponent; `low` and `high` bound the exponent with probability CONFIDENCE.
+
+    `bends`: the points leave the line, in logarithms, by more than their noise.
+    """
 
     exponent: float
     low: float
     high: float
     factor: float
+    bends: bool
 
     def __call__(self, x: ArrayLike) -> FloatArray:
         """The fitted y at x, (n,) -> (n,)."""
@@ -44,8 +55,6 @@ def power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
     _checks.real("y", ys, above=0.0)
     if xs.size < 3 or np.ptp(xs) == 0.0:
         raise ValueError(f"a power law needs 3 points of different x, got {xs.size}")
-    from scipy.special import stdtrit
-
     log_x, log_y = np.log(xs), np.log(ys)
     middle = log_x.mean()
     t = log_x - middle
@@ -53,6 +62,26 @@ def power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
     slope = float(t @ log_y) / spread
     level = float(log_y.mean())
     residual = log_y - level - slope * t
-    error = math.sqrt(float(residual @ residual) / (xs.size - 2) / spread)
-    reach = float(stdtrit(xs.size - 2, 0.5 + CONFIDENCE / 2)) * error
-    return PowerLaw(slope, slope - reach, slope + reach, math.exp(level - slope * middle))
+    reach = _reach(residual, xs.size - 2, spread)
+    factor = math.exp(level - slope * middle)
+    return PowerLaw(slope, slope - reach, slope + reach, factor, _bends(t, residual))
+
+
+def _reach(residual: FloatArray, freedom: int, spread: float) -> float:
+    """Half of Student's interval for a slope along points of so large a sum of squares."""
+    from scipy.special import stdtrit
+
+    error = math.sqrt(float(residual @ residual) / freedom / spread)
+    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * error
+
+
+def _bends(t: FloatArray, residual: FloatArray) -> bool:
+    """Whether `residual` : (n,) has a slope along the curvature of t : (n,), which has mean 0."""
+    square = t**2
+    q = square - square.mean() - float(t @ square) / float(t @ t) * t
+    spread = float(q @ q)
+    if t.size < 4 or spread <= 1e-12 * float(square @ square):  # two different x have no bend
+        return False
+    slope = float(q @ residual) / spread
+    noise = max(ROUNDING / math.sqrt(spread), _reach(residual - slope * q, t.size - 3, spread))
+    return abs(slope) > noise

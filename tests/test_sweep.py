@@ -549,7 +549,7 @@ def test_the_power_law_of_exact_and_of_noisy_data():
     x = np.geomspace(0.1, 50.0, 9)
     exact = power_law(x, 3.0 * x**-2.0)
     assert exact.exponent == pytest.approx(-2.0) and exact.factor == pytest.approx(3.0)
-    assert exact.high - exact.low < 1e-12
+    assert exact.high - exact.low < 1e-12 and not exact.bends
     np.testing.assert_allclose(exact(x), 3.0 * x**-2.0)
     from scipy import stats
 
@@ -569,6 +569,17 @@ def test_the_interval_of_the_exponent_covers_it_as_often_as_it_says():
     laws = [power_law(x, x**1.5 * np.exp(rng.standard_normal(15))) for _ in range(2000)]
     covered = np.mean([law.low <= 1.5 <= law.high for law in laws])
     assert covered == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 2000))
+    bends = np.mean([law.bends for law in laws])
+    assert bends == pytest.approx(0.05, abs=4 * math.sqrt(0.95 * 0.05 / 2000))
+
+
+@pytest.mark.small
+def test_points_that_bend_are_told_from_points_that_scatter():
+    x = np.repeat(np.geomspace(1.0, 100.0, 6), 4)
+    noise = np.exp(0.1 * np.random.default_rng(2).standard_normal(x.size))
+    assert power_law(x, (x**-2.0 + 3e-4) * noise).bends
+    assert power_law([1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 4.0, 9.0]).bends is False
+    assert not power_law([1.0, 1.0, 4.0, 4.0], [1.0, 2.0, 4.0, 9.0]).bends
 
 
 @pytest.mark.small
