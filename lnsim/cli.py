@@ -56,11 +56,22 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"lnsim: {message} (see {self.prog} --help)\n")
 
 
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for, which takes a while."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *asked: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"lnsim {version('lnsim')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="lnsim",
         description="How noise in training carries a network from the lazy to the rich regime.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which lnsim this is")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     listing = commands.add_parser("list", help="name the experiments, or the keys of one")

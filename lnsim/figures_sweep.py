@@ -3,8 +3,8 @@
 A panel per sweep and column.  In a map a cell is the median over seeds, or the commonest word; the
 lines are where a prediction equals what it is held against.  In a curve the line is the median over
 seeds, the band reaches from the least to the largest, and the fit (sweep_fit.py) is of all seeds'
-values, and told to be a poor one where they bend; an x at which some seed has no value takes no part in any of them: the others would be a
-selection.
+values; its label says where they bend.  An x at which some seed has no value takes no part in any
+of them: the others would be a selection.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ noise is normal and of one size, (estimate - k)/(standard error) follows Student
 degrees of freedom.
 
 Whether a straight line will do is asked of the same points: with q the part of (log x)^2 that is
-orthogonal to 1 and log x, the residual has slope c = <q, residual>/<q, q> along it.  Where Student's
+orthogonal to 1 and log x, the residual has slope c = <q, residual>/<q, q> along it.  Where the
 interval for c, with n - 3 degrees of freedom, leaves out 0 the points bend, and the interval for k
 says less than it seems to.
 """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import fields
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -23,6 +24,14 @@ FILES = {"config.toml", "trajectory.npz", "summary.json", "environment.json",
 
 def run(folder, *more):
     return main(["run", "label-noise", "--out", str(folder), *SMALL, *more])
+
+
+@pytest.mark.small
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"lnsim {metadata.version('lnsim')}\n"
 
 
 @pytest.mark.small
