@@ -306,8 +306,8 @@ def test_what_a_rule_raises_says_that_it_is_the_rule_s():
     with pytest.raises(ValueError, match="matmul") as raised:
         simulate(problem, network, lnsim.CustomDynamics(lambda W, a, X, y, t: (W @ X, a)))
     (note,) = raised.value.__notes__
-    given = f"given W {network.W.shape}, a {network.a.shape}, X (1, {problem.dim}), y (1,) and t = 0"
-    assert note == f"raised by the rule's own step, {given}"
+    shapes = f"W {network.W.shape}, a {network.a.shape}, X (1, {problem.dim}), y (1,)"
+    assert note == f"raised by the rule's own step, given {shapes} and t = 0"
 
 
 def test_bad_values_are_named():
