@@ -290,8 +290,13 @@ def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observ
     return dict(observables)
 
 
-def number(name: str, value: Any) -> float:
-    """What the observable `name` returned, as a float.  Raises TypeError if it is no number."""
+def ask(name: str, function: Observable, network: Network) -> float:
+    """What the observable `name` says of a network.  Raises TypeError if it is no number."""
+    try:
+        value = function(network)
+    except Exception as error:  # whatever it is, it is the observable's own and goes on
+        error.add_note(f"raised by the observable {name!r}")
+        raise
     found = np.asarray(value)
     if found.ndim > 0 or found.dtype.kind not in "biuf":
         shape = f" of shape {found.shape}" if found.ndim else ""

@@ -21,7 +21,7 @@ from lnsim.observables import (
     Frame,
     Observable,
     View,
-    number,
+    ask,
 )
 from lnsim.reduction import rest_scale
 from lnsim.replicas import Replicas
@@ -190,7 +190,7 @@ class Recorder:
 
     def _ask(self, network: Network) -> list[float]:
         """What the user's observables say of a network."""
-        return [number(name, function(network)) for name, function in self._observables.items()]
+        return [ask(name, function, network) for name, function in self._observables.items()]
 
     def _flush(self) -> None:
         """Computes what is asked of the networks that wait."""

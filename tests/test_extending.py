@@ -394,8 +394,10 @@ def test_observables_that_cannot_be(reduce):
         ({"train_loss": spread}, ValueError, "'train_loss': a trajectory has an array of that"),
         ({"file": spread}, ValueError, "'file'"),
     ):  # fmt: skip
-        with pytest.raises(error, match=says):
+        with pytest.raises(error, match=says) as raised:
             simulate(problem, network, lnsim.SGD(LR), observables=observables, reduce=reduce)
+        if says == "read-only":
+            assert raised.value.__notes__ == ["raised by the observable 'own'"]
 
 
 def test_no_array_of_a_trajectory_is_free_to_take():
