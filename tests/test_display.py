@@ -327,6 +327,21 @@ def test_how_a_run_ended_stands_in_the_figure_and_covers_nothing(name, style):
 
 
 @pytest.mark.small
+def test_a_twin_that_falls_out_of_the_axes_says_where_it_ends(single):
+    falling = np.geomspace(1.0, 1e-28, single.steps.size) * single["train_loss"][0]
+    arrays = {**single.arrays, "linearized_train_loss": falling}
+    found = {}
+    for name, trajectory in (
+        ("as it is", single),
+        ("fallen", dataclasses.replace(single, arrays=arrays)),
+    ):
+        axes = experiments.load("label-noise").figure(trajectory).axes[0]
+        found[name] = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert found["as it is"] == ["test", "train", "lin. test", "lin. train"]
+    assert found["fallen"][:3] == found["as it is"][:3]
+    assert found["fallen"][3] == f"lin. train (ends at {falling[-1]:.0e})"
+
+
 def test_replicas_that_diverged_are_told(ensemble):
     gone = {**ensemble.arrays, "diverged_at": np.array([-1, 40, 1007])}
     broken = dataclasses.replace(ensemble, arrays=gone)
