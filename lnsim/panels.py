@@ -169,9 +169,9 @@ def draw_losses(axes: Axes, series: Series) -> None:
     _whole_decades(axes, np.concatenate([np.empty(0), *shown]), lowest)
     axes.set_ylabel("loss (clean labels)")
     for line in axes.get_lines():
-        end = np.asarray(line.get_ydata())[-1]
-        if end < axes.get_ylim()[0]:  # whoever looks for the curve does not find it
-            line.set_label(f"{line.get_label()} (ends at {end:.0e})")
+        _, *values = np.asarray(line.get_ydata())
+        if values and max(values) < axes.get_ylim()[0]:  # none of it is seen, whoever looks for it
+            line.set_label(f"{line.get_label()} (ends at {values[-1]:.0e})")
     handles, labels = axes.get_legend_handles_labels()
     fallen = bool(own) and all(v[-1] < 1e-3 * v[0] for v in shown if v.size)
     axes.legend(handles[::-1], labels[::-1], loc="upper right" if fallen else "lower left")
