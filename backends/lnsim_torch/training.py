@@ -73,6 +73,7 @@ def train(
     observe: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     progress: bool | str | Callable[[int], object] | None = None,
     stop: Callable[[], bool] | None = None,
+    each: Callable[[], object] | None = None,
     checkpoint: Callable[[Result], object] | None = None,
     checkpoint_every: float = 60.0,
     resume: Result | None = None,
@@ -81,10 +82,11 @@ def train(
 
     Recorded at steps 0, record_every, ..., and the last, with what `observe(network, step)` gives.
     `progress`: True for a bar, a text for a bar with this label, or a function called with the
-    steps done.  `stop` is asked at every record; `checkpoint` is called with the result so far, at
-    the first record and then at one when `checkpoint_every` seconds have passed.  `resume`: a
-    result of the same plan that ended earlier, of which only `steps` may have been changed; the
-    network must be of the same kind, its weights are replaced.
+    steps done.  `stop` is asked at every record, `each` is called after every step, and may raise;
+    `checkpoint` is called with the result so far, at the first record and then at one when
+    `checkpoint_every` seconds have passed.  `resume`: a result of the same plan that ended earlier,
+    of which only `steps` may have been changed; the network must be of the same kind, its weights
+    are replaced.
 
     Raises ValueError or TypeError for bad input, and ValueError where memory does not suffice.
     """
@@ -102,6 +104,8 @@ def train(
                     run.descend(next(draws), step)
                     step += 1
                     bar.step(step)
+                    if each is not None:
+                        each()
                 network.eval()
                 values = run.measure()
                 if not all(map(math.isfinite, values.values())):

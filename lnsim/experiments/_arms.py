@@ -62,6 +62,7 @@ class Arms:
         self._results: dict[str, Any] = {}
         self._measured: dict[str, Records] = {}
         self._wanted = 0  # arms of which a result is: the first so many
+        self._failure: BaseException | None = None
         self._lock = RLock()
 
     def restore(self, earlier: Trajectory) -> None:
@@ -101,7 +102,7 @@ class Arms:
         """
         names = list(self._plans)
         shown = self._shown(progress)
-        self._wanted = len(names)
+        self._wanted, self._failure = len(names), None
 
         def train(i: int) -> Status:
             name = names[i]
@@ -111,7 +112,8 @@ class Arms:
             result = self._engine.train(
                 network, data, self._plans[name], execution, resume=self._results.get(name),
                 progress=shown(name), checkpoint=self._keeping(name, checkpoint),
-                stop=lambda: i >= self._wanted or (stop is not None and stop()), **driver,
+                stop=lambda: i >= self._wanted or (stop is not None and stop()),
+                each=self._fail, **driver,
             )  # fmt: skip
             trained = result.status.code == "OK"
             measured = measure(network) if trained and measure is not None else {}
@@ -135,7 +137,7 @@ class Arms:
     def _side_by_side(
         self, train: Callable[[int], Status], count: int, threads: int
     ) -> list[Status]:
-        """What `train` gives for each arm.  One that fails has the others stop at a record."""
+        """What `train` gives for each arm.  Where one fails, the others fail at their next step."""
         alone = self._device != "cpu" or self._engine.group().size > 1
         at_once = 1 if alone else _threads.number() // threads
         if at_once < 2:
@@ -144,8 +146,8 @@ class Arms:
         def work(i: int) -> Status:
             try:
                 return train(i)
-            except BaseException:
-                self._wanted = 0
+            except BaseException as error:
+                self._failure = error
                 raise
 
         with ThreadPoolExecutor(
@@ -154,8 +156,14 @@ class Arms:
             futures = [pool.submit(work, i) for i in range(count)]
             try:
                 return [future.result() for future in futures]
-            finally:
-                self._wanted = 0  # a Ctrl-C comes here, not there
+            except BaseException as error:  # a Ctrl-C comes here, not there
+                self._failure = error
+                raise
+
+    def _fail(self) -> None:
+        """Raises what another arm has raised."""
+        if self._failure is not None:
+            raise self._failure
 
     def trajectory(self, status: Status) -> Trajectory:
         """All that was recorded so far, and the state to go on from."""
