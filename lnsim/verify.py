@@ -28,6 +28,9 @@ from lnsim.trajectory import Status, Trajectory, provenance
 CLOSE, CLOSE_FLOAT32 = 1e-6, 1e-3
 """How far numbers may differ, as a share of the largest of their array, where bits may."""
 
+SHOWN = 10
+"""Differences that are named one by one; the records come first."""
+
 AT_THE_END = ("lazy_escape", "final_W", "final_a", "diverged_at")
 WITH_CLOUDS = (*CLOUDS, "lemma_3_nonpositive", "lemma_3_decrease")
 CONSTANT = ("theta_star", "tracked_neurons", "cloud_step")
@@ -85,7 +88,8 @@ def verify(
     lines = [
         f"recomputed    steps {begin:,} to {again.status.step:,}, a segment drawn by seed {seed}",
         f"compared      {len(pairs)} arrays, {numbers:,} numbers, {how}",
-        *(f"differs       {text}" for text in found),
+        *(f"differs       {text}" for text in found[:SHOWN]),
+        *([f"differs       {len(found) - SHOWN:,} more"] if len(found) > SHOWN else []),
         *([] if found else ["result        all the same"]),
     ]
     return Verification(lines, not found)

@@ -77,6 +77,16 @@ def test_a_changed_end_is_found(runs, array):
 
 
 @pytest.mark.small
+def test_differences_fill_no_screens(runs):
+    honest = Trajectory.load(runs / "label-noise")
+    changed = {name: value + 1 for name, value in honest.arrays.items() if value.dtype.kind == "f"}
+    forged = replace(honest, arrays={**honest.arrays, **changed})
+    lines = verify(forged, seed=seed_of(honest, "160 to 200")).lines
+    assert [line.split()[0] for line in lines[2:]] == ["differs"] * 11
+    assert lines[-1].endswith(" more")
+
+
+@pytest.mark.small
 def test_what_is_another_elsewhere_is_named_and_tolerated(runs):
     honest = Trajectory.load(runs / "label-noise")
     elsewhere = {**honest.provenance, "cpu": "another"}

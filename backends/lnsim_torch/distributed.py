@@ -16,12 +16,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from lnsim_torch.two_layer import check_device
 
@@ -100,6 +99,20 @@ def synchronised(network: nn.Module) -> Iterator[None]:
             module.__class__ = nn.BatchNorm2d
 
 
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes, with its gradient: all losses depend on all parts."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
+
+
 class _SharedBatchNorm(nn.BatchNorm2d):
     """Batch norm whose sums over the batch are added up over all processes."""
 
@@ -109,11 +122,11 @@ class _SharedBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         z = x.to(self.weight.dtype)
         count = z.new_tensor([z.numel() / z.shape[1]])
-        sums = all_reduce(torch.cat([z.sum((0, 2, 3)), count]))
+        sums = _Sum.apply(torch.cat([z.sum((0, 2, 3)), count]))
         count = sums[-1]
         mean = sums[:-1] / count
         z = z - mean[:, None, None]
-        variance = all_reduce(z.square().sum((0, 2, 3))) / count
+        variance = _Sum.apply(z.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self._keep(mean, variance * count / (count - 1))
         scale = self.weight * (variance + self.eps).rsqrt()
