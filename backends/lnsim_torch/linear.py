@@ -50,6 +50,7 @@ class TorchEngine:
             raise ValueError(f"device {device!r} was asked for, but there is no CUDA device here")
         self.dtype = DTYPES[dtype]
 
+    @held(1)
     def advance(
         self,
         state: State,
@@ -60,21 +61,7 @@ class TorchEngine:
         rows: FloatArray | None = None,
         twin: Twin | None = None,
     ) -> None:
-        """See lnsim.backend.LinearEngine.advance."""
-        with held(1):
-            self._advance(state, problem, dynamics, words, first_step, rows)
-            if twin is not None:
-                self._advance_twin(twin, problem, dynamics, words)
-
-    def _advance(
-        self,
-        state: State,
-        problem: Problem,
-        dynamics: Dynamics,
-        words: Words,
-        first_step: int,
-        rows: FloatArray | None,
-    ) -> None:
+        """See lnsim.backend.LinearEngine.advance.  On one thread of the CPU: see threads.py."""
         steps = words.shape[1]
         if steps == 0:
             return
@@ -98,6 +85,8 @@ class TorchEngine:
         if oscillating:
             assert state.chain is not None
             state.a[:] = state.chain
+        if twin is not None:
+            self._advance_twin(twin, problem, dynamics, words)
 
     def _advance_twin(
         self, linearized: Twin, problem: Problem, dynamics: Dynamics, words: Words
