@@ -189,7 +189,7 @@ def _pairs(trajectory: Trajectory, again: Trajectory, first: int | None) -> Iter
     begin = 0 if first is None else first + 1
     count = min(trajectory.steps.size, again.steps.size)
     steps = trajectory.steps[begin:count]
-    ended = again.status == trajectory.status
+    ended = _ended_alike(trajectory, again)
     for name in sorted(again.arrays.keys() & trajectory.arrays.keys()):
         ours, theirs = trajectory[name], again[name]
         if name in WITH_CLOUDS:
@@ -203,6 +203,14 @@ def _pairs(trajectory: Trajectory, again: Trajectory, first: int | None) -> Iter
     for name in sorted(again.state.keys() & trajectory.state.keys()):
         if name.startswith(taken) or (ended and not name.startswith("at ")):
             yield _Pair(f"state {name}", trajectory.state[name], again.state[name])
+
+
+def _ended_alike(trajectory: Trajectory, again: Trajectory) -> bool:
+    """Whether both ended at one step and, of a run of several networks, every network did."""
+    names = [name for name in trajectory.state if name.endswith(".status")]
+    return again.status == trajectory.status and all(
+        np.array_equal(trajectory.state[name], again.state.get(name, "")) for name in names
+    )
 
 
 def _of_clouds(trajectory: Trajectory, again: Trajectory, name: str, first_step: int) -> _Pair:

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lnsim_torch import empirical_ntk, linearize
+from lnsim_torch import empirical_ntk, linearize, network_engine
 from lnsim_torch.networks import wide_resnet as build_wide_resnet
 from lnsim_torch.samples import place
 from lnsim_torch.training_plan import Plan
@@ -260,10 +260,32 @@ def test_an_arm_that_fails_stops_the_others(data, monkeypatch):
         if len(seen) > 1:
             raise OSError("cannot write: no space left")
 
-    # The other one would be in training for days, until its next record.
-    setting = small_resnet(data, epochs=10**6, record_every=10**6)
+    made, build = [], network_engine.resnet18
+
+    def counted(**given):
+        made.append(given)
+        return build(**given)
+
+    monkeypatch.setattr(network_engine, "resnet18", counted)
+    # The other one would be in training for days, until its next record; the third is not begun.
+    setting = small_resnet(data, tau=[0.0, 0.3, 0.6], epochs=10**6, record_every=10**6)
     with pytest.raises(OSError, match="no space left"):
         resnet.run(setting, checkpoint=fail, checkpoint_every=0.0)
+    assert len(made) == 2
+
+
+def test_progress_counts_the_steps_of_all_arms(data, monkeypatch):
+    seen, numbers = [], iter((1, 2))
+    for number in numbers:
+        monkeypatch.setattr(_threads, "number", lambda number=number: number)
+        seen.clear()
+        stopped = wide_resnet.run(
+            small_wide(data), progress=seen.append, stop=lambda: len(seen) >= 50
+        )
+        assert seen == list(range(1, len(seen) + 1))
+        assert stopped.status.code == "STOPPED" and len(seen) < 80
+        wide_resnet.run(small_wide(data), progress=seen.append, resume=stopped)
+        assert seen == list(range(1, 81))
 
 
 def test_a_finished_run_goes_on_when_it_is_made_longer(data, wide):

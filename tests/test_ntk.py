@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lnsim_torch import ntk as ntk_module
-from lnsim_torch import ntk_layers, ntk_products
+from lnsim_torch import ntk_layers, ntk_plan, ntk_products
 from lnsim_torch.ntk import empirical_ntk
 from torch import nn
 
@@ -476,6 +476,13 @@ def test_tiles_and_stages_change_nothing(memory, others):
     network, x = narrow_resnet(norm=True, width=2), torch.randn(7, 3, 8, 8)
     x2 = others and torch.randn(others, 3, 8, 8)
     assert_exact(network, x, x2, memory=memory)
+
+
+def test_what_autograd_saves_is_counted_once_each():
+    """Every tensor, though what is not kept alive leaves its address to the next."""
+    network = nn.Sequential(nn.Linear(64, 4096), *(nn.Sigmoid() for _ in range(8)))
+    _, _, saved = ntk_plan._first_look(network, torch.randn(1, 64))
+    assert saved == (64 + 8 * 4096) * 8  # the sample, and what every sigmoid gives
 
 
 def test_plain_parameters_in_groups(fallback):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from lnsim import archive, simulate
+from lnsim import verify as verifying
 from lnsim.cli import main
 from lnsim.dynamics import SGD
 from lnsim.network import ntk_init
 from lnsim.problem import gaussian_regression
 from lnsim.recorder import WAYPOINTS_HOLD, waypoint_records
-from lnsim.trajectory import Trajectory
+from lnsim.trajectory import Status, Trajectory
 from lnsim.verify import verify
 
 SMALL = ["samples=20", "test_samples=10", "dim=4", "width=12", "lr=1e-2", "steps=200",
@@ -74,6 +75,22 @@ def test_a_changed_end_is_found(runs, array):
     forged = replace(honest, arrays={**honest.arrays, array: changed})
     result = verify(forged, seed=seed_of(honest, "160 to 200"))
     assert not result.same and any(array in line for line in result.lines)
+
+
+@pytest.mark.small
+def test_networks_stopped_at_other_steps_are_not_compared_at_their_ends():
+    def stopped(**steps):
+        state = {f"{arm}.status": np.array(f'["STOPPED", {step}]') for arm, step in steps.items()}
+        state |= {f"{arm}.state.weight": np.array(float(step)) for arm, step in steps.items()}
+        return Trajectory({"step": np.array([0, 5])}, {}, Status("STOPPED", 10), state)
+
+    recorded = stopped(clean=10, noisy=20)
+    compared = [
+        {pair.name for pair in verifying._pairs(recorded, again, None)}
+        for again in (recorded, stopped(clean=10, noisy=10), stopped(clean=10))
+    ]
+    assert "state noisy.state.weight" in compared[0]
+    assert compared[1] == compared[2] == {"step"}
 
 
 @pytest.mark.small

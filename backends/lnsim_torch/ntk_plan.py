@@ -127,12 +127,12 @@ def _record(network: nn.Module, x: Tensor, layout: torch.memory_format) -> Graph
 def _first_look(network: nn.Module, x: Tensor) -> tuple[Graph, torch.memory_format, int]:
     """Record one sample; find the memory format to use and the bytes autograd saves for it."""
     weights = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
-    saved: dict[int, int] = {}
+    saved: dict[int, torch.UntypedStorage] = {}  # kept: an address that is free is used again
 
     def pack(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage
 
     layout = torch.contiguous_format
     convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
@@ -141,11 +141,15 @@ def _first_look(network: nn.Module, x: Tensor) -> tuple[Graph, torch.memory_form
             # Up to four times faster convolutions; but a network that calls .view() may refuse it.
             try:
                 graph = _record(network, x, torch.channels_last)
-                return graph, torch.channels_last, sum(saved.values())
+                return graph, torch.channels_last, _nbytes(saved)
             except RuntimeError:
                 saved.clear()
         graph = _record(network, x, layout)
-    return graph, layout, sum(saved.values())
+    return graph, layout, _nbytes(saved)
+
+
+def _nbytes(saved: dict[int, torch.UntypedStorage]) -> int:
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def _check_independent(alone: Tensor, together: Tensor) -> None:

@@ -57,6 +57,7 @@ class Arms:
         self._series, self._assemble = series, assemble
         self._config, self._device = dict(config), device
         self._images = images
+        self._fingerprint = _fingerprint(images)
         first = next(iter(self._plans.values()))
         self.steps = np.array(record_steps(first.steps, first.record_every))
         self._results: dict[str, Any] = {}
@@ -70,7 +71,7 @@ class Arms:
         check_continues(earlier, self._config)
         if earlier.status.code == "DIVERGED":
             raise ValueError(f"cannot resume: the earlier run {earlier.status}")
-        if not np.array_equal(earlier.state.get("images", ()), _fingerprint(self._images)):
+        if not np.array_equal(earlier.state.get("images", ()), self._fingerprint):
             raise ValueError("cannot resume: the earlier run had other data")
         for name in self._plans:
             if f"{name}.status" in earlier.state:
@@ -98,7 +99,8 @@ class Arms:
         """Trains what is left to train, each arm from a network that `start` makes.
 
         `threads` are those that the engine is held to.  `driver` goes to its train; `measure` is
-        asked once an arm is trained.
+        asked once an arm is trained.  All of these are called in the thread of an arm; `stop` by
+        several at a time.
         """
         names = list(self._plans)
         shown = self._shown(progress)
@@ -138,12 +140,12 @@ class Arms:
         self, train: Callable[[int], Status], count: int, threads: int
     ) -> list[Status]:
         """What `train` gives for each arm.  Where one fails, the others fail at their next step."""
-        alone = self._device != "cpu" or self._engine.group().size > 1
-        at_once = 1 if alone else _threads.number() // threads
-        if at_once < 2:
+        if self._device != "cpu" or self._engine.group().size > 1:
             return [train(i) for i in range(count)]
+        at_once = max(1, _threads.number() // threads)
 
         def work(i: int) -> Status:
+            self._fail()
             try:
                 return train(i)
             except BaseException as error:
@@ -153,8 +155,8 @@ class Arms:
         with ThreadPoolExecutor(
             at_once, initializer=self._engine.set_num_threads, initargs=(threads,)
         ) as pool:
-            futures = [pool.submit(work, i) for i in range(count)]
             try:
+                futures = [pool.submit(work, i) for i in range(count)]
                 return [future.result() for future in futures]
             except BaseException as error:  # a Ctrl-C comes here, not there
                 self._failure = error
@@ -167,7 +169,7 @@ class Arms:
 
     def trajectory(self, status: Status) -> Trajectory:
         """All that was recorded so far, and the state to go on from."""
-        state: dict[str, NDArray[Any]] = {"images": _fingerprint(self._images)}
+        state: dict[str, NDArray[Any]] = {"images": self._fingerprint}
         for name in filter(self._results.__contains__, self._plans):
             result = self._results[name]
             state[f"{name}.status"] = np.array(json.dumps([result.status.code, result.status.step]))
@@ -215,7 +217,7 @@ class Arms:
         if progress is None or isinstance(progress, bool):
             return lambda name: name if progress else None
         report = progress
-        done = {name: int(self.steps[-1]) for name in self._measured}
+        done = {name: result.status.step for name, result in self._results.items()}
 
         def count(name: str, step: int) -> None:
             with self._lock:

@@ -22,6 +22,8 @@ BACKEND = "torch"
 # experiments choose the same images.
 _CHOICE_OF_IMAGES = 5
 
+MOST_THREADS = 1024
+
 _NO_CHANGE = ("preset", "data", "data_root", "seed")
 """Keys that do not make a run another than its preset's."""
 
@@ -63,7 +65,8 @@ def choose(config: Setting) -> Images:
 
     The same seed chooses the same images as in `linearization`.
     """
-    _checks.integer("threads", config.threads, 1)
+    if _checks.integer("threads", config.threads, 1) > MOST_THREADS:
+        raise ValueError(f"threads must be at most {MOST_THREADS}, got {config.threads}")
     source = images.load(config.data, config.data_root)
     if source.train_images.ndim != 4 or source.train_images.shape[-1] != 3:
         raise ValueError(
