@@ -16,8 +16,8 @@ What is recorded is of clean labels, in eval mode.  A run depends on its Plan, i
 network it starts from; not on when it records, nor (on the CPU, bit for bit) on having been stopped
 and resumed.
 
-Several arms (values of tau, seeds) are calls in a row on one `Data`, placed once: images and
-compiled code are shared.  Under torchrun see distributed.py.
+Several arms (values of tau, seeds) are calls on one `Data`, placed once, in a row or in a thread
+each: images and compiled code are shared.  Under torchrun see distributed.py.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _CHOICE_OF_IMAGES = 5
 
 MOST_THREADS = 1024
 
-_NO_CHANGE = ("preset", "data", "data_root", "seed")
+_NO_CHANGE = ("preset", "data", "data_root", "seed", "threads")
 """Keys that do not make a run another than its preset's."""
 
 

@@ -9,8 +9,8 @@ pruning, pruning.py), and the test accuracy is taken without training again.
 Preset "paper" has the paper's sizes: all of CIFAR-10, width 64, lr 0.1, 160 epochs.  It leaves open
 the batch (128 here), the loss and the augmentation (none here; augment=true crops and flips), the
 decay of the smoothed accuracy and how it prunes.  Preset "small" is for the CPU: a thousand images,
-an eighth of the width, 120 epochs, tau = 0 and 0.1, and batches of 16: what label noise changes it
-changes step by step, so that small batches show in minutes what larger ones show in hours.
+an eighth of the width, 120 epochs, tau = 0 and 0.1, and batches of 16: label noise acts step by
+step, and small batches have more steps to a minute.
 """
 
 from __future__ import annotations
