@@ -87,3 +87,17 @@ def per_replica(name: str, value: Scalar, replicas: int) -> FloatArray:
             f"{name} has {np.size(value)} values for {replicas} replicas: give one, or one each"
         )
     return np.full(replicas, value, dtype=np.float64)
+
+
+class Noting:
+    """Around a user's own function: `note` is added to what it raises, which goes on as it is."""
+
+    def __init__(self, note: str) -> None:
+        self._note = note
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception):  # not the Ctrl-C that it was interrupted by
+            error.add_note(self._note)

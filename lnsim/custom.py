@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim import streams
-from lnsim._checks import FloatArray, per_replica
+from lnsim._checks import FloatArray, Noting, per_replica
 from lnsim._threads import in_blocks
 from lnsim.backend import DIVERGED_ABOVE, LinearEngine, State
 from lnsim.dynamics import FULL_BATCH, CustomDynamics, Dynamics
@@ -161,13 +161,10 @@ def _with_memory(rule: CustomDynamics, W: FloatArray, a: FloatArray) -> Weights:
 def _call(rule: CustomDynamics, weights: Weights, X: FloatArray, y: FloatArray, t: int) -> Weights:
     """One step on copies: a rule may work in place.  What it raises says what it was given."""
     W, a, *memory = (array.copy() for array in weights)
-    try:
+    arrays = zip(("W", "a", "X", "y", "V_W", "V_a"), (W, a, X, y, *memory), strict=False)
+    given = ", ".join(f"{name} {array.shape}" for name, array in arrays)
+    with Noting(f"raised by the rule's own step, given {given} and t = {t}"):
         result: Weights = rule.step(W, a, X.copy(), y.copy(), t, *memory)
-    except Exception as error:  # whatever it is, it is the rule's own and goes on
-        arrays = zip(("W", "a", "X", "y", "V_W", "V_a"), (W, a, X, y, *memory), strict=False)
-        given = ", ".join(f"{name} {array.shape}" for name, array in arrays)
-        error.add_note(f"raised by the rule's own step, given {given} and t = {t}")
-        raise
     return result
 
 

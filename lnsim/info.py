@@ -137,5 +137,5 @@ def _tried(work: Callable[[], Any]) -> tuple[Any, str]:
         return work(), ""
     except ValueError:
         raise
-    except Exception as error:  # what a broken package raises is up to the package
+    except Exception as error:  # foreign code ran, and may raise anything: it is shown, not hidden
         return None, f"broken: {type(error).__name__}: {' '.join(str(error).split())}"

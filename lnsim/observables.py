@@ -24,7 +24,7 @@ from functools import cached_property
 
 import numpy as np
 
-from lnsim._checks import FloatArray
+from lnsim._checks import FloatArray, Noting
 from lnsim.network import Network
 from lnsim.problem import Problem
 from lnsim.reduction import Reduction
@@ -291,11 +291,8 @@ def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observ
 
 def ask(name: str, function: Observable, network: Network) -> float:
     """What the observable `name` says of a network.  Raises TypeError if it is no number."""
-    try:
+    with Noting(f"raised by the observable {name!r}"):
         value = function(network)
-    except Exception as error:  # whatever it is, it is the observable's own and goes on
-        error.add_note(f"raised by the observable {name!r}")
-        raise
     found = np.asarray(value)
     if found.ndim > 0 or found.dtype.kind not in "biuf":
         shape = f" of shape {found.shape}" if found.ndim else ""
