@@ -3,7 +3,7 @@
     python bench/ntk.py [resnet18|wrn|mlp] [full|mean]
 
 64 random images, float32.  The machine's GEMM rate drifts: it is measured before and after every
-repetition, and the floor is the operations that the method cannot do without at the median rate.
+repetition (ten calls of the MLP's), and the floor is the operations that the method cannot do without at the median rate.
 Those of a layer with patches (L x K) and outputs (L x O) are one forward pass, C backward passes,
 and the cheapest of the three products of lnsim_torch/ntk_products.py, of symmetric ones half.
 """
@@ -21,7 +21,7 @@ from lnsim_torch.ntk import empirical_ntk
 from torch import Tensor, nn
 
 SAMPLES, CLASSES, THREADS = 64, 10, 2
-ROUNDS = {"resnet18": 1, "wrn": 1, "mlp": 100}
+ROUNDS = {"resnet18": (1, 1), "wrn": (1, 1), "mlp": (20, 10)}  # repetitions, calls in each
 GEMM_SIZE = 1024
 
 
@@ -116,10 +116,12 @@ def main() -> None:
     network, x = NETWORKS[name](), torch.randn(SAMPLES, 3, 32, 32)
     empirical_ntk(network, x[:2], outputs=outputs)
     times, rates = [], [gemm_rate() for _ in range(3)][2:]
-    for _ in range(ROUNDS[name]):
-        start = time.perf_counter()
-        empirical_ntk(network, x, outputs=outputs)
-        times.append(time.perf_counter() - start)
+    repetitions, calls = ROUNDS[name]
+    for _ in range(repetitions):
+        for _ in range(calls):
+            start = time.perf_counter()
+            empirical_ntk(network, x, outputs=outputs)
+            times.append(time.perf_counter() - start)
         rates.append(gemm_rate())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rate = statistics.median(rates)

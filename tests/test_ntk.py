@@ -163,7 +163,7 @@ def test_all_ways_to_contract_a_layer_agree(way, workspace, traced, bias):
         gradients = [torch.randn(samples, 4, 4, 5) for _ in range(2)]
         rows = []
         for gradient in gradients:
-            layer.add(gradient)
+            layer.add(gradient[None])
             for sample, d in zip(x, gradient, strict=True):
                 at = (conv.weight, conv.bias) if bias else (conv.weight,)
                 found = torch.autograd.grad(conv(sample[None]), at, d[None])

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .ntk_graph import Graph, sweep
+from .ntk_graph import Gradients, Graph, sweep
 from .ntk_layers import Layer, Rows, layer_for
 from .ntk_plan import Irregular, Plan, make_plan
 
@@ -188,15 +188,15 @@ def _layers(x: Tensor, plan: Plan, outputs: range) -> Iterator[list[Layer]]:
         yield [Rows(_plain_gradients(x, plan, parameters, outputs))]
 
 
-def _collect(graph: Graph, plan: Plan, calls: list[int], passes: Iterable) -> list[Layer]:
+def _collect(
+    graph: Graph, plan: Plan, calls: list[int], passes: Iterable[Gradients]
+) -> list[Layer]:
     layers = []
     for i in calls:
         call = graph.calls[i]
         layers.append(layer_for(call.module, call.input, plan.claims[i], plan.traced))
     for gradients in passes:
-        for i, layer, gradient in zip(calls, layers, gradients, strict=True):
-            if gradient is None:  # this output does not depend on the call
-                gradient = graph.output.new_zeros(graph.calls[i].output_shape)
+        for layer, gradient in zip(layers, gradients, strict=True):
             layer.add(gradient)
     return layers
 

@@ -161,7 +161,7 @@ def _nbytes(edge: GradientEdge) -> int:
 
 
 Seeds = list[tuple[tuple[GradientEdge, ...], tuple[Tensor, ...]]]
-Gradients = tuple[Tensor | None, ...]
+Gradients = list[Tensor]  # for some outputs: of each call, (outputs, n, …)
 
 
 def sweep(
@@ -170,7 +170,7 @@ def sweep(
     outputs: range,
     at_once: int,
 ) -> Iterator[Iterable[Gradients]]:
-    """Per stage, per output: the gradients at the stage's calls. To be consumed in order.
+    """Per stage, output by output: the gradients at the stage's calls. To be consumed in order.
 
     stages: calls, and the bottleneck they are above. What autograd saved is freed stage by stage,
     so a graph serves for one sweep. at_once: bytes of gradients up to which all outputs share one
@@ -180,9 +180,9 @@ def sweep(
         called = [graph.calls[i] for i in stages[0][0]]
         entries = len(outputs) * sum(call.output_shape.numel() for call in called)
         if entries * graph.output.element_size() <= at_once:
-            shared = _shared_pass(graph.output, [call.edge for call in called], outputs)
+            shared = _shared_pass(graph.output, called, outputs)
             if shared is not None:
-                yield shared
+                yield [shared]
                 return
     root = (get_gradient_edge(graph.output),)
     seeds: Seeds = []
@@ -190,20 +190,18 @@ def sweep(
         seed = torch.zeros_like(graph.output)
         seed[:, c] = 1
         seeds.append((root, (seed,)))
-    for calls, end in stages:
-        yield _passes([graph.calls[i].edge for i in calls], end, seeds)
+    for numbers, end in stages:
+        yield _passes(graph.output, [graph.calls[i] for i in numbers], end, seeds)
 
 
-def _shared_pass(
-    output: Tensor, targets: Sequence[GradientEdge], outputs: range
-) -> list[Gradients] | None:
+def _shared_pass(output: Tensor, calls: Sequence[Call], outputs: range) -> Gradients | None:
     """The gradients of all outputs by one pass; None where an operation cannot be batched."""
     samples, classes = output.shape
     seeds = torch.eye(classes, dtype=output.dtype, device=output.device)[outputs]
     try:
         found = torch.autograd.grad(
             output,
-            targets,
+            [call.edge for call in calls],
             seeds[:, None].expand(-1, samples, -1),
             retain_graph=True,
             allow_unused=True,
@@ -211,20 +209,31 @@ def _shared_pass(
         )
     except RuntimeError:
         return None
-    return [tuple(g if g is None else g[k] for g in found) for k in range(len(outputs))]
+    return _with_zeros(output, calls, found, len(outputs))
 
 
-def _passes(targets: Sequence[GradientEdge], end: Bottleneck, seeds: Seeds) -> Iterator[Gradients]:
+def _passes(
+    output: Tensor, calls: Sequence[Call], end: Bottleneck, seeds: Seeds
+) -> Iterator[Gradients]:
     """Take every output's gradients from where they are, `seeds`, to `end`; update `seeds`."""
+    wanted = [*(call.edge for call in calls), *end.edges]
     for k, (edges, gradients) in enumerate(seeds):
-        wanted = (*targets, *end.edges)
-        found: Gradients = (None,) * len(wanted)
+        found: tuple[Tensor | None, ...] = (None,) * len(wanted)
         if edges and wanted:
             last = k + 1 == len(seeds)
             found = torch.autograd.grad(
                 edges, wanted, gradients, retain_graph=not last, allow_unused=True
             )
-        at_end = zip(end.edges, found[len(targets) :], strict=True)
+        at_end = zip(end.edges, found[len(calls) :], strict=True)
         reached = [(edge, gradient) for edge, gradient in at_end if gradient is not None]
         seeds[k] = (tuple(e for e, _ in reached), tuple(g for _, g in reached))
-        yield found[: len(targets)]
+        here = [g if g is None else g[None] for g in found[: len(calls)]]
+        yield _with_zeros(output, calls, here, 1)
+
+
+def _with_zeros(
+    output: Tensor, calls: Sequence[Call], found: Sequence[Tensor | None], outputs: int
+) -> Gradients:
+    """What was found; zeros where an output does not depend on the call."""
+    pairs = zip(calls, found, strict=True)
+    return [output.new_zeros(outputs, *c.output_shape) if g is None else g for c, g in pairs]

@@ -67,9 +67,9 @@ class Layer(ABC):
         self.module, self.x, self.weight, self.bias, self.traced = module, x, weight, bias, traced
         self.gradients: list[Tensor] = []
 
-    def add(self, gradient: Tensor) -> None:
-        """Take the gradient of the next output at this call's result, same shape as the result."""
-        self.gradients.append(gradient)
+    def add(self, gradients: Tensor) -> None:
+        """Take the gradients of the next outputs at this call's result, (outputs, n, …)."""
+        self.gradients += gradients.unbind()
 
     def held_nbytes(self, result: int, itemsize: int) -> int:
         """Bytes held for each output once its gradient is taken, the result having so many."""
@@ -95,13 +95,13 @@ class Rows(Layer):
 class Norm(Layer):
     """LayerNorm, GroupNorm, BatchNorm in eval mode: gradients reduced at once to (n, R)."""
 
-    def add(self, gradient: Tensor) -> None:
+    def add(self, gradients: Tensor) -> None:
         parts = []
         if self.weight:
-            parts.append(self._reduce(gradient * self._normalised()))
+            parts.append(self._reduce(gradients * self._normalised()))
         if self.bias:
-            parts.append(self._reduce(gradient))
-        self.gradients.append(torch.cat(parts, 1))
+            parts.append(self._reduce(gradients))
+        super().add(torch.cat(parts, 2))
 
     def contribute(self, other: Layer, kernel: Tensor, workspace: int) -> None:
         mine = Rows(joined(self.gradients, self.traced))
@@ -112,10 +112,10 @@ class Norm(Layer):
         return itemsize * sum(p.numel() for p in self.module.parameters(recurse=False))
 
     def _reduce(self, z: Tensor) -> Tensor:
-        """Sum z (n, …) over the positions that share a parameter, to (n, parameters)."""
+        """Sum z (C, n, …) over the positions that share a parameter, to (C, n, parameters)."""
         if isinstance(self.module, nn.LayerNorm):
-            return z.reshape(len(z), -1, prod(self.module.normalized_shape)).sum(1)
-        return z.flatten(2).sum(2) if z.ndim > 2 else z
+            return z.reshape(*z.shape[:2], -1, prod(self.module.normalized_shape)).sum(2)
+        return z.flatten(3).sum(3) if z.ndim > 3 else z
 
     def _normalised(self) -> Tensor:
         module = self.module
@@ -139,10 +139,10 @@ class Weighted(Layer):
         else:
             self.in_channels = module.weight.shape[-1] if isinstance(module, nn.Linear) else 1
 
-    def add(self, gradient: Tensor) -> None:
-        channels_last = gradient.movedim(1, -1) if isinstance(self.module, _CONV) else gradient
-        n, channels = len(gradient), channels_last.shape[-1]
-        self.gradients.append(channels_last.reshape(n, -1, channels))
+    def add(self, gradients: Tensor) -> None:
+        channels_last = gradients.movedim(2, -1) if isinstance(self.module, _CONV) else gradients
+        c, n, *_, channels = channels_last.shape
+        super().add(channels_last.reshape(c, n, -1, channels))
 
     def contribute(self, other: Layer, kernel: Tensor, workspace: int) -> None:
         assert isinstance(other, Weighted)
