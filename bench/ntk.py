@@ -3,9 +3,10 @@
     python bench/ntk.py [resnet18|wrn|mlp] [full|mean]
 
 64 random images, float32.  The machine's GEMM rate drifts: it is measured before and after every
-repetition (ten calls of the MLP's), and the floor is the operations that the method cannot do without at the median rate.
-Those of a layer with patches (L x K) and outputs (L x O) are one forward pass, C backward passes,
-and the cheapest of the three products of lnsim_torch/ntk_products.py, of symmetric ones half.
+repetition (ten calls of the MLP's), and the floor is the operations that the method cannot do
+without at the median rate.  Those of a layer with patches (L x K) and outputs (L x O) are one
+forward pass, C backward passes, and the cheapest of the three products of
+lnsim_torch/ntk_products.py, of symmetric ones half.
 """
 
 from __future__ import annotations
