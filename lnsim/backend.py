@@ -114,8 +114,8 @@ class NetworkEngine(Protocol):
 def load(name: str) -> LinearEngine:
     """The linear engine of backend `name`: linear_engine() of the package lnsim_<name>.
 
-    What follows a colon is handed to it: "torch:cuda:float32" asks lnsim_torch for
-    linear_engine("cuda", "float32").  Anyone can add a backend by installing such a package.
+    What follows a colon is handed to it: "torch:cuda:1:float32" asks lnsim_torch for
+    linear_engine("cuda", "1", "float32").  Anyone can add a backend by installing such a package.
     Raises ValueError where there is none, or where it needs a package that is missing.
     """
     name, *options = name.split(":")

@@ -7,6 +7,7 @@ import lnsim
 from lnsim.backend import State, load
 
 torch = pytest.importorskip("torch")
+linear = pytest.importorskip("lnsim_torch.linear")
 
 NOISE = lnsim.LabelNoise(1.0)
 CASES = {
@@ -15,7 +16,7 @@ CASES = {
     "sgd, ledger": (lnsim.SGD(1e-2, NOISE), {"ledger": True}),
     "mini-batch, heavy": (lnsim.SGD(1e-2, NOISE, 3, 0.5, 0.1), {}),
     "sam": (lnsim.SAM(1e-2, 0.3, NOISE), {}),
-    "sam, full batch": (lnsim.SAM(1e-2, 0.3, batch_size=0), {}),
+    "sam, full batch": (lnsim.SAM(1e-3, 0.3, batch_size=0), {}),
     "gd": (lnsim.GD(1e-2), {}),
     "gd, noisy": (lnsim.GD(1e-2, NOISE), {"ledger": True}),
     "oscillation": (lnsim.Oscillation(1e-2, 0.3), {}),
@@ -25,12 +26,11 @@ CASES = {
 }
 
 
-def both(dynamics, other, *, steps=60, n=12, d=6, m=20, **more):
+def both(dynamics, other, *, steps=60, record_every=10, n=12, d=6, m=20, **more):
     problem, network = lnsim.gaussian_regression(n, d), lnsim.ntk_init(m, d)
+    more |= {"steps": steps, "record_every": record_every}
     return [
-        lnsim.simulate(
-            problem, network, dynamics, steps=steps, record_every=10, backend=name, **more
-        )
+        lnsim.simulate(problem, network, dynamics, backend=name, **more)
         for name in ("numba", other)
     ]
 
@@ -98,7 +98,8 @@ def test_the_gradient_of_autograd_is_the_hand_derived_one():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("torch:abacus", "device must be cpu or cuda"),
+        ("torch:abacus", "device must be cpu, cuda or cuda:N, got 'abacus'"),
+        ("torch:mps", "device must be cpu, cuda or cuda:N, got 'mps'"),
         ("torch:cpu:float8", "dtype must be one of"),
         ("torch:cpu:float64:more", "takes no options"),
         ("numba:cuda", "takes no options"),
@@ -109,24 +110,35 @@ def test_bad_backends_are_named(name, says):
         load(name)
 
 
-def test_cuda_asked_for_where_there_is_none(monkeypatch):
-    import torch
+def test_cuda_devices_that_are_not_there(monkeypatch):
+    for count, name in ((0, "cuda"), (1, "cuda:1")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        with pytest.raises(ValueError, match=f"'{name}' is not there: torch finds {count} CUDA"):
+            load(f"torch:{name}")
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="there is no CUDA device here"):
-        load("torch:cuda")
+
+def agreement_over_blocks(case, backend):
+    """Checks 300 steps on `backend` against the kernels: four blocks and a rest."""
+    dynamics, more = CASES[case]
+    runs = both(dynamics, backend, steps=300, record_every=300, replicas=2, **more)
+    assert runs[0].status == runs[1].status
+    assert largest_difference(runs) < 1e-10
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_take_the_draws_of_their_steps(case, monkeypatch):
+    """What CUDA captures and replays, without CUDA: the block of steps itself in its place."""
+
+    def captured(step, device):
+        step(0)  # to warm up
+        return lambda: [step(t) for t in range(linear.BLOCK)]
+
+    monkeypatch.setattr(linear, "_captured", captured)
+    monkeypatch.setattr(linear, "CAPTURING", ("cpu",))
+    agreement_over_blocks(case, "torch")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
 def test_cuda_agrees_captured_blocks_included(case):
-    dynamics, more = CASES[case]
-    runs = [
-        lnsim.simulate(
-            lnsim.gaussian_regression(12, 6), lnsim.ntk_init(20, 6), dynamics,
-            steps=300, record_every=300, replicas=2, backend=name, **more,
-        )
-        for name in ("numba", "torch:cuda")
-    ]  # fmt: skip
-    assert runs[0].status == runs[1].status
-    assert largest_difference(runs) < 1e-10
+    agreement_over_blocks(case, "torch:cuda")

@@ -9,6 +9,8 @@ from lnsim_torch.ntk import empirical_ntk
 __all__ = ["TorchEngine", "empirical_ntk", "linear_engine", "linearize", "mse_predictor"]
 
 
-def linear_engine(device: str = "cpu", dtype: str = "float64") -> TorchEngine:
-    """The engine that lnsim.backend.load finds."""
-    return TorchEngine(device, dtype)
+def linear_engine(device: str = "cpu", *more: str) -> TorchEngine:
+    """The engine that lnsim.backend.load finds; `more`: the device's number, if any, its dtype."""
+    if more and more[0].isdigit():
+        device, more = f"{device}:{more[0]}", more[1:]
+    return TorchEngine(device, *more)

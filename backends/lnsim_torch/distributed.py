@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lnsim_torch.two_layer import check_device
+from lnsim_torch.devices import check_device
 
 
 class Group(NamedTuple):

@@ -11,6 +11,8 @@ CPU (lnsim.streams), a call's worth at a time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,10 +24,14 @@ from lnsim.backend import DIVERGED_ABOVE, Gradient, State
 from lnsim.dynamics import FULL_BATCH, Dynamics, Oscillation
 from lnsim.linearized import Twin
 from lnsim.problem import Problem
+from lnsim_torch.devices import check_device
 from lnsim_torch.threads import held
 
 BLOCK = 64
 """Steps in a CUDA graph; a call of fewer than two blocks is not worth capturing."""
+
+CAPTURING = ("cuda",)
+"""Types of devices that have graphs."""
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -42,12 +48,8 @@ class TorchEngine:
     def __init__(self, device: str = "cpu", dtype: str = "float64") -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        try:
-            self.device = torch.device(device)
-        except RuntimeError as error:
-            raise ValueError(f"device must be cpu or cuda, got {device!r}") from error
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device!r} was asked for, but there is no CUDA device here")
+        check_device(device)
+        self.device = torch.device(device)
         self.dtype = DTYPES[dtype]
 
     @held(1)
@@ -74,7 +76,7 @@ class TorchEngine:
         oscillating = isinstance(dynamics, Oscillation) and dynamics.oscillating
         draws = _Draws(self, problem, dynamics, words, chain if oscillating else None)
         run = _Training(self, state, problem, dynamics, draws, first_step)
-        done = run.replay_blocks() if self.device.type == "cuda" and rows is None else 0
+        done = run.replay_blocks() if self.device.type in CAPTURING and rows is None else 0
         for t in range(done, steps):
             before = run.W.clone(), run.a.clone()
             run.step(t)
@@ -230,7 +232,7 @@ class _Training:
             weights.copy_(torch.where(keep, weights - lr * new_V, weights))
 
     def replay_blocks(self) -> int:
-        """On CUDA: all whole blocks as replays of one captured block; returns the steps done."""
+        """All whole blocks as replays of one captured block; returns the steps done."""
         draws, steps = self._draws, len(self._draws.noise)
         if steps < 2 * BLOCK:
             return 0
@@ -239,15 +241,8 @@ class _Training:
         draws.index, draws.noise, draws.chain = window[0], window[1], window[2]  # type: ignore[assignment]
         moving = (self.W, self.a, self._V_W, self._V_a, self._diverged_at, self._now)
         start = [tensor.clone() for tensor in moving]
-        side = torch.cuda.Stream(self._engine.device)
-        side.wait_stream(torch.cuda.current_stream(self._engine.device))
-        with torch.cuda.stream(side):
-            self.step(0)  # autograd and the allocator warm up outside the capture
-        torch.cuda.current_stream(self._engine.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for t in range(BLOCK):
-                self.step(t)
+        # Kept: no graph may go while it is at work.
+        self._replay = _captured(self.step, self._engine.device)
         for tensor, value in zip(moving, start, strict=True):
             tensor.copy_(value)
         blocks = steps // BLOCK
@@ -255,7 +250,7 @@ class _Training:
             for part, array in zip(window, whole, strict=True):
                 if part is not None and array is not None:
                     part.copy_(array[block * BLOCK : (block + 1) * BLOCK])
-            graph.replay()
+            self._replay()
         draws.index, draws.noise, draws.chain = whole
         return blocks * BLOCK
 
@@ -265,6 +260,20 @@ class _Training:
         if state.W_velocity is not None and state.a_velocity is not None:
             state.W_velocity[:], state.a_velocity[:] = _numpy(self._V_W), _numpy(self._V_a)
         state.diverged_at[:] = self._diverged_at.cpu().numpy()
+
+
+def _captured(step: Callable[[int], None], device: torch.device) -> Callable[[], None]:
+    """What does steps 0 ... BLOCK - 1 on a CUDA device without launching their kernels singly."""
+    with torch.cuda.device(device):
+        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step(0)  # autograd and the allocator warm up outside the capture
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph, stream=side):
+            for t in range(BLOCK):
+                step(t)
+    return graph.replay
 
 
 def chain_states(start: FloatArray, words: Words, amplitude: FloatArray) -> FloatArray:

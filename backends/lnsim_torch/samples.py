@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lnsim import _checks
 from lnsim.images import CLASSES, Images
-from lnsim_torch.two_layer import check_device
+from lnsim_torch.devices import check_device
 
 NORMALIZATIONS = ("channel", "global")
 

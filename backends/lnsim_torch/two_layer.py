@@ -17,23 +17,10 @@ from torch.nn.functional import mse_loss
 
 from lnsim._threads import in_blocks
 from lnsim.function_space import Start, State
+from lnsim_torch.devices import check_device
 from lnsim_torch.threads import held
 
-
-def check_device(device: str) -> None:
-    """Raises ValueError for a device that is not there."""
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}") from error
-    if place.type == "cpu":
-        return
-    if place.type != "cuda":
-        raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}")
-    if (place.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {device!r} is not there: torch finds {torch.cuda.device_count()} CUDA devices"
-        )
+__all__ = ["advance", "check_device"]
 
 
 def advance(
