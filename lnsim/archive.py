@@ -36,7 +36,10 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Writes an uncompressed archive atomically.  Raises OSError where it cannot."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **dict(arrays))
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy.write_array(member, np.asanyarray(array), allow_pickle=False)
     store.write_bytes(path, buffer.getvalue())
 
 

@@ -18,6 +18,7 @@ ARRAYS = {
     "status": np.array('["OK", 6]'),
     "none": np.zeros((0, 3)),
     "one": np.array(2.5),
+    "file": np.array(["a name", "like any"]),
 }
 NUMBERS = st.sampled_from(["f8", "f4", "i8", "u1", "bool", "U7"])
 
