@@ -174,11 +174,11 @@ def preactivations(A: Any, gram: Any, start: Any, j: Any, rows: Any) -> None:
 def look_up(h: Any, nodes: Any, phi: Any, slope: Any, centre: Any, offset: Any) -> None:
     """The node nearest to every h, erf and erf' there, and how far it is."""
     for i in range(h.size):
-        # NaN fails both comparisons: it becomes a node too, and the series makes it NaN again.
+        # NaN fails both comparisons and gets a node too; its centre makes the series NaN again.
         x = h[i] if h[i] > -LAST_NODE else -float(LAST_NODE)
         x = x if x < LAST_NODE else float(LAST_NODE)
         node = np.uint64(np.int64((x + LAST_NODE) * NODES_PER_UNIT + 0.5))
-        centre[i] = nodes[node, 0] + 0.0 * h[i]
+        centre[i] = nodes[node, 0] if h[i] == h[i] else h[i]
         offset[i] = x - nodes[node, 0]
         phi[i] = nodes[node, 1]
         slope[i] = nodes[node, 2]
