@@ -41,7 +41,7 @@ def empirical_ntk(
     x2: Tensor | None = None,
     *,
     outputs: str = "full",
-    memory: int = 2 * 2**30,
+    memory: int = 3 * 2**29,
     accumulate: torch.dtype | None = None,
 ) -> Tensor:
     """The kernel Θ(x, x2) of `network` at its present parameters.
@@ -50,8 +50,8 @@ def empirical_ntk(
     x, x2: samples (N, …) and (N2, …), on the network's device; x2 is x if not given.
     outputs: "full" gives (N, N2, C, C); "sum" its trace over the outputs, Σ_c Θ[·, ·, c, c], as
         (N, N2); "mean" that sum divided by C.
-    memory: bytes to work in, beside the network, the samples and the result. Less memory costs
-        time once the samples have to be cut into tiles, and changes nothing else.
+    memory: bytes to work in, beside the network, the samples and the result; 1.5 GiB if not given.
+        Less memory costs time once the samples have to be cut into tiles, more gains none before.
     accumulate: the dtype in which gradients are multiplied and summed, and of the result; the
         network's own if not given. torch.float64 keeps a float32 network's kernel free of
         rounding in the long sums, at more than twice the price.
