@@ -141,24 +141,26 @@ class Trajectory:
         return display.of_trajectory(self)
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers of how the run ended, as written to summary.json."""
-        first_and_last = {
-            name: [_plain(value[..., 0]), _plain(value[..., -1])]
-            for name, value in self.arrays.items()
-            if value.dtype.kind == "f" and value.shape[-1:] == self.steps.shape and value.ndim == 1
-        }
+        """Plain numbers of how the run ended, as written to summary.json.
+
+        Lists of them for an ensemble, and for networks trained at several tau, which stand beside.
+        """
+        from lnsim import curves
+
+        ends = {name: (self[name][..., 0], self[name][..., -1]) for name in curves.names(self)}
         summary = {
             "status": self.status.code,
             "message": str(self.status),
             "step": self.status.step,
             "records": int(self.steps.size),
-            "first_and_last": first_and_last,
+            "first_and_last": {name: [_plain(end) for end in both] for name, both in ends.items()},
         }
+        if "tau" in self.arrays:
+            summary["tau"] = _plain(self["tau"])
         if "lazy_escape" in self.arrays:
             phases = self.phases()
             for name, times in (("first", phases.first_escape), ("last", phases.last_escape)):
-                each = [_plain(time) for time in np.ravel(times)]
-                summary[f"{name}_escape"] = each if np.ndim(times) else each[0]
+                summary[f"{name}_escape"] = _plain(times)
         return summary
 
     def save(self, folder: str | os.PathLike[str], file: str = "trajectory.npz") -> None:
@@ -271,7 +273,9 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _plain(value: Any) -> float | None:
-    """A float that JSON can hold: a number that is not finite becomes null."""
+def _plain(value: Any) -> Any:
+    """Floats that JSON can hold, in lists as in the array: one that is not finite becomes null."""
+    if np.ndim(value):
+        return [_plain(part) for part in value]
     number = float(value)
     return number if np.isfinite(number) else None

@@ -158,6 +158,16 @@ def test_pruning_starts_at_the_accuracy_of_all_weights(residual):
     )
 
 
+def test_the_summary_has_every_level_of_noise(residual, wide):
+    summary = residual.summary()
+    assert summary["tau"] == residual["tau"].tolist()
+    for name in (*resnet.SERIES, "pruned_accuracy"):
+        ends = [residual[name][:, 0].tolist(), residual[name][:, -1].tolist()]
+        assert summary["first_and_last"][name] == ends
+    kernel = wide.summary()["first_and_last"]["noisy_ntk_distance"]
+    assert kernel == wide["noisy_ntk_distance"][[0, -1]].tolist()
+
+
 @pytest.mark.parametrize(
     ("experiment", "setting"), [(wide_resnet, small_wide), (resnet, small_resnet)]
 )

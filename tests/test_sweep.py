@@ -223,6 +223,8 @@ def test_a_summary_of_an_ensemble_is_that_of_each_replica():
     for s in (0, 2):
         assert rows[s]["norm_mean"] == run["norm_mean"][s, -1]
         assert rows[s]["first_escape"] == run.phases().first_escape[s]
+    norms = run.summary()["first_and_last"]["norm_mean"]
+    assert norms == [run["norm_mean"][:, 0].tolist(), [rows[s]["norm_mean"] for s in range(3)]]
 
 
 @pytest.mark.small
