@@ -51,7 +51,7 @@ def empirical_ntk(
     outputs: "full" gives (N, N2, C, C); "sum" its trace over the outputs, Σ_c Θ[·, ·, c, c], as
         (N, N2); "mean" that sum divided by C.
     memory: bytes to work in, beside the network, the samples and the result; 1.5 GiB if not given.
-        Less memory costs time once the samples have to be cut into tiles, more gains none before.
+        Less costs time once the samples have to be cut into tiles; more gains nothing until then.
     accumulate: the dtype in which gradients are multiplied and summed, and of the result; the
         network's own if not given. torch.float64 keeps a float32 network's kernel free of
         rounding in the long sums, at more than twice the price.
