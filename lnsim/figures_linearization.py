@@ -59,6 +59,7 @@ def _draw(axes: Axes, trajectory: Trajectory, what: str) -> None:
             panels.plot(axes, steps, values, color=colour, ls=style, label=label)
     panels.time_axis(axes, steps)
     if what.endswith("loss"):
-        panels.network_losses_axis(axes, of_all)
+        shown = slice(1 if axes.get_xscale() == "log" else 0, None)  # 0 has no place on it
+        panels.network_losses_axis(axes, {k: values[shown] for k, values in of_all.items()})
     else:
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)

@@ -356,6 +356,15 @@ def test_nothing_is_drawn_from_where_a_run_diverged_and_the_figure_says_so(data,
                 assert low <= values.min() and values.max() <= high
 
 
+def test_the_loss_at_the_start_does_not_stretch_an_axis_that_leaves_it_out(data):
+    trajectory = linearization.run(small(data, steps=400, record_every=10))
+    axes = linearization.figure(trajectory).axes[1]
+    assert axes.get_xscale() == "log"
+    losses = np.array([trajectory[f"{arm}_test_loss"] for arm in ("clean", "noisy", "linearized")])
+    assert losses[:, 0].min() > 1.2 * losses[:, 1:].max()
+    assert axes.get_ylim()[1] == pytest.approx(1.2 * losses[:, 1:].max())
+
+
 def test_report_and_figure(data, tmp_path):
     from lnsim import figures
 
