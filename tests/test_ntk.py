@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lnsim_torch import ntk as ntk_module
 from lnsim_torch import ntk_layers, ntk_plan, ntk_products
 from lnsim_torch.ntk import empirical_ntk
+from lnsim_torch.untouched import Untouched
 from torch import nn
 
 TOLERANCE = 1e-12
@@ -481,7 +482,8 @@ def test_tiles_and_stages_change_nothing(memory, others):
 def test_what_autograd_saves_is_counted_once_each():
     """Every tensor, though what is not kept alive leaves its address to the next."""
     network = nn.Sequential(nn.Linear(64, 4096), *(nn.Sigmoid() for _ in range(8)))
-    _, _, saved = ntk_plan._first_look(network, torch.randn(1, 64))
+    look = ntk_plan._first_look(Untouched(network), torch.randn(1, 64), torch.contiguous_format)
+    saved = look[1]
     assert saved == (64 + 8 * 4096) * 8  # the sample, and what every sigmoid gives
 
 

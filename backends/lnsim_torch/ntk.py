@@ -17,10 +17,12 @@ outside their own module) goes through plain autograd, sample by sample and outp
 exact, and slow. Which it is is found by counting a parameter's uses in the autograd graph.
 """
 
+import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -28,7 +30,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .ntk_graph import Gradients, Graph, sweep
 from .ntk_layers import Layer, Rows, layer_for
-from .ntk_plan import Irregular, Plan, make_plan
+from .ntk_plan import Plan, TooSmall, layouts, make_plan, numbers
+from .ntk_rows import Irregular
+from .untouched import Untouched
 
 _OUTPUTS = ("full", "mean", "sum")
 # Bytes of gradients up to which one backward pass serves all outputs.
@@ -41,7 +45,7 @@ def empirical_ntk(
     x2: Tensor | None = None,
     *,
     outputs: str = "full",
-    memory: int = 3 * 2**29,
+    memory: float = 3 * 2**29,
     accumulate: torch.dtype | None = None,
 ) -> Tensor:
     """The kernel Θ(x, x2) of `network` at its present parameters.
@@ -67,19 +71,47 @@ def empirical_ntk(
     Source: Jacot, Gabriel, Hongler 2018; the contraction without weight gradients is in the
     spirit of Novak, Sohl-Dickstein, Schoenholz 2022, "Fast finite width neural tangent kernel".
     """
-    _check_arguments(network, x, x2, outputs)
+    _check_arguments(network, outputs, memory, accumulate)
     refuse_random_layers(network)
-    with _exact_arithmetic(x.device), torch.enable_grad():
-        x = x.detach()
-        others = x if x2 is None else x2.detach()
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _exact_arithmetic(next(network.parameters()).device),
+    ):
+        x = _samples(network, x)
+        others = x if x2 is None else _samples(network, x2)
+        _check_samples(x, others)
+        kernel, classes = _kernel(network, x, others, outputs != "full", int(memory), accumulate)
+    return kernel / classes if outputs == "mean" else kernel
+
+
+def _kernel(
+    network: nn.Module,
+    x: Tensor,
+    others: Tensor,
+    traced: bool,
+    memory: int,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, int]:
+    """The kernel, or its trace over the outputs, by the first plan that holds; their number."""
+    untouched = Untouched(network)
+    for layout in layouts(network, x):
         for looks in (1, 2, 0):
-            with suppress(Irregular):
+            try:
                 plan = make_plan(
-                    network, x, others, traced=outputs != "full", memory=memory, looks=looks
+                    untouched, x, others, traced=traced, memory=memory, looks=looks, layout=layout
                 )
-                kernel = _fill(x, others, plan, accumulate)
+                return _fill(x, others, plan, dtype), plan.outputs
+            except TooSmall as error:
+                if looks == 0:
+                    raise ValueError(str(error)) from None
+            except Irregular:
+                continue
+            except RuntimeError:  # a network that calls .view() may refuse channels last
+                if layout is torch.contiguous_format:
+                    raise
                 break
-    return kernel / plan.outputs if outputs == "mean" else kernel
+    raise AssertionError("plain autograd fits any network")
 
 
 def refuse_random_layers(network: nn.Module) -> None:
@@ -109,16 +141,42 @@ def _normalises_by_batch(module: _NormBase) -> bool:
     return module.training or module.running_mean is None
 
 
-def _check_arguments(network: nn.Module, x: Tensor, x2: Tensor | None, outputs: str) -> None:
+def _check_arguments(
+    network: nn.Module, outputs: str, memory: float, accumulate: torch.dtype | None
+) -> None:
     if outputs not in _OUTPUTS:
         raise ValueError(f"outputs must be one of {', '.join(_OUTPUTS)}; got {outputs!r}")
-    if not any(p.requires_grad for p in network.parameters()):
+    if not (isinstance(memory, int | float) and 1 <= memory < math.inf):
+        raise ValueError(f"memory must be a number of bytes, at least 1; got {memory!r}")
+    if accumulate is not None and not accumulate.is_floating_point:
+        raise ValueError(f"accumulate must be a floating dtype; got {accumulate}")
+    trained = [p for p in network.parameters() if p.requires_grad]
+    if not trained:
         raise ValueError(f"{type(network).__name__} has no parameter that requires grad")
-    if len(x) == 0 or (x2 is not None and len(x2) == 0):
-        raise ValueError("x and x2 must hold at least one sample each")
-    if x2 is not None and x2.shape[1:] != x.shape[1:]:
+    if any(p.is_inference() for p in trained):
         raise ValueError(
-            f"samples of x and x2 must have one shape, got {tuple(x.shape)} and {tuple(x2.shape)}"
+            f"{type(network).__name__} was made inside torch.inference_mode(), where nothing can "
+            "be differentiated; make it outside"
+        )
+
+
+def _samples(network: nn.Module, x: Tensor | Any) -> Tensor:
+    """x as a tensor outside of autograd; arrays and lists in the network's precision and place."""
+    if isinstance(x, Tensor):
+        return x.clone() if x.is_inference() else x.detach()
+    array = np.asarray(x)
+    like = next(network.parameters())
+    values = torch.tensor(array.astype(array.dtype.newbyteorder("=")), device=like.device)
+    return values.to(like.dtype) if values.is_floating_point() else values
+
+
+def _check_samples(x: Tensor, others: Tensor) -> None:
+    if len(x) == 0 or len(others) == 0:
+        raise ValueError("x and x2 must hold at least one sample each")
+    if others.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"samples of x and x2 must have one shape, got {tuple(x.shape)} and "
+            f"{tuple(others.shape)}"
         )
 
 
@@ -149,7 +207,9 @@ def _fill(x: Tensor, others: Tensor, plan: Plan, dtype: torch.dtype | None) -> T
         for columns in _tiles(len(others), plan.tile):
             if symmetric and columns.start < rows.start:
                 continue
-            sides = [x[rows]] if symmetric and columns == rows else [x[rows], others[columns]]
+            sides = [(x[rows], columns.start == 0), (others[columns], rows.start == 0)]
+            if symmetric:
+                sides = sides[1:] if columns == rows else [(x[rows], False), sides[1]]
             block = _tile(sides, plan, kernel.dtype)
             kernel[rows, columns] = block.permute(1, 3, 0, 2)
             if symmetric and columns != rows:
@@ -161,14 +221,18 @@ def _tiles(total: int, tile: int) -> list[slice]:
     return [slice(i, min(i + tile, total)) for i in range(0, total, tile)]
 
 
-def _tile(sides: list[Tensor], plan: Plan, dtype: torch.dtype) -> Tensor:
-    """The kernel of two tiles of samples, or of one with itself, as (C, n, C, m)."""
+def _tile(sides: list[tuple[Tensor, bool]], plan: Plan, dtype: torch.dtype) -> Tensor:
+    """The kernel of two tiles of samples, or of one with itself, as (C, n, C, m).
+
+    sides: the samples, and whether they are met for the first time.
+    """
     outputs = 1 if plan.traced else plan.outputs
-    shape = (outputs, len(sides[0]), outputs, len(sides[-1]))
-    block = torch.zeros(shape, dtype=dtype, device=sides[0].device)
+    shape = (outputs, len(sides[0][0]), outputs, len(sides[-1][0]))
+    block = torch.zeros(shape, dtype=dtype, device=sides[0][0].device)
     workspace = plan.workspace * plan.dtype.itemsize // dtype.itemsize
     for chosen in _tiles(plan.outputs, plan.outputs_at_once):
-        swept = [_layers(x, plan, range(chosen.start, chosen.stop)) for x in sides]
+        wanted = range(chosen.start, chosen.stop)
+        swept = [_layers(x, plan, wanted, new and chosen.start == 0) for x, new in sides]
         for layers in zip(*swept, strict=True):
             while layers[0]:  # popped, so that a layer's gradients go once they are contracted
                 pair = [side.pop() for side in layers]
@@ -176,10 +240,10 @@ def _tile(sides: list[Tensor], plan: Plan, dtype: torch.dtype) -> Tensor:
     return block
 
 
-def _layers(x: Tensor, plan: Plan, outputs: range) -> Iterator[list[Layer]]:
+def _layers(x: Tensor, plan: Plan, outputs: range, new: bool) -> Iterator[list[Layer]]:
     """The layers of the network on samples x with their gradients, stage by stage."""
     if plan.stages:
-        graph, stages = plan.run(x)
+        graph, stages = plan.run(x, check=new)
         shared = min(_SHARED, plan.workspace)
         for (calls, _), passes in zip(stages, sweep(graph, stages, outputs, shared), strict=True):
             yield _collect(graph, plan, calls, passes)
@@ -194,7 +258,8 @@ def _collect(
     layers = []
     for i in calls:
         call = graph.calls[i]
-        layers.append(layer_for(call.module, call.input, plan.claims[i], plan.traced))
+        reduced = plan.workspace if i in plan.reduced else None
+        layers.append(layer_for(call.module, call.input, plan.claims[i], plan.traced, reduced))
     for gradients in passes:
         for layer, gradient in zip(layers, gradients, strict=True):
             layer.add(gradient)
@@ -205,15 +270,21 @@ def _plain_gradients(
     x: Tensor, plan: Plan, parameters: tuple[nn.Parameter, ...], outputs: range
 ) -> Tensor:
     """Gradients by plain autograd, as the rows of a kernel: see `ntk_layers.Rows`."""
-    size = sum(p.numel() for p in parameters)
+    size = sum(map(numbers, parameters))
     shape = (len(x), len(outputs)) if plan.traced else (len(outputs), len(x))
     rows = torch.empty(*shape, size, dtype=plan.dtype, device=x.device)
     by_sample = rows if plan.traced else rows.transpose(0, 1)
     for sample, row in zip(x.split(1), by_sample, strict=True):
-        output = plan.network(sample)
+        output = plan.network(sample.clone(memory_format=plan.layout))
         for i, c in enumerate(outputs):
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 output[0, c], parameters, retain_graph=True, materialize_grads=True
             )
-            torch.cat([g.to_dense().flatten() for g in found], out=row[i])
+            torch.cat([_as_numbers(g) for g in gradients], out=row[i])
     return rows.view(shape[0] if plan.traced else -1, -1 if plan.traced else size)
+
+
+def _as_numbers(gradient: Tensor) -> Tensor:
+    """A gradient, flat; of a complex parameter, a + ib, those of a and of b."""
+    dense = gradient.to_dense()
+    return (torch.view_as_real(dense) if dense.is_complex() else dense).flatten()

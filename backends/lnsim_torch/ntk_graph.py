@@ -1,8 +1,9 @@
 """What happened inside a network: its layer calls, who uses each parameter, where it can be cut.
 
-A forward hook on every leaf module that has a rule saves the module's input and gives the output a
-node of its own in the autograd graph, the *tap*. The gradient at the tap is the gradient at the
-module's output, whatever is done to the output later (in place, or through a view of it).
+While a network is recorded, the `forward` of every leaf module that has a rule is wrapped: the
+wrapper saves what forward was given, and gives what it returned a node of its own in the autograd
+graph, the *tap*. The gradient at the tap is the gradient at what forward returned, whatever is done
+to that later (by hooks, in place, or through a view of it).
 
 The graph, walked once from the output, then answers two questions.
 
@@ -18,61 +19,182 @@ The graph, walked once from the output, then answers two questions.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge, saved_tensors_hooks
+
+from .untouched import Untouched
 
 
 @dataclass(eq=False)
 class Call:
-    """One call of a leaf module: its input (n, …) and the tap on its output."""
+    """One call of a leaf module: its input (n, …), its output, and the tap on that."""
 
     module: nn.Module
     input: Tensor
     edge: GradientEdge
+    output: Tensor | None  # until `Graph.release`
     output_shape: torch.Size
+    versions: tuple[int, int]  # of input and output; in-place work on them raises it
+
+    @property
+    def input_intact(self) -> bool:
+        """Whether the input still holds what the call was given."""
+        return self.input._version == self.versions[0]
+
+    def result(self) -> Tensor | None:
+        """The output, if it still holds what the call gave."""
+        intact = self.output is not None and self.output._version == self.versions[1]
+        return self.output if intact else None
 
 
 @dataclass(eq=False)
 class Graph:
-    """A recorded forward pass: output (n, C), its calls, and the nodes, inputs before users."""
+    """A recorded forward pass: output (n, C), its calls, and the nodes, inputs before users.
+
+    taps: all calls in the order in which they were made, also those that the output does not
+    depend on; None stands for one outside of autograd.
+    """
 
     output: Tensor
     calls: list[Call]
     nodes: list[Node]
+    taps: list[Call | None]
+
+    def release(self) -> None:
+        """Let go of what the calls gave."""
+        for call in self.calls:
+            call.output = None
+        self.taps.clear()
 
 
-def record(network: nn.Module, x: Tensor, has_rule: Callable[[nn.Module], bool]) -> Graph:
+class _Tap(torch.autograd.Function):
+    """The same memory with the same strides, but no view in autograd's books: in-place work on a
+    view would rewrite the graph and leave the tap outside it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+Forward = Callable[..., Any]
+
+
+def record(network: Untouched, x: Tensor, has_rule: Callable[[nn.Module], bool]) -> Graph:
     """Run `network` on `x` and record every call of a leaf module that has a rule."""
-    calls: list[Call] = []
+    taps: list[Call | None] = []
 
-    def tap(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Any:
-        if not output.requires_grad:
-            return None
-        # Same memory, but no view in autograd's books: an in-place operation on a view would
-        # rewrite the graph and leave the tap outside it.
-        output = torch.ops.aten._unsafe_view(output, output.shape)
-        given = args[0] if args else kwargs["input"]
-        calls.append(Call(module, given.detach(), get_gradient_edge(output), output.shape))
+    def tap(module: nn.Module, forward: Forward, args: tuple, kwargs: dict[str, Any]) -> Any:
+        given, output = _given(args, kwargs), forward(*args, **kwargs)
+        if not _can_be_tapped(given, output):
+            taps.append(None)
+            return output
+        given = given.detach()
+        versions = given._version, output._version
+        output = _Tap.apply(output)
+        result = output.detach()
+        taps.append(Call(module, given, get_gradient_edge(output), result, output.shape, versions))
         return output
 
-    hooks = [
-        module.register_forward_hook(tap, prepend=True, with_kwargs=True)
-        for module in network.modules()
-        if has_rule(module)
-    ]
-    try:
+    with _wrapped(network.network, has_rule, tap):
         output = network(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
     _check_output(output, len(x))
     nodes = _inputs_first(output.grad_fn)
+    if any(node.name() == "CheckpointFunctionBackward" for node in nodes):
+        raise ValueError(
+            "torch.utils.checkpoint with use_reentrant=True hides parameters from torch.autograd."
+            "grad; call it with use_reentrant=False"
+        )
     reached = set(nodes)
-    return Graph(output, [call for call in calls if call.edge.node in reached], nodes)
+    calls = [call for call in taps if call is not None and call.edge.node in reached]
+    return Graph(output, calls, nodes, taps)
+
+
+def replay(
+    network: Untouched,
+    x: Tensor,
+    taps: Sequence[Call | None],
+    has_rule: Callable[[nn.Module], bool],
+    known: Callable[[Call, Tensor], Tensor | None],
+) -> Tensor | None:
+    """Run a recorded network again, on x, with what is known of its calls; the output.
+
+    known: of a call and what it is given now, the output, if it need not be computed; may raise.
+    None if the calls are others than those recorded.
+    """
+    left = iter(taps)
+    alike = True
+
+    def stand_in(module: nn.Module, forward: Forward, args: tuple, kwargs: dict[str, Any]) -> Any:
+        nonlocal alike
+        call = next(left, None)
+        alike &= call is None or call.module is module
+        if call is None or not alike:
+            return forward(*args, **kwargs)
+        output = known(call, _given(args, kwargs).detach())
+        if output is None:
+            return forward(*args, **kwargs)
+        return _Tap.apply(output.requires_grad_())
+
+    with _wrapped(network.network, has_rule, stand_in):
+        output = outputs_of(network, x)
+    return output if alike and next(left, taps) is taps else None
+
+
+def outputs_of(network: Untouched, x: Tensor) -> Tensor:
+    """The outputs (n, C) alone.
+
+    Nothing is saved for the graph, which is not used; but outside of autograd, modules that know a
+    faster way there would take it.
+    """
+    with saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
+        output = network(x)
+    _check_output(output, len(x))
+    return output.detach()
+
+
+@contextmanager
+def _wrapped(
+    network: nn.Module,
+    has_rule: Callable[[nn.Module], bool],
+    wrapper: Callable[[nn.Module, Forward, tuple, dict[str, Any]], Any],
+) -> Iterator[None]:
+    """Send calls of `forward` through wrapper(module, forward, args, kwargs).
+
+    Not by hooks: there are global ones, which come before a module's own.
+    """
+    chosen = [module for module in network.modules() if has_rule(module)]
+    for module in chosen:
+
+        def wrapped(
+            *args: Any, module: nn.Module = module, own: Forward = module.forward, **kwargs: Any
+        ) -> Any:
+            return wrapper(module, own, args, kwargs)
+
+        vars(module)["forward"] = wrapped
+    try:
+        yield
+    finally:
+        for module in chosen:
+            del vars(module)["forward"]
+
+
+def _given(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["input"]
+
+
+def _can_be_tapped(given: Tensor, output: Any) -> bool:
+    if torch._C._functorch.is_functorch_wrapped_tensor(output):  # one sample of a vmap, say
+        return False
+    return output.requires_grad and not (given.is_complex() or output.is_complex())
 
 
 def _check_output(output: Any, samples: int) -> None:
@@ -80,6 +202,8 @@ def _check_output(output: Any, samples: int) -> None:
     if not is_tensor or output.ndim != 2 or len(output) != samples or output.shape[1] == 0:
         got = tuple(output.shape) if is_tensor else type(output).__name__
         raise ValueError(f"network output must be one tensor (N, C), N = {samples}; got {got}")
+    if output.is_complex():
+        raise ValueError(f"network output must be real, got {output.dtype}")
     if output.grad_fn is None:
         raise ValueError("network output depends on no parameter that requires grad")
 

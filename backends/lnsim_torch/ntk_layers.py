@@ -23,9 +23,12 @@ channels, so it takes the same code.
 Rows and columns of a kernel block are ordered (output, sample): the passes run output by output.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from math import prod
+from types import BuiltinFunctionType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +39,27 @@ from .ntk_products import add_product, add_weighted, joined, slices
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM = (*_BATCH_NORM, nn.LayerNorm, nn.GroupNorm)
-_RULES = (nn.Linear, nn.Embedding, *_CONV, *_NORM)
+# The modules that have a rule, and the function of torch.nn.functional that each calls.
+_RULES: dict[type, str] = {
+    nn.Linear: "linear",
+    nn.Embedding: "embedding",
+    nn.LayerNorm: "layer_norm",
+    nn.GroupNorm: "group_norm",
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.Conv3d: "conv3d",
+    nn.BatchNorm1d: "batch_norm",
+    nn.BatchNorm2d: "batch_norm",
+    nn.BatchNorm3d: "batch_norm",
+}
 
 
 def has_rule(module: nn.Module) -> bool:
-    """Whether the calls of `module` can be contracted here: its very type, with its own forward."""
-    if type(module) not in _RULES or "forward" in vars(module):
+    """Whether calls of `module` can be contracted here: its very type, doing what torch does."""
+    if type(module) not in _RULES or not _does_as_made(module):
+        return False
+    parameters = [p for p in module._parameters.values() if p is not None]
+    if any(type(p) is not nn.Parameter or p.is_complex() for p in parameters):
         return False
     if isinstance(module, nn.Embedding):
         # These change the weight in the forward pass, or scale the gradient by batch statistics.
@@ -49,12 +67,49 @@ def has_rule(module: nn.Module) -> bool:
     return True
 
 
+def _does_as_made(module: nn.Module) -> bool:
+    """Whether what makes the module's result is torch's own code, not a replacement of it.
+
+    A replacement may bear the name and the module of what it replaces, not the file of its code.
+    """
+    function = getattr(F, _RULES[type(module)])
+    if not isinstance(function, BuiltinFunctionType) and _file(function) != F.__file__:
+        return False
+    for name in ("forward", "_conv_forward"):
+        owner = next((base for base in type(module).__mro__ if name in vars(base)), None)
+        if name in vars(module) or (
+            owner and _file(vars(owner)[name]) != sys.modules[owner.__module__].__file__
+        ):
+            return False
+    return True
+
+
+def _file(function: Any) -> str | None:
+    code = getattr(function, "__code__", None)
+    return code and code.co_filename
+
+
 def layer_for(
-    module: nn.Module, x: Tensor, claim: tuple[bool, bool], traced: bool = False
+    module: nn.Module,
+    x: Tensor,
+    claim: tuple[bool, bool],
+    traced: bool = False,
+    reduced: int | None = None,
 ) -> "Layer":
-    """The rule for one call of `module` on x; claim: see Layer's weight and bias."""
-    rule = Norm if type(module) in _NORM else Weighted
-    return rule(module, x, *claim, traced)
+    """The rule for one call of `module` on x; claim: see Layer's weight and bias.
+
+    reduced: form the weight's gradients at once, with so many bytes for the patches.
+    """
+    if type(module) in _NORM:
+        return Norm(module, x, *claim, traced)
+    if reduced is not None:
+        return Reduced(module, x, *claim, traced, reduced)
+    return Weighted(module, x, *claim, traced)
+
+
+def can_be_reduced(module: nn.Module) -> bool:
+    """Whether `layer_for` knows a reduced form."""
+    return type(module) in (nn.Linear, *_CONV)
 
 
 class Layer(ABC):
@@ -92,16 +147,8 @@ class Rows(Layer):
         add_product(kernel, self.rows.to(kernel.dtype), theirs)
 
 
-class Norm(Layer):
-    """LayerNorm, GroupNorm, BatchNorm in eval mode: gradients reduced at once to (n, R)."""
-
-    def add(self, gradients: Tensor) -> None:
-        parts = []
-        if self.weight:
-            parts.append(self._reduce(gradients * self._normalised()))
-        if self.bias:
-            parts.append(self._reduce(gradients))
-        super().add(torch.cat(parts, 2))
+class Formed(Layer):
+    """A layer whose gradients are formed as they come, (n, R) for each output."""
 
     def contribute(self, other: Layer, kernel: Tensor, workspace: int) -> None:
         mine = Rows(joined(self.gradients, self.traced))
@@ -110,6 +157,18 @@ class Norm(Layer):
 
     def held_nbytes(self, result: int, itemsize: int) -> int:
         return itemsize * sum(p.numel() for p in self.module.parameters(recurse=False))
+
+
+class Norm(Formed):
+    """LayerNorm, GroupNorm, BatchNorm in eval mode."""
+
+    def add(self, gradients: Tensor) -> None:
+        parts = []
+        if self.weight:
+            parts.append(self._reduce(gradients * self._normalised()))
+        if self.bias:
+            parts.append(self._reduce(gradients))
+        super().add(torch.cat(parts, 2))
 
     def _reduce(self, z: Tensor) -> Tensor:
         """Sum z (C, n, …) over the positions that share a parameter, to (C, n, parameters)."""
@@ -197,7 +256,7 @@ class Weighted(Layer):
         if with_rows:
             length = max(length, len(self.gradients) * channels // self.groups)
         channel = n * length * self.kernel_size * self.x.element_size()
-        return slices(self.in_channels * self.groups, nbytes // channel, self._unit)
+        return slices(self.in_channels * self.groups, nbytes // max(channel, 1), self._unit)
 
     def outputslices(self, inputs: slice, nbytes: int) -> Iterator[slice]:
         """The output channels that these input channels reach, in runs whose J fits."""
@@ -208,7 +267,7 @@ class Weighted(Layer):
             return iter([slice(first * share, last * share)])
         width = (inputs.stop - inputs.start) * self.kernel_size
         column = len(self.gradients) * n * width * self.x.element_size()
-        return slices(channels, nbytes // column, 1)
+        return slices(channels, nbytes // max(column, 1), 1)
 
     @property
     def _unit(self) -> int:
@@ -229,3 +288,26 @@ class Weighted(Layer):
             gradient = gradient.view(n, length, groups, channels).transpose(1, 2)
             torch.bmm(by_group, gradient.reshape(n * groups, length, channels), out=out)
         return rows.view(len(outputs) * n, -1)
+
+
+class Reduced(Formed):
+    """Linear or convolution with fewer weights than results, where memory is short."""
+
+    def __init__(
+        self, module: nn.Module, x: Tensor, weight: bool, bias: bool, traced: bool, nbytes: int
+    ):
+        super().__init__(module, x, weight, bias, traced)
+        self.nbytes = nbytes
+
+    def add(self, gradients: Tensor) -> None:
+        for gradient in gradients.split(1):
+            one = Weighted(self.module, self.x, self.weight, self.bias, False)
+            one.add(gradient)
+            parts = []
+            for inputs in one.inputslices(self.nbytes, with_rows=True) if self.weight else ():
+                patches = one.patches(slice(None), inputs)
+                for part in one.outputslices(inputs, self.nbytes):
+                    parts.append(one.gradient_rows(patches, part, [0], self.x.new_empty(0)))
+            if self.bias:
+                parts.append(one.gradients[0].sum(1))
+            self.gradients.append(torch.cat([p.to(gradient.dtype) for p in parts], 1))

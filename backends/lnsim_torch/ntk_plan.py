@@ -2,21 +2,24 @@
 
 All of it is decided before the work begins, on one sample alone: what the network does with it
 shows the uses of every parameter and the bytes per sample. Whether the first axis of every layer is
-the samples', and whether samples keep to themselves, shows where that sample is met again among
-others: in the work itself, or, should that prove the plan wrong, on two samples together.
+the samples', and whether samples keep to themselves, shows in the work itself (`ntk_rows`), or,
+should that prove the plan wrong, on two samples together.
 """
 
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from .ntk_graph import Bottleneck, Call, Graph, bottlenecks, parameter_uses, record
-from .ntk_layers import has_rule, layer_for
+from .ntk_graph import Bottleneck, Call, Graph, bottlenecks, outputs_of, parameter_uses, record
+from .ntk_layers import can_be_reduced, has_rule, layer_for
+from .ntk_rows import Irregular, check_outputs, check_rows, close
+from .untouched import Untouched
 
 # One part in so many of the budget is for the products of one layer.
 _WORKSPACE = 8
@@ -25,15 +28,15 @@ _NAMES = ("weight", "bias")
 Claims = tuple[tuple[bool, bool], ...]
 
 
-class Irregular(Exception):
-    """The layers called, or the places of the samples in them, are not those of the plan."""
+class TooSmall(Irregular):
+    """One sample does not fit into the budget."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """Calls are numbered in the order in which `record` meets them."""
 
-    network: nn.Module
+    network: Untouched
     probe: Tensor  # one sample
     alone: Graph  # what the network does with it
     claims: Claims  # per call: its weight goes by the rule, its bias does
@@ -44,21 +47,33 @@ class Plan:
     tile: int  # samples
     workspace: int  # bytes for the products of one layer
     traced: bool  # the kernel is summed over the outputs
+    reduced: frozenset[int]  # the calls whose weight gradients are formed at once
     dtype: torch.dtype
     layout: torch.memory_format
 
-    def run(self, x: Tensor) -> tuple[Graph, list[tuple[list[int], Bottleneck]]]:
+    def run(self, x: Tensor, check: bool) -> tuple[Graph, list[tuple[list[int], Bottleneck]]]:
         """Record the samples x, and find in the graph the calls and the end of every stage.
 
-        Raises Irregular unless the last sample alone gives the rows that it gives here, ValueError
-        if its output depends on its neighbours.
+        check: whether to look if every sample keeps to its row and to itself.
+
+        Raises Irregular if a layer or a parameter is not used as the plan has it, ValueError if
+        the output of a sample depends on its neighbours.
         """
         graph = _record(self.network, x, self.layout)
-        known = torch.equal(x[-1:], self.probe)
-        alone = self.alone if known else _record(self.network, x[-1:], self.layout)
-        _check_independent(alone.output[-1], graph.output[-1])
-        claims = _claims(alone, graph, len(x) - 1)
-        if len(claims) != len(self.claims) or not _contains(claims, self.claims):
+        row = None
+        if torch.equal(x[-1:], self.probe):
+            row = len(x) - 1
+            check_outputs(self.alone.output[0], graph.output[row], self._alone)
+        claims = _claims(self.alone, graph, row)
+        if not _contains(claims, self.claims):
+            raise Irregular
+        if check and len(x) > 1:
+            trusted = {graph.calls[i] for i in _claimed(self.claims)}
+            check_rows(self.network, x, graph, self._alone, tapped, trusted, self.layout)
+        graph.release()
+        pairs = zip(graph.calls, self.claims, strict=True)
+        covered = {*chain(*self.plain), *(p for call, claim in pairs for p in _own(call, claim))}
+        if any(p not in covered for p in _trained(self.network) if parameter_uses(graph)[p]):
             raise Irregular
         ends = {end.above: end for end in bottlenecks(graph, _claimed(self.claims))}
         if not ends.keys() >= set(self.stages):
@@ -67,36 +82,58 @@ class Plan:
         calls = [sorted(end - start) for start, end in zip(starts, self.stages, strict=False)]
         return graph, list(zip(calls, (ends[above] for above in self.stages), strict=True))
 
+    def _alone(self) -> Graph:
+        return _record(self.network, self.probe, self.layout)
+
 
 def make_plan(
-    network: nn.Module, x: Tensor, others: Tensor, *, traced: bool, memory: int, looks: int
+    network: Untouched,
+    x: Tensor,
+    others: Tensor,
+    *,
+    traced: bool,
+    memory: int,
+    looks: int,
+    layout: torch.memory_format,
 ) -> Plan:
     """Plan the kernel of x with others (x itself if symmetric) in `memory` bytes.
 
     looks: 1 trusts the rules as far as one sample alone shows, 2 as two together show; 0 sends
     every parameter through plain autograd.
 
-    Raises ValueError if the output of a sample depends on its neighbours, or if one sample does
-    not fit; Irregular if after one look no tile would show whether the plan holds.
+    Raises ValueError if the output of a sample depends on its neighbours; Irregular if after one
+    look no tile would show whether the plan holds; TooSmall if one sample does not fit.
     """
     last_two = (x if len(x) >= len(others) else others)[-2:]
     probe = last_two[-1:]
-    one, layout, saved = _first_look(network, probe)
+    one, saved = _first_look(network, probe, layout)
     two = one
     if looks != 1:
         two = _record(network, last_two, layout)
-        _check_independent(one.output[-1], two.output[-1])
-    none = ((False, False),) * len(two.calls)
+        check_outputs(one.output[0], two.output[-1], lambda: _record(network, probe, layout))
+    none = ((False, False),) * len(one.calls)
     claims = _claims(one, two, len(two.output) - 1) if looks else none
-    by_rule = {p for call, claim in zip(two.calls, claims, strict=True) for p in _own(call, claim)}
-    uses = parameter_uses(two)
-    plain = [p for p in network.parameters() if p.requires_grad and uses[p] and p not in by_rule]
-    cost = _Cost(one, claims, saved, plain)
+    by_rule = {p for call, claim in zip(one.calls, claims, strict=True) for p in _own(call, claim)}
+    if looks:
+        uses = parameter_uses(one) + parameter_uses(two)
+    else:
+        at_once = max(2, memory // (2 * max(saved, 1)))  # two at least, to see them together
+        uses = _survey(network, [x] if others is x else [x, others], at_once, layout)
+    plain = [p for p in _trained(network) if uses[p] and p not in by_rule]
     outputs = one.output.shape[1]
     workspace = memory // _WORKSPACE
     sides = 1 if others is x else 2
     samples = max(len(x), len(others))
-    tile, at_once, room = _sizes(cost, samples, sides, outputs, traced, memory - workspace)
+    for reduced in (False, True):
+        cost = _Cost(one, claims, saved, plain, 1 if traced else outputs, reduced)
+        sizes = _sizes(cost, samples, sides, outputs, traced, memory - workspace)
+        if sizes is not None:
+            break
+    else:
+        least = (1 if sides * samples == 1 else 2) * cost.need(1 if traced else outputs)
+        total = -(-least * _WORKSPACE // (_WORKSPACE - 1)) + _WORKSPACE
+        raise TooSmall(f"memory is too small for one sample: about {total} bytes are needed")
+    tile, at_once, room = sizes
     stages = cost.stages(at_once, room)
     if looks == 1 and (tile == 1 or not stages):
         raise Irregular
@@ -112,21 +149,34 @@ def make_plan(
         tile=tile,
         workspace=workspace,
         traced=traced,
+        reduced=frozenset(cost.reduced),
         dtype=one.output.dtype,
         layout=layout,
     )
 
 
-def _record(network: nn.Module, x: Tensor, layout: torch.memory_format) -> Graph:
-    def tapped(module: nn.Module) -> bool:
-        return has_rule(module) and any(p.requires_grad for p in module.parameters(recurse=False))
+def layouts(network: nn.Module, x: Tensor) -> tuple[torch.memory_format, ...]:
+    """The memory formats to try, the fastest first; a network that calls .view() may refuse it."""
+    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    if convolves and x.ndim == 4 and x.is_floating_point() and x.device.type == "cpu":
+        return torch.channels_last, torch.contiguous_format  # up to four times faster convolutions
+    return (torch.contiguous_format,)
 
-    return record(network, x.contiguous(memory_format=layout), tapped)
+
+def tapped(module: nn.Module) -> bool:
+    """Whether the calls of `module` are recorded."""
+    return has_rule(module) and any(p.requires_grad for p in module.parameters(recurse=False))
 
 
-def _first_look(network: nn.Module, x: Tensor) -> tuple[Graph, torch.memory_format, int]:
-    """Record one sample; find the memory format to use and the bytes autograd saves for it."""
-    weights = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
+def _record(network: Untouched, x: Tensor, layout: torch.memory_format) -> Graph:
+    # A copy, for networks that work in place on what they are given.
+    return record(network, x.clone(memory_format=layout), tapped)
+
+
+def _first_look(network: Untouched, x: Tensor, layout: torch.memory_format) -> tuple[Graph, int]:
+    """Record one sample; count the bytes that autograd saves for it."""
+    state = (*network.network.parameters(), *network.network.buffers())
+    weights = {t.untyped_storage().data_ptr() for t in state if t.layout == torch.strided}
     saved: dict[int, torch.UntypedStorage] = {}  # kept: an address that is free is used again
 
     def pack(tensor: Tensor) -> None:
@@ -134,54 +184,44 @@ def _first_look(network: nn.Module, x: Tensor) -> tuple[Graph, torch.memory_form
         if storage.data_ptr() not in weights:
             saved[storage.data_ptr()] = storage
 
-    layout = torch.contiguous_format
-    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
     with saved_tensors_hooks(pack, lambda nothing: nothing):
-        if convolves and x.ndim == 4 and x.is_floating_point() and x.device.type == "cpu":
-            # Up to four times faster convolutions; but a network that calls .view() may refuse it.
-            try:
-                graph = _record(network, x, torch.channels_last)
-                return graph, torch.channels_last, _nbytes(saved)
-            except RuntimeError:
-                saved.clear()
         graph = _record(network, x, layout)
-    return graph, layout, _nbytes(saved)
+    return graph, sum(storage.nbytes() for storage in saved.values())
 
 
-def _nbytes(saved: dict[int, torch.UntypedStorage]) -> int:
-    return sum(storage.nbytes() for storage in saved.values())
+def _survey(
+    network: Untouched, sides: list[Tensor], at_once: int, layout: torch.memory_format
+) -> Counter[Tensor]:
+    """The uses of every parameter by any of the samples alone.
+
+    Raises ValueError if a sample alone and among others gives another output.
+    """
+    uses: Counter[Tensor] = Counter()
+    for samples in chain(*(side.split(at_once) for side in sides)):
+        together = outputs_of(network, samples.clone(memory_format=layout))
+        for i, sample in enumerate(samples.split(1)):
+            alone = _record(network, sample, layout)
+            check_outputs(alone.output[0], together[i], partial(_record, network, sample, layout))
+            uses += parameter_uses(alone)
+    return uses
 
 
-def _check_independent(alone: Tensor, together: Tensor) -> None:
-    if _close(alone, together):
-        return
-    if not (alone.isfinite().all() and together.isfinite().all()):
-        raise ValueError("network output is not finite")
-    raise ValueError(
-        "the output of a sample changes with its neighbours in the batch, or from call to call: "
-        "the network mixes samples or is random, and has no kernel"
-    )
+def _trained(network: Untouched) -> list[nn.Parameter]:
+    return [p for p in network.network.parameters() if p.requires_grad]
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to rounding; never where something is not finite."""
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    allowed = torch.finfo(a.dtype).eps ** 0.5 * b.abs().max().item()
-    return (a - b).abs().max().item() <= allowed < math.inf
-
-
-def _is_row(alone: Call, call: Call, row: int, samples: int) -> bool:
+def _is_row(alone: Call, call: Call, row: int | None, samples: int) -> bool:
     """Whether axis 0 of `call` is the samples', and holds at `row` what the sample gives alone.
 
     The shapes alone would let a (T, N, …) network pass when T = N.
     """
     here, there = alone.input.shape, call.input.shape
     return (
-        here[:1] == alone.output_shape[:1] == (1,)
+        call.input_intact
+        and here[:1] == alone.output_shape[:1] == (1,)
         and there == (samples, *here[1:])
         and call.output_shape == (samples, *alone.output_shape[1:])
-        and (alone is call or _close(alone.input[0], call.input[row]))
+        and (alone is call or row is None or close(alone.input[0], call.input[row]))
     )
 
 
@@ -190,21 +230,27 @@ def _own(call: Call, claim: tuple[bool, bool] = (True, True)) -> list[nn.Paramet
     return [p for p, claimed in zip(both, claim, strict=True) if claimed and p is not None]
 
 
-def _claims(alone: Graph, graph: Graph, row: int) -> Claims:
+def _claims(alone: Graph, graph: Graph, row: int | None) -> Claims:
     """Per call: whether weight and bias are used by this call, as its rule says, and no other.
 
-    alone: the same network on the sample at `row` only.
+    alone: the same network on one sample only, the one at `row`, if that is known to be there. No
+    call is claimed if there are others in `graph` than there.
     """
     pairs = list(zip(alone.calls, graph.calls, strict=False))
-    alike = len(alone.calls) == len(graph.calls) and all(a.module is b.module for a, b in pairs)
+    if len(alone.calls) != len(graph.calls) or any(a.module is not b.module for a, b in pairs):
+        return ((False, False),) * len(alone.calls)
     uses = parameter_uses(graph)
     owners = Counter(p for call in graph.calls for p in _own(call))
     claims = []
     for other, call in pairs:
-        regular = alike and _is_row(other, call, row, len(graph.output))
+        regular = _is_row(other, call, row, len(graph.output))
         both = (call.module._parameters.get(name) for name in _NAMES)
         weight, bias = (
-            regular and p is not None and p.requires_grad and uses[p] == owners[p] == 1
+            regular
+            and p is not None
+            and p.requires_grad
+            and not p._backward_hooks  # they change what plain autograd finds
+            and uses[p] == owners[p] == 1
             for p in both
         )
         claims.append((weight, bias))
@@ -223,23 +269,48 @@ def _claimed(claims: Claims) -> list[int]:
 class _Cost:
     """Bytes that one sample takes: `fixed`, and `per_output` for each output taken at once."""
 
-    def __init__(self, one: Graph, claims: Claims, saved: int, plain: list[nn.Parameter]) -> None:
+    def __init__(
+        self,
+        one: Graph,
+        claims: Claims,
+        saved: int,
+        plain: list[nn.Parameter],
+        outputs: int,
+        reduced: bool,
+    ) -> None:
         self.itemsize = one.output.element_size()
         self.plain = plain
-        self.results, self.held = {}, {}
+        self.results: dict[int, int] = {}
+        self.held: dict[int, int] = {}
+        self.reduced = set()
         for i in _claimed(claims):
             call = one.calls[i]
             self.results[i] = call.output_shape.numel() * self.itemsize
             layer = layer_for(call.module, call.input, claims[i])
             self.held[i] = layer.held_nbytes(self.results[i], self.itemsize)
+            if reduced and can_be_reduced(call.module):
+                formed = layer_for(call.module, call.input, claims[i], reduced=0)
+                least = formed.held_nbytes(self.results[i], self.itemsize)
+                if least < self.held[i]:
+                    self.held[i] = least
+                    self.reduced.add(i)
         top = Bottleneck(frozenset())
         self.ends = [top, *bottlenecks(one, list(self.held))]
         # Autograd's own working copies: a few times the largest activation.
         self.saved = saved + 4 * max(self.results.values(), default=0)
         finest = [self._stage(start, end) for start, end in pairwise(self.ends)]
-        rows = max((p.numel() * self.itemsize for p in plain), default=0)
+        rows = max((numbers(p) * self.itemsize for p in plain), default=0)
         self.per_output = max(rows, *(per_output for per_output, _ in finest))
         self.fixed = self.saved + max(results for _, results in finest)
+        per_output, results = self._stage(top, self.ends[-1])
+        if self.reduced and self.need(outputs) > self.saved + results + outputs * max(
+            rows, per_output
+        ):
+            self.per_output, self.fixed = max(rows, per_output), self.saved + results
+
+    def need(self, outputs: int) -> int:
+        """Bytes that one sample takes, so many outputs at once."""
+        return max(1, self.fixed + outputs * self.per_output)
 
     def _stage(self, start: Bottleneck, end: Bottleneck) -> tuple[int, int]:
         """Bytes for each output, and for the pass in progress, from one bottleneck to another."""
@@ -267,27 +338,34 @@ class _Cost:
         groups: list[list[nn.Parameter]] = []
         size = math.inf
         for p in self.plain:
-            size += p.numel()
+            size += numbers(p)
             if size * outputs * self.itemsize > room:
                 groups.append([])
-                size = p.numel()
+                size = numbers(p)
             groups[-1].append(p)
         return tuple(tuple(group) for group in groups)
 
 
+def numbers(p: nn.Parameter) -> int:
+    """Real numbers in a parameter."""
+    return p.numel() * (2 if p.is_complex() else 1)
+
+
 def _sizes(
     cost: _Cost, samples: int, sides: int, outputs: int, traced: bool, memory: int
-) -> tuple[int, int, float]:
-    """Samples a tile, outputs at once, and the bytes left for one sample of one side."""
+) -> tuple[int, int, float] | None:
+    """Samples a tile, outputs at once, and the bytes left for one sample of one side.
+
+    None if one sample does not fit.
+    """
     at_once = outputs
     if traced:  # its outputs are independent: taking fewer at once costs little
         fitting = (memory / (sides * samples) - cost.fixed) // max(cost.per_output, 1)
         at_once = int(max(1, min(fitting, outputs)))
-    need = max(1, cost.fixed + at_once * cost.per_output)
+    need = cost.need(at_once)
     if sides * samples * need <= memory:
         return samples, at_once, memory / (sides * samples)
     tile = memory // (2 * need)
     if tile == 0:
-        total = -(-2 * need * _WORKSPACE // (_WORKSPACE - 1))
-        raise ValueError(f"memory is too small for one sample: about {total} bytes are needed")
+        return None
     return -(-samples // -(-samples // tile)), at_once, memory / (2 * tile)

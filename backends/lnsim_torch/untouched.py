@@ -112,7 +112,8 @@ def refused_randomness(device: torch.device) -> Iterator[None]:
         yield
     finally:
         moved = [
-            (state, put) for (state, put), (now, _) in zip(before, _generators(device), strict=True)
+            (state, put)
+            for (state, put), (now, _) in zip(before, _generators(device), strict=True)
             if not _same(state, now)
         ]
         for state, put in moved:

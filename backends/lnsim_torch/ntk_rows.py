@@ -1,0 +1,111 @@
+"""Whether every sample of a batch keeps to its own row, in every layer, and to itself.
+
+The rules of `ntk_layers` take row i of what a layer is given, and of the gradient there, for sample
+i's. A network that sorts its batch, sends its samples to experts, or shifts them along, and undoes
+it at its end, gives right outputs and breaks that; one that centres some of its samples on each
+other has no kernel at all. The shapes show neither, nor does one sample's row.
+
+So a recorded batch is run again, in two halves, each in reversed order, and row for row compared
+with the record: every sample, in another place and with half of its neighbours. Whatever orders
+samples by what they hold gives itself away: of the half that it sees it puts the least first, where
+the record has the greater. The halves are those of the Thue-Morse sequence (the parity of the
+ones in i), which has no period and no three alike in a row, so that it cuts through groups however
+the samples are ordered.
+
+A layer whose rule is trusted need not be computed for this: when it is given the rows that it was
+given before, it gives the rows that it gave. That leaves what is between the layers, some
+hundredths of the price of a forward pass.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .ntk_graph import Call, Graph, parameter_uses, replay
+from .untouched import Untouched
+
+# Roundings by which two ways of summing the same terms may differ.
+_ROUNDINGS = 100
+
+
+class Irregular(Exception):
+    """The layers called, or the places of the samples in them, are not those of the plan."""
+
+
+def check_rows(
+    network: Untouched,
+    x: Tensor,
+    graph: Graph,
+    alone: Callable[[], Graph],
+    tapped: Callable[[nn.Module], bool],
+    trusted: set[Call],
+    layout: torch.memory_format,
+) -> None:
+    """Compare the record of the samples x, `graph`, with those of its halves.
+
+    trusted: the calls whose rules are to be used. Raises Irregular if one of them is given the
+    samples in other rows than they have in x, ValueError if the output of a sample depends on its
+    neighbours. alone: see `check_outputs`.
+    """
+    halves: tuple[list[int], list[int]] = [], []
+    for i in reversed(range(len(x))):
+        halves[i.bit_count() % 2].append(i)
+    for half in halves:
+        rows = torch.tensor(half, device=x.device)
+
+        def known(call: Call, given: Tensor, rows: Tensor = rows) -> Tensor | None:
+            if call not in trusted:
+                return None
+            before = call.input[rows]
+            if not (torch.equal(given, before) or close(given, before)):
+                raise Irregular
+            output = call.result()
+            return None if output is None else output[rows]
+
+        samples = x[rows].contiguous(memory_format=layout)
+        output = replay(network, samples, graph.taps, tapped, known)
+        if output is None:
+            raise Irregular
+        check_outputs(graph.output[rows], output, alone)
+
+
+def check_outputs(a: Tensor, b: Tensor, alone: Callable[[], Graph]) -> None:
+    """Raise ValueError unless the outputs a and b of the same samples are equal up to rounding.
+
+    alone: records one sample; called where that is needed to know the size of what was summed.
+    """
+    if close(a, b) or close(a, b, _ROUNDINGS * _rounding(alone())):
+        return
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError("network output is not finite")
+    raise ValueError(
+        "the output of a sample changes with its neighbours in the batch, or from call to call: "
+        "the network mixes samples or is random, and has no kernel"
+    )
+
+
+def close(a: Tensor, b: Tensor, allowed: float = 0.0) -> bool:
+    """Equal up to rounding, or to what is allowed; never where something is not finite."""
+    if a.shape != b.shape:
+        return False
+    if not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    allowed += torch.finfo(a.dtype).eps ** 0.5 * b.abs().max().item()
+    return (a - b).abs().max().item() <= allowed < math.inf
+
+
+def _rounding(alone: Graph) -> float:
+    """What one rounding of every parameter, in the coarsest type on the way, makes of the output.
+
+    To first order √(Σ (p ∂f/∂p)²) eps: the size of the terms that are summed, however much of them
+    cancels, as in networks that begin at f = 0.
+    """
+    parameters = [*parameter_uses(alone)]
+    gradients = torch.autograd.grad(alone.output.sum(), parameters, retain_graph=True)
+    pairs = zip(parameters, gradients, strict=True)
+    terms = [torch.linalg.vector_norm(p.detach() * g.to_dense()).item() for p, g in pairs]
+    types = {t.dtype for t in (alone.output, *parameters, *(call.input for call in alone.calls))}
+    eps = max(torch.finfo(t).eps for t in types if t.is_floating_point or t.is_complex)
+    return eps * math.hypot(*terms)
