@@ -1,5 +1,7 @@
 """empirical_ntk against the Jacobian taken sample by sample, output by output, in float64."""
 
+from functools import partial
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -482,8 +484,10 @@ def test_tiles_and_stages_change_nothing(memory, others):
 def test_what_autograd_saves_is_counted_once_each():
     """Every tensor, though what is not kept alive leaves its address to the next."""
     network = nn.Sequential(nn.Linear(64, 4096), *(nn.Sigmoid() for _ in range(8)))
-    look = ntk_plan._first_look(Untouched(network), torch.randn(1, 64), torch.contiguous_format)
-    saved = look[1]
+    subject = Untouched(network)
+    recorder = partial(ntk_plan._record, subject, [network[0]])
+    x = torch.randn(1, 64)
+    _, saved = ntk_plan._first_look(subject, recorder, x, torch.contiguous_format)
     assert saved == (64 + 8 * 4096) * 8  # the sample, and what every sigmoid gives
 
 

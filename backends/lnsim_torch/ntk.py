@@ -32,7 +32,7 @@ from .ntk_graph import Gradients, Graph, sweep
 from .ntk_layers import Layer, Rows, layer_for
 from .ntk_plan import Plan, TooSmall, layouts, make_plan, numbers
 from .ntk_rows import Irregular
-from .untouched import Untouched
+from .untouched import Untouched, refused_randomness
 
 _OUTPUTS = ("full", "mean", "sum")
 # Bytes of gradients up to which one backward pass serves all outputs.
@@ -77,6 +77,7 @@ def empirical_ntk(
         torch.inference_mode(False),
         torch.enable_grad(),
         _exact_arithmetic(next(network.parameters()).device),
+        refused_randomness(None),
     ):
         x = _samples(network, x)
         others = x if x2 is None else _samples(network, x2)

@@ -37,7 +37,7 @@ class Call:
     module: nn.Module
     input: Tensor
     edge: GradientEdge
-    output: Tensor | None  # until `Graph.release`
+    output: Tensor | None  # in autograd's graph; until `Graph.release`
     output_shape: torch.Size
     versions: tuple[int, int]  # of input and output; in-place work on them raises it
 
@@ -67,9 +67,9 @@ class Graph:
 
     def release(self) -> None:
         """Let go of what the calls gave."""
-        for call in self.calls:
-            call.output = None
-        self.taps.clear()
+        for call in self.taps:
+            if call is not None:
+                call.output = None
 
 
 class _Tap(torch.autograd.Function):
@@ -88,8 +88,8 @@ class _Tap(torch.autograd.Function):
 Forward = Callable[..., Any]
 
 
-def record(network: Untouched, x: Tensor, has_rule: Callable[[nn.Module], bool]) -> Graph:
-    """Run `network` on `x` and record every call of a leaf module that has a rule."""
+def record(network: Untouched, x: Tensor, modules: Sequence[nn.Module]) -> Graph:
+    """Run `network` on `x` and record every call of the leaf modules named."""
     taps: list[Call | None] = []
 
     def tap(module: nn.Module, forward: Forward, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -97,14 +97,12 @@ def record(network: Untouched, x: Tensor, has_rule: Callable[[nn.Module], bool])
         if not _can_be_tapped(given, output):
             taps.append(None)
             return output
-        given = given.detach()
-        versions = given._version, output._version
         output = _Tap.apply(output)
-        result = output.detach()
-        taps.append(Call(module, given, get_gradient_edge(output), result, output.shape, versions))
+        versions = given._version, output._version
+        taps.append(Call(module, given, get_gradient_edge(output), output, output.shape, versions))
         return output
 
-    with _wrapped(network.network, has_rule, tap):
+    with _wrapped(modules, tap):
         output = network(x)
     _check_output(output, len(x))
     nodes = _inputs_first(output.grad_fn)
@@ -113,6 +111,9 @@ def record(network: Untouched, x: Tensor, has_rule: Callable[[nn.Module], bool])
             "torch.utils.checkpoint with use_reentrant=True hides parameters from torch.autograd."
             "grad; call it with use_reentrant=False"
         )
+    for call in taps:
+        if call is not None:
+            call.input = call.input.detach()  # here, where no dispatch mode makes it slow
     reached = set(nodes)
     calls = [call for call in taps if call is not None and call.edge.node in reached]
     return Graph(output, calls, nodes, taps)
@@ -122,7 +123,7 @@ def replay(
     network: Untouched,
     x: Tensor,
     taps: Sequence[Call | None],
-    has_rule: Callable[[nn.Module], bool],
+    modules: Sequence[nn.Module],
     known: Callable[[Call, Tensor], Tensor | None],
 ) -> Tensor | None:
     """Run a recorded network again, on x, with what is known of its calls; the output.
@@ -139,12 +140,10 @@ def replay(
         alike &= call is None or call.module is module
         if call is None or not alike:
             return forward(*args, **kwargs)
-        output = known(call, _given(args, kwargs).detach())
-        if output is None:
-            return forward(*args, **kwargs)
-        return _Tap.apply(output.requires_grad_())
+        output = known(call, _given(args, kwargs))
+        return forward(*args, **kwargs) if output is None else output
 
-    with _wrapped(network.network, has_rule, stand_in):
+    with _wrapped(modules, stand_in):
         output = outputs_of(network, x)
     return output if alike and next(left, taps) is taps else None
 
@@ -163,16 +162,14 @@ def outputs_of(network: Untouched, x: Tensor) -> Tensor:
 
 @contextmanager
 def _wrapped(
-    network: nn.Module,
-    has_rule: Callable[[nn.Module], bool],
+    modules: Sequence[nn.Module],
     wrapper: Callable[[nn.Module, Forward, tuple, dict[str, Any]], Any],
 ) -> Iterator[None]:
     """Send calls of `forward` through wrapper(module, forward, args, kwargs).
 
     Not by hooks: there are global ones, which come before a module's own.
     """
-    chosen = [module for module in network.modules() if has_rule(module)]
-    for module in chosen:
+    for module in modules:
 
         def wrapped(
             *args: Any, module: nn.Module = module, own: Forward = module.forward, **kwargs: Any
@@ -183,7 +180,7 @@ def _wrapped(
     try:
         yield
     finally:
-        for module in chosen:
+        for module in modules:
             del vars(module)["forward"]
 
 

@@ -8,6 +8,7 @@ should that prove the plan wrong, on two samples together.
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
@@ -37,6 +38,7 @@ class Plan:
     """Calls are numbered in the order in which `record` meets them."""
 
     network: Untouched
+    tapped: list[nn.Module]  # the modules that are recorded
     probe: Tensor  # one sample
     alone: Graph  # what the network does with it
     claims: Claims  # per call: its weight goes by the rule, its bias does
@@ -59,21 +61,22 @@ class Plan:
         Raises Irregular if a layer or a parameter is not used as the plan has it, ValueError if
         the output of a sample depends on its neighbours.
         """
-        graph = _record(self.network, x, self.layout)
+        graph = _record(self.network, self.tapped, x, self.layout)
         row = None
         if torch.equal(x[-1:], self.probe):
             row = len(x) - 1
             check_outputs(self.alone.output[0], graph.output[row], self._alone)
-        claims = _claims(self.alone, graph, row)
+        uses = parameter_uses(graph)
+        claims = _claims(self.alone, graph, row, uses)
         if not _contains(claims, self.claims):
             raise Irregular
         if check and len(x) > 1:
             trusted = {graph.calls[i] for i in _claimed(self.claims)}
-            check_rows(self.network, x, graph, self._alone, tapped, trusted, self.layout)
+            check_rows(self.network, self.tapped, x, graph, trusted, self._alone, self.layout)
         graph.release()
         pairs = zip(graph.calls, self.claims, strict=True)
         covered = {*chain(*self.plain), *(p for call, claim in pairs for p in _own(call, claim))}
-        if any(p not in covered for p in _trained(self.network) if parameter_uses(graph)[p]):
+        if any(uses[p] and p not in covered for p in self.network.trained):
             raise Irregular
         ends = {end.above: end for end in bottlenecks(graph, _claimed(self.claims))}
         if not ends.keys() >= set(self.stages):
@@ -83,7 +86,7 @@ class Plan:
         return graph, list(zip(calls, (ends[above] for above in self.stages), strict=True))
 
     def _alone(self) -> Graph:
-        return _record(self.network, self.probe, self.layout)
+        return _record(self.network, self.tapped, self.probe, self.layout)
 
 
 def make_plan(
@@ -101,25 +104,29 @@ def make_plan(
     looks: 1 trusts the rules as far as one sample alone shows, 2 as two together show; 0 sends
     every parameter through plain autograd.
 
-    Raises ValueError if the output of a sample depends on its neighbours; Irregular if after one
-    look no tile would show whether the plan holds; TooSmall if one sample does not fit.
+    Raises ValueError if the output of a sample depends on its neighbours; Irregular if no
+    tile would show whether the plan holds; TooSmall if one sample does not fit.
     """
     last_two = (x if len(x) >= len(others) else others)[-2:]
     probe = last_two[-1:]
-    one, saved = _first_look(network, probe, layout)
-    two = one
-    if looks != 1:
-        two = _record(network, last_two, layout)
-        check_outputs(one.output[0], two.output[-1], lambda: _record(network, probe, layout))
-    none = ((False, False),) * len(one.calls)
-    claims = _claims(one, two, len(two.output) - 1) if looks else none
-    by_rule = {p for call, claim in zip(one.calls, claims, strict=True) for p in _own(call, claim)}
+    tapped = [module for module in network.modules if _can_be_tapped(module)]
+    alone = partial(_record, network, tapped)
+    one, saved = _first_look(network, alone, probe, layout)
     if looks:
-        uses = parameter_uses(one) + parameter_uses(two)
+        two = one
+        if looks == 2:
+            two = alone(last_two, layout)
+            check_outputs(one.output[0], two.output[-1], lambda: alone(probe, layout))
+        uses = parameter_uses(two)
+        claims = _claims(one, two, len(two.output) - 1, uses)
+        uses += parameter_uses(one)
     else:
-        at_once = max(2, memory // (2 * max(saved, 1)))  # two at least, to see them together
-        uses = _survey(network, [x] if others is x else [x, others], at_once, layout)
-    plain = [p for p in _trained(network) if uses[p] and p not in by_rule]
+        # Two at least, to see them together.
+        at_once = max(2, memory // (2 * max(saved, 1)))
+        uses = _survey(network, alone, [x] if others is x else [x, others], at_once, layout)
+        claims = ((False, False),) * len(one.calls)
+    by_rule = {p for call, claim in zip(one.calls, claims, strict=True) for p in _own(call, claim)}
+    plain = [p for p in network.trained if uses[p] and p not in by_rule]
     outputs = one.output.shape[1]
     workspace = memory // _WORKSPACE
     sides = 1 if others is x else 2
@@ -135,10 +142,11 @@ def make_plan(
         raise TooSmall(f"memory is too small for one sample: about {total} bytes are needed")
     tile, at_once, room = sizes
     stages = cost.stages(at_once, room)
-    if looks == 1 and (tile == 1 or not stages):
+    if (looks == 1 and tile == 1) or (looks and not stages):
         raise Irregular
     return Plan(
         network=network,
+        tapped=tapped,
         probe=probe,
         alone=one,
         claims=claims,
@@ -163,34 +171,43 @@ def layouts(network: nn.Module, x: Tensor) -> tuple[torch.memory_format, ...]:
     return (torch.contiguous_format,)
 
 
-def tapped(module: nn.Module) -> bool:
-    """Whether the calls of `module` are recorded."""
+def _can_be_tapped(module: nn.Module) -> bool:
     return has_rule(module) and any(p.requires_grad for p in module.parameters(recurse=False))
 
 
-def _record(network: Untouched, x: Tensor, layout: torch.memory_format) -> Graph:
+def _record(
+    network: Untouched, tapped: list[nn.Module], x: Tensor, layout: torch.memory_format
+) -> Graph:
     # A copy, for networks that work in place on what they are given.
     return record(network, x.clone(memory_format=layout), tapped)
 
 
-def _first_look(network: Untouched, x: Tensor, layout: torch.memory_format) -> tuple[Graph, int]:
+Recorder = Callable[[Tensor, torch.memory_format], Graph]
+
+
+def _first_look(
+    network: Untouched, recorder: Recorder, x: Tensor, layout: torch.memory_format
+) -> tuple[Graph, int]:
     """Record one sample; count the bytes that autograd saves for it."""
-    state = (*network.network.parameters(), *network.network.buffers())
-    weights = {t.untyped_storage().data_ptr() for t in state if t.layout == torch.strided}
+    state = {t.untyped_storage().data_ptr() for t in network.state if t.layout == torch.strided}
     saved: dict[int, torch.UntypedStorage] = {}  # kept: an address that is free is used again
 
     def pack(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in state:
             saved[storage.data_ptr()] = storage
 
     with saved_tensors_hooks(pack, lambda nothing: nothing):
-        graph = _record(network, x, layout)
+        graph = recorder(x, layout)
     return graph, sum(storage.nbytes() for storage in saved.values())
 
 
 def _survey(
-    network: Untouched, sides: list[Tensor], at_once: int, layout: torch.memory_format
+    network: Untouched,
+    recorder: Recorder,
+    sides: list[Tensor],
+    at_once: int,
+    layout: torch.memory_format,
 ) -> Counter[Tensor]:
     """The uses of every parameter by any of the samples alone.
 
@@ -200,14 +217,10 @@ def _survey(
     for samples in chain(*(side.split(at_once) for side in sides)):
         together = outputs_of(network, samples.clone(memory_format=layout))
         for i, sample in enumerate(samples.split(1)):
-            alone = _record(network, sample, layout)
-            check_outputs(alone.output[0], together[i], partial(_record, network, sample, layout))
+            alone = recorder(sample, layout)
+            check_outputs(alone.output[0], together[i], partial(recorder, sample, layout))
             uses += parameter_uses(alone)
     return uses
-
-
-def _trained(network: Untouched) -> list[nn.Parameter]:
-    return [p for p in network.network.parameters() if p.requires_grad]
 
 
 def _is_row(alone: Call, call: Call, row: int | None, samples: int) -> bool:
@@ -230,16 +243,15 @@ def _own(call: Call, claim: tuple[bool, bool] = (True, True)) -> list[nn.Paramet
     return [p for p, claimed in zip(both, claim, strict=True) if claimed and p is not None]
 
 
-def _claims(alone: Graph, graph: Graph, row: int | None) -> Claims:
+def _claims(alone: Graph, graph: Graph, row: int | None, uses: Counter[Tensor]) -> Claims:
     """Per call: whether weight and bias are used by this call, as its rule says, and no other.
 
     alone: the same network on one sample only, the one at `row`, if that is known to be there. No
-    call is claimed if there are others in `graph` than there.
+    call is claimed if there are others in `graph` than there. uses: of the parameters in `graph`.
     """
     pairs = list(zip(alone.calls, graph.calls, strict=False))
     if len(alone.calls) != len(graph.calls) or any(a.module is not b.module for a, b in pairs):
         return ((False, False),) * len(alone.calls)
-    uses = parameter_uses(graph)
     owners = Counter(p for call in graph.calls for p in _own(call))
     claims = []
     for other, call in pairs:

@@ -10,7 +10,8 @@ with the record: every sample, in another place and with half of its neighbours.
 samples by what they hold gives itself away: of the half that it sees it puts the least first, where
 the record has the greater. The halves are those of the Thue-Morse sequence (the parity of the
 ones in i), which has no period and no three alike in a row, so that it cuts through groups however
-the samples are ordered.
+the samples are ordered. Of few samples a group may yet lie in one half; these are halved by every
+bit of i, which parts any two.
 
 A layer whose rule is trusted need not be computed for this: when it is given the rows that it was
 given before, it gives the rows that it gave. That leaves what is between the layers, some
@@ -18,7 +19,7 @@ hundredths of the price of a forward pass.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ from .untouched import Untouched
 
 # Roundings by which two ways of summing the same terms may differ.
 _ROUNDINGS = 100
+# Samples that are halved in every way.
+_FEW = 16
 
 
 class Irregular(Exception):
@@ -36,39 +39,49 @@ class Irregular(Exception):
 
 def check_rows(
     network: Untouched,
+    tapped: Sequence[nn.Module],
     x: Tensor,
     graph: Graph,
-    alone: Callable[[], Graph],
-    tapped: Callable[[nn.Module], bool],
     trusted: set[Call],
+    alone: Callable[[], Graph],
     layout: torch.memory_format,
 ) -> None:
     """Compare the record of the samples x, `graph`, with those of its halves.
 
-    trusted: the calls whose rules are to be used. Raises Irregular if one of them is given the
-    samples in other rows than they have in x, ValueError if the output of a sample depends on its
-    neighbours. alone: see `check_outputs`.
+    tapped: the modules recorded. trusted: the calls whose rules are to be used. alone: see
+    `check_outputs`.
+
+    Raises Irregular if a trusted call is given the samples in other rows than they have in x,
+    ValueError if the output of a sample depends on its neighbours.
     """
-    halves: tuple[list[int], list[int]] = [], []
-    for i in reversed(range(len(x))):
-        halves[i.bit_count() % 2].append(i)
-    for half in halves:
+    for half in _halves(len(x)):
         rows = torch.tensor(half, device=x.device)
 
         def known(call: Call, given: Tensor, rows: Tensor = rows) -> Tensor | None:
             if call not in trusted:
                 return None
-            before = call.input[rows]
-            if not (torch.equal(given, before) or close(given, before)):
+            before = call.input.index_select(0, rows)
+            if not (torch.equal(given, before) or close(given.detach(), before)):
                 raise Irregular
             output = call.result()
-            return None if output is None else output[rows]
+            return None if output is None else output.index_select(0, rows)
 
-        samples = x[rows].contiguous(memory_format=layout)
+        samples = x.index_select(0, rows).contiguous(memory_format=layout)
         output = replay(network, samples, graph.taps, tapped, known)
         if output is None:
             raise Irregular
-        check_outputs(graph.output[rows], output, alone)
+        check_outputs(graph.output.detach().index_select(0, rows), output, alone)
+
+
+def _halves(samples: int) -> Iterator[list[int]]:
+    """The numbers of the samples, of one half after the other, each from the last to the first."""
+    places = range(samples)
+    splits = [[i.bit_count() % 2 for i in places]]
+    if samples <= _FEW:
+        splits = [[i >> bit & 1 for i in places] for bit in range((samples - 1).bit_length())]
+    for split in splits:
+        for half in (0, 1):
+            yield [i for i in reversed(places) if split[i] == half]
 
 
 def check_outputs(a: Tensor, b: Tensor, alone: Callable[[], Graph]) -> None:
@@ -90,7 +103,7 @@ def close(a: Tensor, b: Tensor, allowed: float = 0.0) -> bool:
     """Equal up to rounding, or to what is allowed; never where something is not finite."""
     if a.shape != b.shape:
         return False
-    if not (a.is_floating_point() or a.is_complex()):
+    if a.numel() == 0 or not a.is_floating_point():
         return torch.equal(a, b)
     allowed += torch.finfo(a.dtype).eps ** 0.5 * b.abs().max().item()
     return (a - b).abs().max().item() <= allowed < math.inf

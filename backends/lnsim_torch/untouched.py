@@ -9,10 +9,12 @@ A dispatch mode sees every operation of torch before it runs. Of a parameter or 
 about to write to, it keeps a copy, and puts it back at the end: what is not written costs nothing.
 """
 
+import operator
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,13 +35,18 @@ class Untouched:
 
     def __init__(self, network: nn.Module):
         self.network = network
-        self._watch = _Watch((*network.parameters(), *network.buffers()))
-        self._modules = [*network.modules()]
+        self.modules = [*network.modules()]
+        self.trained = [p for p in network.parameters() if p.requires_grad]
+        held = (
+            vars(m)[kind].values() for m in self.modules for kind in ("_parameters", "_buffers")
+        )
+        self.state = {t for t in chain(*held) if t is not None}
+        self._watch = _Watch(self.state)
 
     def __call__(self, x: Tensor) -> Any:
         """network(x). Raises ValueError if the network draws random numbers."""
-        flags = [module.training for module in self._modules]
-        slots = [m._buffers for m in self._modules if m._buffers]
+        flags = [module.training for module in self.modules]
+        slots = [m._buffers for m in self.modules if m._buffers]
         buffers = [slot.copy() for slot in slots]
         try:
             with eager(), refused_randomness(x.device), self._watch:
@@ -49,7 +56,7 @@ class Untouched:
             for slot, before in zip(slots, buffers, strict=True):
                 slot.clear()
                 slot.update(before)
-            for module, flag in zip(self._modules, flags, strict=True):
+            for module, flag in zip(self.modules, flags, strict=True):
                 module.training = flag
 
 
@@ -62,6 +69,10 @@ class _Watch(TorchDispatchMode):
         self._state = {storage.data_ptr(): storage for storage in strided}
         self._copies: dict[int, torch.UntypedStorage] = {}
         self._written: dict[Any, Callable[..., list[Any]] | None] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to say so imports torch's compiler, in seconds
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -105,47 +116,50 @@ def _written_arguments(func: Any) -> Callable[[tuple, dict[str, Any]], list[Any]
 
 
 @contextmanager
-def refused_randomness(device: torch.device) -> Iterator[None]:
-    """Raise ValueError if random numbers are drawn inside; the generators are put back."""
-    before = _generators(device)
+def refused_randomness(device: torch.device | None) -> Iterator[None]:
+    """Raise ValueError if random numbers are drawn inside; the generators are put back.
+
+    device: whose torch generator to watch, with that of the CPU; None: Python's and NumPy's global
+    generators, which are slower to look at.
+    """
+    generators = _others() if device is None else _torchs(device)
+    states = [read() for read, _, _ in generators]
+    drawn = False
     try:
         yield
     finally:
-        moved = [
-            (state, put)
-            for (state, put), (now, _) in zip(before, _generators(device), strict=True)
-            if not _same(state, now)
-        ]
-        for state, put in moved:
-            put(state)
-    if moved:
-        raise ValueError(
-            "the network draws random numbers when it is called (dropout, stochastic depth or "
-            "noise in training mode?), so that it has no kernel; call network.eval() first"
-        )
+        for state, (read, put, same) in zip(states, generators, strict=True):
+            if not same(state, read()):
+                drawn = True
+                put(state)
+        if drawn:
+            raise ValueError(
+                "the network draws random numbers when it is called (dropout, stochastic depth or "
+                "noise in training mode?), so that it is no function of its input; call "
+                "network.eval() first"
+            )
 
 
-def _generators(device: torch.device) -> list[tuple[Any, Callable[[Any], Any]]]:
-    """The states of the generators that a network may draw from, and how to put each back."""
-    states: list[tuple[Any, Callable[[Any], Any]]] = [
-        (torch.get_rng_state(), torch.set_rng_state),
-        (random.getstate(), random.setstate),
-        (np.random.get_state(), np.random.set_state),  # noqa: NPY002
-    ]
+Generator = tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any, Any], bool]]
+
+
+def _torchs(device: torch.device) -> list[Generator]:
+    """How to read, put back and compare the states of torch's generators."""
+    generators = [torch.default_generator]
     if device.type == "cuda":
-        put = lambda state: torch.cuda.set_rng_state(state, device)  # noqa: E731
-        states.append((torch.cuda.get_rng_state(device), put))
-    return states
+        number = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[number])
+    return [(g.get_state, g.set_state, torch.equal) for g in generators]
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
-    if isinstance(a, tuple):
-        return all(map(_same, a, b))
-    return bool(a == b)
+def _others() -> list[Generator]:
+    def same(a: Any, b: Any) -> bool:
+        return np.array_equal(a[1], b[1]) and a[2:] == b[2:]
+
+    return [
+        (random.getstate, random.setstate, operator.eq),
+        (np.random.get_state, np.random.set_state, same),
+    ]
 
 
 def eager() -> Any:
