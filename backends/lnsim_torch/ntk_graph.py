@@ -54,12 +54,13 @@ class Call:
 
 @dataclass(eq=False)
 class Graph:
-    """A recorded forward pass: output (n, C), its calls, and the nodes, inputs before users.
+    """A recorded forward pass: input, output (n, C), its calls, and the nodes, inputs before users.
 
     taps: all calls in the order in which they were made, also those that the output does not
     depend on; None stands for one outside of autograd.
     """
 
+    input: Tensor
     output: Tensor
     calls: list[Call]
     nodes: list[Node]
@@ -116,7 +117,7 @@ def record(network: Untouched, x: Tensor, modules: Sequence[nn.Module]) -> Graph
             call.input = call.input.detach()  # here, where no dispatch mode makes it slow
     reached = set(nodes)
     calls = [call for call in taps if call is not None and call.edge.node in reached]
-    return Graph(output, calls, nodes, taps)
+    return Graph(x, output, calls, nodes, taps)
 
 
 def replay(

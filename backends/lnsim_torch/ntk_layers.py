@@ -200,8 +200,8 @@ class Weighted(Layer):
 
     def add(self, gradients: Tensor) -> None:
         channels_last = gradients.movedim(2, -1) if isinstance(self.module, _CONV) else gradients
-        c, n, *_, channels = channels_last.shape
-        super().add(channels_last.reshape(c, n, -1, channels))
+        c, n, *places, channels = channels_last.shape
+        super().add(channels_last.reshape(c, n, prod(places), channels))
 
     def contribute(self, other: Layer, kernel: Tensor, workspace: int) -> None:
         assert isinstance(other, Weighted)

@@ -14,7 +14,6 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ _WRITES_UNSAID = {
     torch.ops.aten.cudnn_batch_norm.default: slice(3, 5),
     torch.ops.aten.miopen_batch_norm.default: slice(3, 5),
 }
+# Calls of a network that are watched in any case.
+_WATCHED = 2
 
 
 class Untouched:
@@ -37,19 +38,21 @@ class Untouched:
         self.network = network
         self.modules = [*network.modules()]
         self.trained = [p for p in network.parameters() if p.requires_grad]
-        held = (
-            vars(m)[kind].values() for m in self.modules for kind in ("_parameters", "_buffers")
-        )
-        self.state = {t for t in chain(*held) if t is not None}
+        self.state = {*network.parameters(), *network.buffers()}
         self._watch = _Watch(self.state)
+        self._calls = 0
 
     def __call__(self, x: Tensor) -> Any:
         """network(x). Raises ValueError if the network draws random numbers."""
+        self._calls += 1
+        # Watching takes some microseconds an operation. What a network writes to, it writes to from
+        # the beginning.
+        watch = self._watch if self._calls <= _WATCHED or self._watch.seen else nullcontext()
         flags = [module.training for module in self.modules]
-        slots = [m._buffers for m in self.modules if m._buffers]
+        slots = [m._buffers for m in self.modules if m._buffers and type(m._buffers) is dict]
         buffers = [slot.copy() for slot in slots]
         try:
-            with eager(), refused_randomness(x.device), self._watch:
+            with eager(), refused_randomness(x.device), watch:
                 return self.network(x)
         finally:
             self._watch.restore()
@@ -57,7 +60,8 @@ class Untouched:
                 slot.clear()
                 slot.update(before)
             for module, flag in zip(self.modules, flags, strict=True):
-                module.training = flag
+                if module.training is not flag:
+                    module.training = flag
 
 
 class _Watch(TorchDispatchMode):
@@ -68,6 +72,7 @@ class _Watch(TorchDispatchMode):
         strided = (t.untyped_storage() for t in state if t.layout == torch.strided)
         self._state = {storage.data_ptr(): storage for storage in strided}
         self._copies: dict[int, torch.UntypedStorage] = {}
+        self.seen = False  # whether anything was written to, ever
         self._written: dict[Any, Callable[..., list[Any]] | None] = {}
 
     @classmethod
@@ -92,6 +97,7 @@ class _Watch(TorchDispatchMode):
             address = tensor.untyped_storage().data_ptr()
             if address in self._state and address not in self._copies:
                 self._copies[address] = self._state[address].clone()
+                self.seen = True
 
     def restore(self) -> None:
         for address, copy in self._copies.items():
