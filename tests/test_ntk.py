@@ -13,75 +13,10 @@ from lnsim_torch import ntk as ntk_module
 from lnsim_torch import ntk_layers, ntk_plan, ntk_products
 from lnsim_torch.ntk import empirical_ntk
 from lnsim_torch.untouched import Untouched
+from naive_ntk import TOLERANCE, assert_exact, expected, randomise
 from torch import nn
 
-TOLERANCE = 1e-12
-
-
-@pytest.fixture(autouse=True)
-def _reproducible():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # everything here is too small to be worth more
-    yield
-    torch.set_num_threads(threads)
-    torch.set_default_dtype(torch.float32)
-
-
-def jacobian(network, x):
-    """(N, C, P), one sample and one output at a time."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    rows = []
-    for n in range(len(x)):
-        output = network(x[n : n + 1])[0]
-        for value in output:
-            found = torch.autograd.grad(
-                value, parameters, retain_graph=True, materialize_grads=True
-            )
-            rows.append(torch.cat([g.flatten() for g in found]))
-    return torch.stack(rows).view(len(x), -1, rows[0].numel())
-
-
-def expected(network, x, x2=None, outputs="full"):
-    mine = jacobian(network, x)
-    theirs = mine if x2 is None else jacobian(network, x2)
-    full = torch.einsum("ncp,mdp->nmcd", mine, theirs)
-    if outputs == "full":
-        return full
-    return full.diagonal(dim1=2, dim2=3).sum(-1) / (full.shape[2] if outputs == "mean" else 1)
-
-
-def assert_exact(network, x, x2=None, tolerance=TOLERANCE, **options):
-    for outputs in ("full", "mean", "sum"):
-        found = empirical_ntk(network, x, x2, outputs=outputs, **options)
-        right = expected(network, x, x2, outputs)
-        assert found.shape == right.shape
-        assert (found - right).abs().max() <= tolerance * right.abs().max()
-
-
-@pytest.fixture
-def no_fallback(monkeypatch):
-    """Fail if a parameter goes through plain autograd."""
-
-    def refuse(*_):
-        raise AssertionError("fell back to plain autograd")
-
-    monkeypatch.setattr(ntk_module, "_plain_gradients", refuse)
-
-
-@pytest.fixture
-def fallback(monkeypatch):
-    """The number of parameters that went through plain autograd, call by call."""
-    counts = []
-    original = ntk_module._plain_gradients
-
-    def counted(x, plan, parameters, outputs):
-        counts.append(len(parameters))
-        return original(x, plan, parameters, outputs)
-
-    monkeypatch.setattr(ntk_module, "_plain_gradients", counted)
-    return counts
+pytestmark = pytest.mark.usefixtures("small_doubles")
 
 
 class Mean(nn.Module):
@@ -98,18 +33,6 @@ class MeanOverTime(nn.Module):
 
 def head(*layers, channels, outputs=3):
     return nn.Sequential(*layers, nn.Tanh(), Mean(), nn.Linear(channels, outputs)).eval()
-
-
-def randomise(network):
-    """Give every norm statistics, scales and shifts of its own."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2.0)
-        if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._NormBase):
-            for p in module.parameters():
-                nn.init.normal_(p)
-    return network
 
 
 CONVOLUTIONS = {

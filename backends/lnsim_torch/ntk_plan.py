@@ -119,6 +119,11 @@ def make_plan(
             check_outputs(one.output[0], two.output[-1], lambda: alone(probe, layout))
         uses = parameter_uses(two)
         claims = _claims(one, two, len(two.output) - 1, uses)
+        if len(two.output) > 1:
+            trusted = {two.calls[i] for i in _claimed(claims)}
+            check_rows(
+                network, tapped, last_two, two, trusted, lambda: alone(probe, layout), layout
+            )
         uses += parameter_uses(one)
     else:
         # Two at least, to see them together.
@@ -140,6 +145,7 @@ def make_plan(
         least = (1 if sides * samples == 1 else 2) * cost.need(1 if traced else outputs)
         total = -(-least * _WORKSPACE // (_WORKSPACE - 1)) + _WORKSPACE
         raise TooSmall(f"memory is too small for one sample: about {total} bytes are needed")
+    one.release()
     tile, at_once, room = sizes
     stages = cost.stages(at_once, room)
     if (looks == 1 and tile == 1) or (looks and not stages):
