@@ -1,6 +1,5 @@
 """lnsim: how noise in training carries a network from the lazy to the rich regime."""
 
-from lnsim import _cache
 from lnsim.dynamics import GD, SAM, SGD, Alternating, CustomDynamics, LabelNoise, Oscillation
 from lnsim.network import Network, ntk_init
 from lnsim.problem import Problem, gaussian_regression
@@ -26,5 +25,3 @@ __all__ = [
     "simulate",
     "sweep",
 ]
-
-_cache.choose()  # nothing is compiled before this: importing lnsim does not import numba

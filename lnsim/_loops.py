@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from lnsim._cache import compiled
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+@compiled(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 def measure_neurons(W, W_start, direction):  # type: ignore[no-untyped-def]
     """|w_i|^2, <w_i, direction> and |w_i - w_i(0)|^2 of every row, shape (3, B, m).
 

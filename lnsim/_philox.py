@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import config, njit, types
+from numba import config, types
 from numba.extending import intrinsic
+
+from lnsim._cache import compiled
 
 _MULTIPLIERS = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _WEYL = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
@@ -33,7 +35,7 @@ def _product(typingctx: Any, x: Any, y: Any) -> Any:
     return types.UniTuple(types.uint64, 2)(types.uint64, types.uint64), codegen
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _block(counter, key_0, key_1):  # type: ignore[no-untyped-def]
     """The four words of a counter below 2**64."""
     x0, x1, x2, x3 = counter, np.uint64(0), np.uint64(0), np.uint64(0)
@@ -46,7 +48,7 @@ def _block(counter, key_0, key_1):  # type: ignore[no-untyped-def]
     return x0, x1, x2, x3
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _fill(words, key, position):  # type: ignore[no-untyped-def]
     counter = np.uint64(position // 4 + 1)
     k = -(position % 4)
@@ -72,7 +74,7 @@ fill = _fill_by_numpy if config.DISABLE_JIT else _fill
 """fill(words, key, position) makes words : (T,) the words `position` ... of Philox(key=key)."""
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def fill_all(words, keys, position):  # type: ignore[no-untyped-def]
     """`fill` for every row of words : (S, T) and of keys : (S, 2)."""
     for c in range(words.shape[0]):

@@ -60,9 +60,12 @@ class _Version(argparse.Action):
     """Looks the version up only when it is asked for, which takes a while."""
 
     def __call__(self, parser: argparse.ArgumentParser, *asked: object) -> NoReturn:
-        from importlib.metadata import version
+        from importlib import metadata
 
-        print(f"lnsim {version('lnsim')}")
+        try:
+            print(f"lnsim {metadata.version('lnsim')}")
+        except metadata.PackageNotFoundError:  # found on the path, as sources or in an archive
+            print("lnsim of a version unknown, as it is not installed")
         parser.exit()
 
 

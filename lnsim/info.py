@@ -13,7 +13,6 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from lnsim import backend as backends
-from lnsim._cache import VARIABLE
 from lnsim.sweep_workers import cores
 
 WIDTH = 80
@@ -115,15 +114,17 @@ def _devices() -> str:
 
 
 def _cache() -> str:
-    """Where Numba keeps the compiled kernels."""
-    loops, fault = _tried(lambda: importlib.import_module("lnsim._loops"))
-    if fault:
-        return f"{fault}: set NUMBA_CACHE_DIR to a folder that can be written"
-    if not hasattr(loops.measure_neurons, "stats"):
+    """Where the compiled kernels are kept."""
+    cache, broken = _tried(lambda: importlib.import_module("lnsim._cache"))
+    if broken:
+        return broken
+    if cache.numba.config.DISABLE_JIT:
         return "none, by NUMBA_DISABLE_JIT: nothing is compiled, and all is slow"
-    folder, chosen = loops.measure_neurons.stats.cache_path, os.environ[VARIABLE]
-    folder = chosen if folder.startswith(chosen) else folder  # chosen, but it cannot be written
-    return f"{folder}, of compiled kernels; for another set NUMBA_CACHE_DIR"
+    folder = cache.folder()
+    fault = cache.fault(folder)
+    if fault:
+        return f"{folder} cannot be written: {fault}; set {cache.VARIABLE} to one that can"
+    return f"{folder}, of compiled kernels; for another set {cache.VARIABLE}"
 
 
 def _tried(work: Callable[[], Any]) -> tuple[Any, str]:

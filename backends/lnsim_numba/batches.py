@@ -20,8 +20,8 @@ Ledger: lr v and lr |z| a in the place of c u and c |x| a of kernels.py.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from lnsim._cache import compiled
 from lnsim_numba.common import (
     DECAY,
     EXACT,
@@ -36,7 +36,7 @@ from lnsim_numba.common import (
 )
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def _apply(Wt, z, v):  # type: ignore[no-untyped-def]
     """v = W z, with Wt : (r, p) the transpose of W."""
     v[:] = 0.0
@@ -45,7 +45,7 @@ def _apply(Wt, z, v):  # type: ignore[no-untyped-def]
             v[k] += z[j] * Wt[j, k]
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def _apply_transposed(Wt, a, theta):  # type: ignore[no-untyped-def]
     """theta = W^T a."""
     for j in range(Wt.shape[0]):
@@ -55,7 +55,7 @@ def _apply_transposed(Wt, a, theta):  # type: ignore[no-untyped-def]
         theta[j] = total
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def _dot(x, y):  # type: ignore[no-untyped-def]
     total = 0.0
     for k in range(x.size):
@@ -63,7 +63,7 @@ def _dot(x, y):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def batches(  # type: ignore[no-untyped-def]
     W, a, V_W, V_a, data, words, noise, batch, rates, rows, first_step
 ):
@@ -125,7 +125,7 @@ def batches(  # type: ignore[no-untyped-def]
     return done
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def batches_replicas(  # type: ignore[no-untyped-def]
     W, a, V_W, V_a, data, words, noise, batch, rates, rows, first_step, going, diverged_at
 ):

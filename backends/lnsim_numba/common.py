@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from lnsim._cache import compiled
 from lnsim.backend import DIVERGED_ABOVE
 
-EXACT: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 # Only flags that keep NaN and infinity honest: divergence is found by them.
 FAST: dict[str, Any] = {**EXACT, "fastmath": {"contract", "reassoc", "nsz"}}
 
@@ -25,13 +25,13 @@ _HIGH = np.uint64(32)
 _SIGN = np.uint64(1)
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def drawn_sample(word, samples):  # type: ignore[no-untyped-def]
     """The sample that a word draws (streams.py)."""
     return np.intp(((word >> _HIGH) * np.uint64(samples)) >> _HIGH)
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def drawn_noise(words, noise, t, b, sigma):  # type: ignore[no-untyped-def]
     """Label noise of draw b of step t."""
     if noise is None:
@@ -40,19 +40,19 @@ def drawn_noise(words, noise, t, b, sigma):  # type: ignore[no-untyped-def]
     return sigma * noise[t, b]
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def part(array, s):  # type: ignore[no-untyped-def]
     """array[s], or None if there is no array."""
     return None if array is None else array[s]
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def has_diverged(squared_residual):  # type: ignore[no-untyped-def]
     """True also for NaN."""
     return not squared_residual < DIVERGED_ABOVE
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def _descent_by_products(theta, z, X, y, words, noise, t, batch, sigma):  # type: ignore[no-untyped-def]
     """`descent` for batches of at least n: z = X^T c / B, c the sum of residuals sample by sample.
 
@@ -71,7 +71,7 @@ def _descent_by_products(theta, z, X, y, words, noise, t, batch, sigma):  # type
     return worst
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def descent(theta, z, data, words, noise, t, batch, sigma):  # type: ignore[no-untyped-def]
     """z = (1/B) sum_b r_b x_b at the predictor theta; batch 0 takes all samples, each once.
 
@@ -109,7 +109,7 @@ def descent(theta, z, data, words, noise, t, batch, sigma):  # type: ignore[no-u
     return mean
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def aligned(size):  # type: ignore[no-untyped-def]
     """Zeros of `size`, starting on a cache line."""
     room = np.zeros(size + 8)

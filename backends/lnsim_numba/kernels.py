@@ -36,8 +36,9 @@ squared residual was not below DIVERGED_ABOVE, or -1.
 from __future__ import annotations
 
 import numpy as np
-from numba import config, njit
+from numba import config
 
+from lnsim._cache import compiled
 from lnsim_numba.common import (
     EXACT,
     FAST,
@@ -54,7 +55,7 @@ from lnsim_numba.twin import twin_step
 from lnsim_numba.vectors import LANES, MOST_VECTORS, sam_pass, tile_pass, twin_pass
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def one_sample_plain(W, a, data, words, noise, rates, rows, theta, features, first_step):  # type: ignore[no-untyped-def]
     """SGD or SAM as the equations stand.  W : (p, r), a : (p,), words : (T, 1)."""
     X, y = data[0], data[1]
@@ -96,7 +97,7 @@ def one_sample_plain(W, a, data, words, noise, rates, rows, theta, features, fir
     return -1
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def _squares(X):  # type: ignore[no-untyped-def]
     """|x_i|^2, (n,)."""
     result = np.zeros(X.shape[0])
@@ -106,7 +107,7 @@ def _squares(X):  # type: ignore[no-untyped-def]
     return result
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def _sgd(  # type: ignore[no-untyped-def]
     tile, W, a, u, data, words, noise, rates, rows, theta, features, first_step
 ):
@@ -138,7 +139,7 @@ def _sgd(  # type: ignore[no-untyped-def]
     return -1
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def _sam(tile, W, a, u, data, words, noise, rates, theta, features):  # type: ignore[no-untyped-def]
     """SAM on the packed W : (tiles, r, units), a and u : (tiles units,)."""
     X, y = data[0], data[1]
@@ -170,7 +171,7 @@ def _sam(tile, W, a, u, data, words, noise, rates, theta, features):  # type: ig
     return -1
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def _padded(theta, features):  # type: ignore[no-untyped-def]
     """theta padded with zeros like the inputs of the twin; of no length where there is no twin."""
     padded = aligned(features[0].shape[1])
@@ -179,7 +180,7 @@ def _padded(theta, features):  # type: ignore[no-untyped-def]
     return padded
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def one_sample_tiled(  # type: ignore[no-untyped-def]
     tile, W, a, data, words, noise, rates, rows, theta, features, first_step
 ):
@@ -222,7 +223,7 @@ else:
     one_sample = one_sample_tiled
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def one_sample_replicas(  # type: ignore[no-untyped-def]
     tile, W, a, data, words, noise, rates, rows, theta, features, first_step, going, diverged_at
 ):

@@ -11,12 +11,12 @@ the same half is active again; its signs by then are those of the step between.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from lnsim._cache import compiled
 from lnsim_numba.common import EXACT, FAST, LR, aligned, descent, has_diverged
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def drawn_signs(words, neurons, amplitude, signs):  # type: ignore[no-untyped-def]
     """signs[k] = +-amplitude by the bit of neuron neurons[k] in the words : (ceil(m/64),)."""
     for k in range(neurons.size):
@@ -25,7 +25,7 @@ def drawn_signs(words, neurons, amplitude, signs):  # type: ignore[no-untyped-de
         signs[k] = amplitude * (2.0 * np.float64(bit) - 1.0)
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def _pass(Wt, a, z, next_a, theta, lr):  # type: ignore[no-untyped-def]
     """W <- W - lr a z^T and theta = W^T next_a of one half, Wt : (r, half)."""
     for j in range(Wt.shape[0]):
@@ -37,7 +37,7 @@ def _pass(Wt, a, z, next_a, theta, lr):  # type: ignore[no-untyped-def]
         theta[j] = total
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def _transposed(W, neurons):  # type: ignore[no-untyped-def]
     """The rows `neurons` of W, transposed; rows padded with zeros to whole cache lines."""
     result = aligned(W.shape[1] * _padded(neurons.size)).reshape(W.shape[1], -1)
@@ -46,7 +46,7 @@ def _transposed(W, neurons):  # type: ignore[no-untyped-def]
     return result
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def _signs(a, neurons):  # type: ignore[no-untyped-def]
     """a of `neurons`, padded alike; the padding stays zero."""
     result = aligned(_padded(neurons.size))
@@ -54,12 +54,12 @@ def _signs(a, neurons):  # type: ignore[no-untyped-def]
     return result
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def _padded(size):  # type: ignore[no-untyped-def]
     return max(8, -(-size // 8) * 8)
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def oscillation(W, a, data, words, rates, amplitude):  # type: ignore[no-untyped-def]
     """W : (m, r); a : (m,) in {-amplitude, 0, amplitude}; words : (T, ceil(m/64))."""
     rank = W.shape[1]
@@ -91,7 +91,7 @@ def oscillation(W, a, data, words, rates, amplitude):  # type: ignore[no-untyped
     return done
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def run_chain(chain, words, amplitude):  # type: ignore[no-untyped-def]
     """Takes the states of the chain : (m,) through words.shape[0] steps; only the last decide."""
     steps = words.shape[0]
@@ -103,7 +103,7 @@ def run_chain(chain, words, amplitude):  # type: ignore[no-untyped-def]
             chain[i] = signs[0] if active else 0.0
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def oscillation_replicas(  # type: ignore[no-untyped-def]
     W, a, data, words, rates, amplitude, first_step, going, diverged_at
 ):

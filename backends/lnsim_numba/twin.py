@@ -13,8 +13,8 @@ network's own residual is under way.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from lnsim._cache import compiled
 from lnsim_numba.common import (
     DECAY,
     EXACT,
@@ -29,7 +29,7 @@ from lnsim_numba.common import (
 )
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def twin_step(theta, x, move, target, lr, push):  # type: ignore[no-untyped-def]
     """vectors.twin_pass as it stands: move = A x, push = rho sqrt(x^T A x)."""
     residual = -target
@@ -41,7 +41,7 @@ def twin_step(theta, x, move, target, lr, push):  # type: ignore[no-untyped-def]
             theta[j] -= c * move[j]
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def twin(theta, V, start, A, data, words, noise, batch, rates):  # type: ignore[no-untyped-def]
     """Batches.  theta, its momentum V and start = theta(0) : (r,); A : (r, r)."""
     lr, sigma, rho = rates[LR], rates[SIGMA], rates[RHO]
@@ -71,7 +71,7 @@ def twin(theta, V, start, A, data, words, noise, batch, rates):  # type: ignore[
             theta[j] -= lr * V[j]
 
 
-@njit(**EXACT)
+@compiled(**EXACT)
 def twin_replicas(  # type: ignore[no-untyped-def]
     theta, V, start, A, data, words, noise, batch, rates, going
 ):

@@ -30,10 +30,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from lnsim import function_space
+from lnsim._cache import compiled
 from lnsim._checks import FloatArray
 from lnsim.function_space import Start, State
 from lnsim_numba.common import FAST, aligned
@@ -102,7 +102,7 @@ def _nodes() -> FloatArray:
     return np.stack([c, erf(c), function_space.slope(c)], axis=1)
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def descend(
     A: Any, W2: Any, b2: Any, labels: Any, rate: Any, gram: Any, start: Any, nodes: Any, real: Any
 ) -> None:
@@ -145,7 +145,7 @@ def descend(
             b2[c] -= shift[c]
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def subtract(values: Any, change: Any) -> None:
     """values -= change, on as many rows as there are of the change."""
     for j in range(change.shape[0]):
@@ -153,7 +153,7 @@ def subtract(values: Any, change: Any) -> None:
             values[j, i] -= change[j, i]
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def preactivations(A: Any, gram: Any, start: Any, j: Any, rows: Any) -> None:
     """Rows j and j + 1 of H(0) + gram A."""
     p, q = rows[0], rows[1]
@@ -170,7 +170,7 @@ def preactivations(A: Any, gram: Any, start: Any, j: Any, rows: Any) -> None:
             q[i] += qa * a[i] + qb * b[i] + qc * c[i] + qd * d[i]
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def look_up(h: Any, nodes: Any, phi: Any, slope: Any, centre: Any, offset: Any) -> None:
     """The node nearest to every h, erf and erf' there, and how far it is."""
     for i in range(h.size):
@@ -184,7 +184,7 @@ def look_up(h: Any, nodes: Any, phi: Any, slope: Any, centre: Any, offset: Any) 
         slope[i] = nodes[node, 2]
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def series(phi: Any, slope: Any, centre: Any, offset: Any, phi_real: Any, slope_real: Any) -> None:
     """From those at the nodes, erf in `phi`, and both in the arrays of the gradients' type."""
     for i in range(phi.size):
@@ -201,7 +201,7 @@ def series(phi: Any, slope: Any, centre: Any, offset: Any, phi_real: Any, slope_
         slope_real[i] = slope[i] * of_slope
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def forward(W2: Any, phi: Any, f: Any) -> None:
     """f = W2 phi."""
     for c in range(f.size):
@@ -211,7 +211,7 @@ def forward(W2: Any, phi: Any, f: Any) -> None:
         f[c] = total
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def backward(D: Any, W2: Any, phi: Any, slope: Any, Delta: Any, moved: Any) -> None:
     """Delta = (D W2) o slope is written, D phi^T is added to `moved`."""
     for i in range(phi.size):
