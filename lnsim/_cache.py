@@ -3,8 +3,8 @@
 Numba's own cache fails where its folder cannot be written or a file in it is damaged; its index is
 overwritten by processes that compile at once; and of the loops it only sees whether their own file
 has changed, not what they call in others.  Here every compiled function has a file of its own,
-named by all that decides on it: lnsim's sources, Numba, Python, the processor, the types of the
-arguments.  A file that is not whole counts as missing.
+named by all that decides on it: lnsim's sources, the versions of what compiles them, the processor,
+the types of the arguments.  A file that is not whole counts as missing.
 
 The folder is NUMBA_CACHE_DIR, or the user's for caches.  One that can be read but not written is
 read.  What cannot be kept there goes to a temporary folder of the user's, with one warning.
@@ -28,12 +28,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
+import numpy as np
 from numba.core import caching, compiler, serialize
 
 VARIABLE = "NUMBA_CACHE_DIR"
 COMPILED = ("_custom_loop", "_loops", "_philox", "backend")
 """The modules of lnsim that are compiled, or hold constants that are; of lnsim_numba it is all."""
+
+VERSIONS = (
+    sys.implementation.cache_tag, np.__version__, numba.__version__, llvmlite.__version__
+)  # fmt: skip
 
 
 def compiled(**options: Any) -> Callable[[Any], Any]:
@@ -72,36 +78,33 @@ class _Cache(caching.NullCache):
             _keep(self._name(types, result.codegen), serialize.dumps(result._reduce()))
 
     def _name(self, types: Any, codegen: Any) -> str:
-        python = sys.implementation.cache_tag
-        decisive = repr((numba.__version__, python, codegen.magic_tuple(), types))
+        decisive = repr((VERSIONS, codegen.magic_tuple(), types))
         return f"{self._function}-{hashlib.sha256(decisive.encode()).hexdigest()[:16]}.nbc"
 
 
 def folder() -> Path:
-    """Where code is kept if it can be: a folder for these very sources.
-
-    It is relative, and not used, where the user has no home.
-    """
+    """Where code is kept if it can be: a folder for these very sources, relative without a home."""
     given = numba.config.CACHE_DIR
     return (Path(os.path.abspath(given)) if given else _of_user()) / "lnsim" / _digest()
 
 
-def fault(folder: Path) -> str:
+def fault() -> str:
     """Why nothing can be kept in `folder`, or an empty string."""
     try:
-        _make(folder)
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=_made()).close()
     except OSError as error:
-        return error.strerror or str(error)
+        return _reason(error)
     return ""
 
 
 def _read(name: str) -> bytes | None:
     """What was kept under this name, if it is whole: its first 32 bytes are its SHA-256."""
-    for place in (folder, _temporary):
+    for place in (_absolute, _temporary):
         with suppress(OSError):
             content = (place() / name).read_bytes()
             if hashlib.sha256(content[32:]).digest() == content[:32]:
+                if place is _temporary and (reason := fault()):
+                    _warn(reason, f"what is in {place()} is used")
                 return content[32:]
     return None
 
@@ -109,18 +112,17 @@ def _read(name: str) -> bytes | None:
 def _keep(name: str, code: bytes) -> None:
     content = hashlib.sha256(code).digest() + code
     try:
-        _make(folder())
-        _write(folder() / name, content)
+        _write(_made() / name, content)
         return
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = _reason(error)
     try:
         place = _temporary(make=True)
         _write(place / name, content)
         instead = f"it goes to {place}"
     except OSError:
         instead = "every process compiles anew"
-    _warn(f"compiled code cannot be kept in {folder()}: {reason}; {instead}")
+    _warn(reason, instead)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -135,10 +137,16 @@ def _write(path: Path, content: bytes) -> None:
         raise
 
 
-def _make(folder: Path) -> None:
-    if not folder.is_absolute():
+def _made() -> Path:
+    _absolute().mkdir(parents=True, exist_ok=True)
+    return folder()
+
+
+def _absolute() -> Path:
+    """`folder`.  Raises OSError where the user has no home: "~" is no folder to be used here."""
+    if not folder().is_absolute():
         raise FileNotFoundError(errno.ENOENT, "there is no home folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    return folder()
 
 
 def _temporary(make: bool = False) -> Path:
@@ -160,13 +168,20 @@ def _temporary(make: bool = False) -> Path:
 _warned = False
 
 
-def _warn(message: str) -> None:
-    """Says so once in a process, in one line: not with the line of a program that came by."""
+def _warn(reason: str, instead: str) -> None:
+    """Says so once in a process, in one line: not with a line of the program that came by."""
     global _warned
     if not _warned:
         _warned = True
-        advice = f"{message}. Set {VARIABLE} to a folder that can be written."
-        warnings.warn_explicit(advice, RuntimeWarning, "lnsim", 1)
+        warnings.warn_explicit(
+            f"compiled code cannot be kept in {folder()}: {reason}; {instead}."
+            f" Set {VARIABLE} to a folder that can be written.",
+            RuntimeWarning, "lnsim", 0,
+        )  # fmt: skip
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _of_user() -> Path:

@@ -120,8 +120,7 @@ def _cache() -> str:
         return broken
     if cache.numba.config.DISABLE_JIT:
         return "none, by NUMBA_DISABLE_JIT: nothing is compiled, and all is slow"
-    folder = cache.folder()
-    fault = cache.fault(folder)
+    folder, fault = cache.folder(), cache.fault()
     if fault:
         return f"{folder} cannot be written: {fault}; set {cache.VARIABLE} to one that can"
     return f"{folder}, of compiled kernels; for another set {cache.VARIABLE}"

@@ -91,6 +91,31 @@ def test_code_is_kept_for_the_next_process_and_each_type(kept):
     assert len(list(kept.iterdir())) == 2
 
 
+@compiles
+def test_other_versions_have_other_files(kept, monkeypatch):
+    _cache.compiled()(triple)(2.0)
+    monkeypatch.setattr(_cache, "VERSIONS", ("of another environment",))
+    other = _cache.compiled()(triple)
+    assert other(2.0) == 6.0 and other.stats.cache_misses
+    assert len(list(kept.iterdir())) == 2
+
+
+@compiles
+def test_the_names_of_types_say_all_there_is_to_know():
+    """A closure's values would not show in the name, nor would a function that is an argument."""
+    loops = [
+        member
+        for name, module in sys.modules.items()
+        if name.startswith(("lnsim_numba.", "lnsim._"))
+        for member in vars(module).values()
+        if hasattr(member, "py_func") and isinstance(member._cache, _cache._Cache)
+    ]
+    assert len(loops) > 20
+    for loop in loops:
+        assert loop.py_func.__closure__ is None
+        assert not any(" at 0x" in repr(types) for types in loop.signatures)
+
+
 DAMAGE = {
     "empty": lambda content: b"",
     "short": lambda content: content[:20],
@@ -229,7 +254,7 @@ def fresh(*command, **environment):
     inherited = {key: value for key, value in os.environ.items() if key not in unset}
     return subprocess.run(
         [sys.executable, "-P", *command], env={**inherited, **environment},
-        text=True, encoding="utf-8", capture_output=True, timeout=300,
+        encoding="utf-8", capture_output=True, timeout=300,
     )  # fmt: skip
 
 
@@ -241,11 +266,14 @@ def test_a_home_that_is_none_costs_one_line(tmp_path):
     done = fresh("-c", DRAW, HOME="/dev/null", TMPDIR=str(tmp_path))
     place = tmp_path / f"lnsim-{os.geteuid()}" / _cache._digest()
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.startswith("lnsim:1: RuntimeWarning: compiled code cannot be kept in /dev/")
+    assert done.stderr.startswith("lnsim:0: RuntimeWarning: compiled code cannot be kept in /dev/")
     assert done.stderr.count("\n") == 1 and f"it goes to {place}." in done.stderr
     assert len(list(place.iterdir())) == 2
-    done = fresh("-W", "error", "-c", DRAW, HOME="/dev/null", TMPDIR=str(tmp_path))
-    assert (done.returncode, done.stderr) == (0, "")  # it reads what the first has kept
+    before = {path: path.stat().st_ino for path in place.iterdir()}
+    done = fresh("-c", DRAW, HOME="/dev/null", TMPDIR=str(tmp_path))  # it uses what the first kept
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "", 1)
+    assert f"what is in {place} is used. Set NUMBA_CACHE_DIR" in done.stderr
+    assert {path: path.stat().st_ino for path in place.iterdir()} == before
 
 
 AT_ONCE = f"""
