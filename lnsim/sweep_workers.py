@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
@@ -188,6 +189,7 @@ def _one_thread() -> Iterator[None]:
 def _begin_worker() -> None:
     """Leaves Ctrl-C to the parent for good, and ends with it even where that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", "compiled code cannot be kept")  # the parent has said so
     parent = multiprocessing.parent_process()
     assert parent is not None
 

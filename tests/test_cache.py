@@ -1,9 +1,13 @@
 """Where compiled code is kept, and what happens where it cannot be."""
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import types
 import warnings
 import zipfile
 from importlib.util import find_spec
@@ -16,7 +20,7 @@ from test_faults import bound_by_modes
 
 import lnsim
 import lnsim_numba
-from lnsim import _cache
+from lnsim import _cache, sweep_workers
 
 pytestmark = pytest.mark.small
 
@@ -113,7 +117,7 @@ def test_the_names_of_types_say_all_there_is_to_know():
     assert len(loops) > 20
     for loop in loops:
         assert loop.py_func.__closure__ is None
-        assert not any(" at 0x" in repr(types) for types in loop.signatures)
+        assert not any(" at 0x" in repr(signature) for signature in loop.signatures)
 
 
 DAMAGE = {
@@ -246,6 +250,18 @@ def test_no_folder_for_temporary_files_is_no_fault(kept, monkeypatch):
     with pytest.warns(RuntimeWarning, match="every process compiles anew"):
         _cache._keep("name", b"code")
     assert _cache._read("name") is None
+
+
+def test_the_workers_of_a_sweep_leave_the_warning_to_their_parent(kept, monkeypatch):
+    parent = types.SimpleNamespace(join=threading.Event().wait)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    with warnings.catch_warnings():
+        sweep_workers._begin_worker()
+        _cache._warn("Permission denied", "every process compiles anew")  # else it is an error
+    with pytest.warns(RuntimeWarning, match="cannot be kept"):
+        monkeypatch.setattr(_cache, "_warned", False)
+        _cache._warn("Permission denied", "every process compiles anew")
 
 
 def fresh(*command, **environment):
