@@ -56,7 +56,7 @@ def main() -> None:
         for _ in range(ROUNDS):
             for kind, arguments in (("reduced", []), ("dense", ["dense"])):
                 output = subprocess.run(
-                    [program, *arguments], check=True, capture_output=True, text=True
+                    [program, *arguments], check=True, capture_output=True, encoding="utf-8"
                 ).stdout
                 times[f"C {kind}"].append(statistics.median(map(float, output.split())))
             for name, (dynamics, _, steps, options) in CASES.items():

@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nCUDA: there is no device here.")
     if arguments.out is not None:
         written = {"machine": found, "rounds": arguments.rounds, "tables": results}
-        arguments.out.write_text(json.dumps(written, indent=1) + "\n")
+        arguments.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

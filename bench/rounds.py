@@ -88,7 +88,7 @@ def cuda_device() -> str | None:
 def _processor() -> str:
     """As Linux names it; elsewhere, what Python knows of it."""
     try:
-        with open("/proc/cpuinfo") as lines:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             return next(line.split(":")[1].strip() for line in lines if "model name" in line)
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from lnsim import cli_plot, cli_sweep, experiments, figures_style
 from lnsim import config as configs
-from lnsim.store import RunFolder, free_path, locked
+from lnsim.store import RunFolder, free_path, in_shell, locked
 from lnsim.trajectory import Trajectory
 
 MISMATCH, BAD_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
@@ -354,7 +354,7 @@ def _newest(folder: Path) -> Trajectory:
 
 
 def _how_to_resume(out: Path) -> str:
-    return f"lnsim run --resume --out {out}"
+    return f"lnsim run --resume --out {in_shell(out)}"
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from lnsim import config as configs
+from lnsim.store import in_shell
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -58,5 +59,5 @@ def _sweep(arguments: argparse.Namespace) -> int:
     print(f"points        {len(result.rows):,}, {result.new:,} of them run now{earlier}")
     counts = Counter(str(row["regime"]) for row in result.rows)
     print(f"regimes       {', '.join(f'{word} {counts[word]:,}' for word in sorted(counts))}")
-    print(f"sweep folder  {arguments.out}; draw it with: lnsim plot {arguments.out}")
+    print(f"sweep folder  {arguments.out}; draw it with: lnsim plot {in_shell(arguments.out)}")
     return 0

@@ -6,8 +6,10 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -44,25 +46,47 @@ def _coerce(key: str, value: Any, kind: type) -> Any:
         return int(value)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
+    if kind is bool:
+        raise TypeError(f"{key} must be true or false, got {value!r}")
     raise TypeError(f"{key} must be of type {kind.__name__}, got {value!r}")
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """("lr", 0.001) from "lr=1e-3".  The value is read as TOML; what is not TOML is a word."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    """("lr", 0.001) from "lr=1e-3".
+
+    The value is read as TOML, where numbers and switches may be as Python writes them (.001, 5.,
+    True); what is not TOML is a word.  Raises ValueError for no key, and for None.
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not key:
         raise ValueError(f"expected KEY=VALUE, got {text!r}")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    return key.strip(), parsed
+    if value == "None":
+        raise ValueError(f"{key} cannot be set to None: leave it out for its default")
+    as_toml = value
+    for pattern, replacement in _OF_PYTHON:
+        as_toml = re.sub(pattern, replacement, as_toml)
+    for written in (value, as_toml):
+        with suppress(tomllib.TOMLDecodeError):
+            return key, tomllib.loads(f"value = {written}")["value"]
+    return key, value
+
+
+_OF_PYTHON = (
+    (r"(?<![\w.])\.(?=\d)", "0."),
+    (r"(?<=\d)\.(?![\d.])", ".0"),
+    (r"\bTrue\b", "true"),
+    (r"\bFalse\b", "false"),
+)
+"""What stands in for what TOML does not take: no digit before or after a point, capital letters."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The keys of a TOML file.  Raises ValueError where it cannot be read or is malformed."""
+    """The keys of a TOML file, whose text may begin with the mark of UTF-8 (BOM).
+
+    Raises ValueError where it cannot be read or is malformed.
+    """
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:

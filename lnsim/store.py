@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -53,8 +54,8 @@ def _write_beside(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(path, text.encode())
+    """`write_bytes` of text in UTF-8.  Bytes of a file's name that are no text stay as they are."""
+    write_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -65,7 +66,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.  Raises ValueError for anything else."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
@@ -82,7 +83,7 @@ def locked(folder: Path, writer: str = "run") -> Iterator[None]:
     import fcntl  # POSIX alone has it
 
     path = folder / LOCK
-    with path.open("w") as file:
+    with path.open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             alone = os.fstat(file.fileno()).st_nlink > 0  # not one that its holder just took away
@@ -162,6 +163,11 @@ class RunFolder:
 def holds_something(folder: Path) -> bool:
     """Whether a folder has more in it than locks and what a killed writer left."""
     return any(not path.name.startswith(OURS) for path in folder.iterdir())
+
+
+def in_shell(path: Path) -> str:
+    """`path` as a command takes it: quoted where it must be, and never read as an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def free_path(parent: Path, name: str) -> Path:

@@ -243,7 +243,7 @@ def provenance(config: Mapping[str, Any]) -> dict[str, Any]:
 def _cpu() -> str:
     """The processor's name, where the system tells."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

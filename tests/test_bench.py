@@ -34,7 +34,7 @@ def suites():
 
 
 def test_the_configuration_names_what_is_there():
-    config = json.loads((FOLDER.parent / "asv.conf.json").read_text())
+    config = json.loads((FOLDER.parent / "asv.conf.json").read_text(encoding="utf-8"))
     assert (FOLDER.parent / config["benchmark_dir"]).samefile(FOLDER)
     assert (FOLDER.parent / config["repo"] / "setup.cfg").is_file()
 

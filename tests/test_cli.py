@@ -41,7 +41,7 @@ def test_a_run_folder_is_complete_and_repeats_bit_for_bit(tmp_path, capsys):
     assert len(lines) == 5
     assert str(tmp_path / "a") in lines[-1]
     assert {path.name for path in (tmp_path / "a").iterdir()} == FILES
-    config = tomllib.loads((tmp_path / "a" / "config.toml").read_text())
+    config = tomllib.loads((tmp_path / "a" / "config.toml").read_text(encoding="utf-8"))
     assert config["experiment"] == "label-noise" and config["steps"] == 300
     assert (
         main(["run", "--config", str(tmp_path / "a/config.toml"), "--out", str(tmp_path / "b")])
@@ -85,7 +85,7 @@ def test_resume_goes_on_to_the_same_bits(tmp_path):
 @pytest.mark.small
 def test_the_summary_has_the_lazy_escape(tmp_path, capsys):
     assert run(tmp_path) == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     times = lnsim.Trajectory.load(tmp_path).phases()
     first, last = (None if np.isnan(t) else t for t in (times.first_escape, times.last_escape))
     assert (summary["first_escape"], summary["last_escape"]) == (first, last)
@@ -121,7 +121,7 @@ def test_a_diverging_run_exits_with_3_and_says_where(tmp_path, capsys):
     assert run(tmp_path, "--set", "lr=50.0") == 3
     output = capsys.readouterr()
     assert "diverged at step" in output.err
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["status"] == "DIVERGED" and f"step {summary['step']}" in output.err
     assert (tmp_path / "figure.png").exists()
 
@@ -159,10 +159,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, arguments, s
 
 @pytest.mark.small
 def test_bad_files_and_folders(tmp_path, capsys):
-    (tmp_path / "bad.toml").write_text("lr = = 3")
+    (tmp_path / "bad.toml").write_text("lr = = 3", encoding="utf-8")
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("keep")
-    (tmp_path / "file").write_text("")
+    (tmp_path / "full" / "mine.txt").write_text("keep", encoding="utf-8")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     for arguments, says in (
         (["run", "label-nois"], "did you mean 'label-noise'?"),
         (["run"], "name an experiment"),
@@ -179,7 +179,7 @@ def test_bad_files_and_folders(tmp_path, capsys):
         assert says in output.err and output.err.count("\n") == 1, (arguments, output.err)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
     assert run(tmp_path / "full", "--force") == 0
-    assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
+    assert (tmp_path / "full" / "mine.txt").read_text(encoding="utf-8") == "keep"
 
 
 @pytest.mark.small
@@ -196,7 +196,7 @@ assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     done = subprocess.run(
-        [sys.executable, "-m", "lnsim", "run", "nothing"], capture_output=True, text=True
+        [sys.executable, "-m", "lnsim", "run", "nothing"], capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 2 and "unknown experiment 'nothing'" in done.stderr
 
@@ -209,7 +209,7 @@ def test_ctrl_c_stops_at_a_record_and_resumes_to_the_same_bits(tmp_path):
                  "--set", "steps=3_000_000", "--set", "record_every=2000"]  # fmt: skip
     child = subprocess.Popen(
         [*arguments, "--out", str(tmp_path / "a"), "--checkpoint-every", "0"],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, encoding="utf-8",
     )  # fmt: skip
     while not (tmp_path / "a" / "checkpoint.npz").exists():
         assert child.poll() is None
@@ -229,7 +229,7 @@ def test_ctrl_c_stops_at_a_record_and_resumes_to_the_same_bits(tmp_path):
 def test_one_set_takes_many_assignments_and_leaves_the_experiment_its_name(tmp_path):
     small = [text for text in SMALL if text != "--set"]
     assert main(["run", "--out", str(tmp_path), "--set", *small, "label-noise"]) == 0
-    config = tomllib.loads((tmp_path / "config.toml").read_text())
+    config = tomllib.loads((tmp_path / "config.toml").read_text(encoding="utf-8"))
     assert config["experiment"] == "label-noise" and config["width"] == 30
 
 
@@ -253,8 +253,10 @@ def test_resume_refuses_another_configuration(tmp_path, capsys):
 
 @pytest.mark.small
 def test_one_line_for_what_argparse_and_files_get_wrong(tmp_path, capsys):
-    (tmp_path / "types.toml").write_text('experiment = "label-noise"\nbackend = 3\n')
-    (tmp_path / "name.toml").write_text("experiment = 3\n")
+    (tmp_path / "types.toml").write_text(
+        'experiment = "label-noise"\nbackend = 3\n', encoding="utf-8"
+    )
+    (tmp_path / "name.toml").write_text("experiment = 3\n", encoding="utf-8")
     for arguments, says in (
         (["run", "label-noise", "--seed", "1.5"], "invalid int value"),
         (["run", "label-noise", "--resume", "--force"], "not allowed with"),

@@ -110,19 +110,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(store.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         store.write_text(path, "new")
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text(encoding="utf-8") == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a zip"])
 def test_a_broken_trajectory_is_refused(tmp_path, content):
-    (tmp_path / "config.toml").write_text("steps = 1\n")
+    (tmp_path / "config.toml").write_text("steps = 1\n", encoding="utf-8")
     (tmp_path / "trajectory.npz").write_bytes(content)
     with pytest.raises(ValueError, match="cannot read"):
         lnsim.Trajectory.load(tmp_path)
 
 
 def test_a_pickle_is_never_loaded(tmp_path):
-    (tmp_path / "config.toml").write_text("steps = 1\n")
+    (tmp_path / "config.toml").write_text("steps = 1\n", encoding="utf-8")
     np.savez(tmp_path / "trajectory.npz", evil=np.array([object()], dtype=object))
     with pytest.raises(ValueError, match="cannot read"):
         lnsim.Trajectory.load(tmp_path)

@@ -202,7 +202,7 @@ print(hashlib.sha256(content).hexdigest())
 def test_threads_of_the_machine_change_no_bit():
     digests = {
         subprocess.run(
-            [sys.executable, "-c", DIGEST], check=True, capture_output=True, text=True,
+            [sys.executable, "-c", DIGEST], check=True, capture_output=True, encoding="utf-8",
             env={**os.environ, "OPENBLAS_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads},
         ).stdout
         for threads in ("1", "2", "3")

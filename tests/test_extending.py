@@ -441,7 +441,7 @@ def linear_engine():
 
 
 def test_a_backend_of_the_user(tmp_path, monkeypatch):
-    (tmp_path / "lnsim_plain.py").write_text(BACKEND)
+    (tmp_path / "lnsim_plain.py").write_text(BACKEND, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     problem, network = case()
     dynamics = lnsim.SGD(LR, NOISE, batch_size=2)
@@ -456,7 +456,7 @@ def test_a_backend_of_the_user(tmp_path, monkeypatch):
         simulate(problem, network, dynamics, backend="plain")
     with pytest.raises(ValueError, match="backend 'plain' takes no options 'cuda'"):
         simulate(problem, network, dynamics, backend="plain:cuda")
-    (tmp_path / "lnsim_needy.py").write_text("import a_package_that_nobody_has")
+    (tmp_path / "lnsim_needy.py").write_text("import a_package_that_nobody_has", encoding="utf-8")
     with pytest.raises(ValueError, match="needs a_package_that_nobody_has: pip install a_package_"):
         simulate(problem, network, dynamics, backend="needy")
     (tmp_path / "lnsim_empty.py").touch()

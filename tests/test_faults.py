@@ -76,7 +76,7 @@ class Children:
         self._log = folder / "log"
         command = [sys.executable, "-c", SERVER]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
         )
 
     def start(self, *arguments, limit=0):
@@ -87,7 +87,7 @@ class Children:
 
     def end(self):
         """Its exit code and what it said."""
-        return self._ask("", "code"), self._log.read_text()
+        return self._ask("", "code"), self._log.read_text(encoding="utf-8")
 
     def _ask(self, line, answer):
         """Sends a line; the number in the answer."""
@@ -229,7 +229,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(children, 
     os.kill(child, signal.SIGKILL)
     children.end()
     # A file that was being written is cleared away, and the lock that was left is nobody's.
-    (tmp_path / f"{store.OURS}trajectory.npz.half").write_text("half")
+    (tmp_path / f"{store.OURS}trajectory.npz.half").write_text("half", encoding="utf-8")
     end = Trajectory.load(tmp_path, "checkpoint.npz").status.step + 100_000
     assert main(["run", "--resume", "--out", str(tmp_path), "--set", f"steps={end}"]) == 0
     assert not any(name.startswith(store.OURS) for name in contents(tmp_path))
@@ -354,7 +354,7 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(stopped, capsys, spoil):
 
 @pytest.mark.small
 def test_the_files_for_people_may_be_lost(stopped):
-    (stopped.folder / "config.toml").write_text("steps = = 3")
+    (stopped.folder / "config.toml").write_text("steps = = 3", encoding="utf-8")
     (stopped.folder / "summary.json").unlink()
     (stopped.folder / "environment.json").unlink()
     assert main(["run", "--resume", "--out", str(stopped.folder), *RESUME]) == 0
@@ -371,7 +371,7 @@ def test_divergence_is_told_wherever_numbers_are(name, tmp_path, capsys):
     trajectory = Trajectory.load(tmp_path)
     step = trajectory.status.step
     assert trajectory.steps[-1] <= step < trajectory.steps[-1] + 10
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["status"] == "DIVERGED" and f"diverged at step {step}:" in summary["message"]
     texts = [text.get_text() for text in trajectory.plot().texts]
     assert f"diverged at step {step:,}" in texts
@@ -536,9 +536,9 @@ def test_any_configuration_is_read_or_refused(sound, tmp_path, examples):
 @pytest.mark.small
 def test_deeply_nested_files_are_refused(tmp_path):
     path = tmp_path / "deep"
-    path.write_text("a = " + "[" * 100_000)
+    path.write_text("a = " + "[" * 100_000, encoding="utf-8")
     with pytest.raises(ValueError, match="is not valid TOML"):
         configs.read_toml(path)
-    path.write_text("[" * 100_000)
+    path.write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(ValueError, match="cannot read"):
         store.read_json(path)

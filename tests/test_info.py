@@ -54,7 +54,7 @@ def test_the_command_tells_all_within_80_columns(capsys):
 
 def test_it_starts_in_a_fresh_interpreter():
     command = [sys.executable, "-W", "error", "-m", "lnsim", "info"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     assert "backend numba   ready" in done.stdout and done.stderr == ""
 
 
@@ -86,7 +86,9 @@ def test_every_extra_named_holds_its_package():
 
 
 def test_a_broken_backend_is_told_and_does_no_harm(tmp_path, monkeypatch):
-    (tmp_path / "lnsim_cracked.py").write_text("raise OSError('no such\\nlibrary')")
+    (tmp_path / "lnsim_cracked.py").write_text(
+        "raise OSError('no such\\nlibrary')", encoding="utf-8"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     found = entries()
     assert found["backend cracked"] == "broken: OSError: no such library"

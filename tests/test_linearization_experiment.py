@@ -443,7 +443,7 @@ def test_a_malformed_file_is_refused_in_one_line(tmp_path, spoil, message):
 
 @pytest.mark.small
 def test_a_file_that_is_no_archive_is_refused(tmp_path):
-    (tmp_path / "text.npz").write_text("not an archive")
+    (tmp_path / "text.npz").write_text("not an archive", encoding="utf-8")
     with pytest.raises(ValueError, match="cannot read"):
         linearization.run(small(str(tmp_path / "text.npz")))
 

@@ -420,7 +420,7 @@ def as_assignments(config):
 def test_the_configuration_that_is_written_repeats_the_run(data, residual, tmp_path, capsys):
     first, again = tmp_path / "first", tmp_path / "again"
     assert run_cli("resnet", "--set", *as_assignments(small_resnet(data)), "--out", first) == 0
-    assert 'preset = "small"' in (first / "config.toml").read_text()
+    assert 'preset = "small"' in (first / "config.toml").read_text(encoding="utf-8")
     assert run_cli("--config", first / "config.toml", "--out", again) == 0
     assert same(Trajectory.load(first), Trajectory.load(again))
     assert same(Trajectory.load(first), residual)
@@ -434,7 +434,7 @@ def test_two_processes_are_one_and_one_of_them_writes(data, tmp_path, capsys):
     words = ["run", "resnet", "--device", "cpu", "--set", *as_assignments(setting), "--out"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc-per-node", "2", "-m", "lnsim", *words, str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder") == 1
     assert cli.main([*words, str(tmp_path / "one")]) == 0

@@ -19,7 +19,7 @@ from lnsim import cli, cli_sweep, config, experiments
 from lnsim.sweep_grid import parse_axis
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 CODE = [text for language, text in BLOCKS if language == "python"]
 LINES = [line for language, text in BLOCKS if not language for line in text.splitlines()]
@@ -93,7 +93,7 @@ def checkout(tmp_path_factory):
     np.savez(place / "FILE.npz", **arrays)
     (place / "fake" / "torchvision").mkdir(parents=True)
     (place / "fake" / "torchvision" / "__init__.py").touch()
-    (place / "fake" / "torchvision" / "datasets.py").write_text(DATASETS)
+    (place / "fake" / "torchvision" / "datasets.py").write_text(DATASETS, encoding="utf-8")
     for name, sigma in zip("abc", (2, 4, 8), strict=True):
         out = ["--out", str(place / "runs" / name)]
         assert cli.main(["run", "label-noise", *out, "--set", f"sigma={sigma}", "steps=1e5"]) == 0
@@ -132,7 +132,7 @@ def images(rng):
 def test_every_command_runs_verbatim_and_in_order(line, checkout):
     place, environment = checkout
     done = subprocess.run(
-        ["bash", "-c", line], cwd=place, env=environment, stdout=subprocess.PIPE, text=True
+        ["bash", "-c", line], cwd=place, env=environment, stdout=subprocess.PIPE, encoding="utf-8"
     )
     # asv exits with 1 also where it found a commit slower, as on a busy machine it will.
     compared = "asv continuous" in line and "BENCHMARKS" in done.stdout

@@ -39,7 +39,7 @@ def test_every_experiment_leaves_a_run_folder(made):
 
 def test_the_page_has_every_section_and_asks_nothing_of_a_network(made):
     folder, verdicts, _ = made
-    text = (folder / "index.html").read_text()
+    text = (folder / "index.html").read_text(encoding="utf-8")
     assert re.findall(r'<section id="([^"]+)"', text) == [*SECTIONS, "condition-1"]
     assert text.count('class="verdict"') == len(verdicts)
     sources = re.findall(r'(?:src|href)="([^"]{0,40})', text)
@@ -55,7 +55,9 @@ def test_the_verdicts_are_strict_json(made):
     def refuse(constant):
         raise ValueError(constant)
 
-    found = json.loads((folder / "verdicts.json").read_text(), parse_constant=refuse)
+    found = json.loads(
+        (folder / "verdicts.json").read_text(encoding="utf-8"), parse_constant=refuse
+    )
     assert [section["key"] for section in found["sections"]] == SECTIONS
     entries = [entry for section in found["sections"] for entry in section["verdicts"]]
     assert [e["claim"] for e in entries] == [v.claim for v in verdicts]

@@ -311,7 +311,7 @@ def test_a_folder_of_another_sweep_is_refused_and_left_alone(tmp_path):
         with pytest.raises(ValueError, match=says):
             tiny(out, grid, **options)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    (tmp_path / "mine" / "notes.txt").write_text("keep", encoding="utf-8")
     with pytest.raises(ValueError, match="not empty and holds no sweep"):
         tiny(tmp_path / "mine")
     assert os.listdir(tmp_path / "mine") == ["notes.txt"]
@@ -455,7 +455,7 @@ def is_alive(process):
 def test_sigterm_loses_nothing_and_leaves_nobody(tmp_path, whom):
     command = [sys.executable, "-m", "lnsim", *TO_MANY, "--out", str(tmp_path / "a")]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
         start_new_session=True,
     )  # fmt: skip
     while not has_points(tmp_path / "a"):

@@ -258,7 +258,7 @@ def test_the_command_line_draws_and_exports_sweeps_and_runs(tmp_path, capsys):
     assert main(["plot", str(out), "--csv", "-"]) == 0
     assert capsys.readouterr().out == sweep.csv()
     assert main(["plot", str(out), "--csv", str(tmp_path / "points.csv"), "--where", "seed=1"]) == 0
-    assert (tmp_path / "points.csv").read_text() == sweep.where({"seed": 1}).csv()
+    assert (tmp_path / "points.csv").read_text(encoding="utf-8") == sweep.where({"seed": 1}).csv()
 
     run = tmp_path / "run"
     small = [f"--set={key}={value}" for key, value in {**BASE, "steps": 100}.items()]

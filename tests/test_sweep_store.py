@@ -232,7 +232,7 @@ def begun(folder):
         [sys.executable, "-m", "lnsim", "sweep", "label-noise", "--out", str(folder),
          *(f"--grid={key}={values}" for key, values in GRID.items()), "--seeds=3",
          *(f"--set={key}={value}" for key, value in BASE.items())],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
     ) as child:  # fmt: skip
         try:
             path = folder / sweep_store.FILE
@@ -287,14 +287,17 @@ def whole(folder):
 
 def _children(pid):
     """The processes that a process started, where the system tells."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
+    with (
+        contextlib.suppress(OSError),
+        open(f"/proc/{pid}/task/{pid}/children", encoding="utf-8") as file,
+    ):
         return file.read().split()
     return []
 
 
 def _alive(pid):
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False

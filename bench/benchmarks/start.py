@@ -57,6 +57,6 @@ class FirstCall:
             command = [sys.executable, "-c", FIRST_CALL.format(dynamics=dynamics)]
             for _ in ["nothing", "all"][: 1 + (compiled == "all")]:
                 child = subprocess.run(
-                    command, check=True, capture_output=True, text=True, env=environment
+                    command, check=True, capture_output=True, encoding="utf-8", env=environment
                 )
         return float(child.stdout)
