@@ -20,14 +20,15 @@ whose limit in a direction that Θ does not see (eigenvalue λ → 0) is lr·t/(
 taken. At t = ∞ such directions are left where they are, in training and test.
 """
 
-import copy
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
 
+from .expansion import Mode, exact_mode, forward_mode, own_saved_tensors
+from .frozen import Call, frozen_copy
 from .ntk import refuse_random_layers
 
 with warnings.catch_warnings():
@@ -39,11 +40,18 @@ with warnings.catch_warnings():
 def linearize(network: nn.Module) -> nn.Module:
     """The first-order model of `network` around its present parameters, as a module.
 
-    The module takes what the network takes and gives f(x; θ₀) + J(x)(θ − θ₀). Its parameters are
-    θ, the network's in order, starting at θ₀; those with requires_grad=False stay fixed. Any torch
-    optimiser trains it. The network is copied, and its layers stay in the mode they are in.
+    The module takes what the network takes and gives f(x; θ₀) + J(x)(θ − θ₀), with J as plain
+    autograd has it; of several outputs, each. Its parameters are θ, the network's in order,
+    starting at θ₀; those with requires_grad=False stay fixed. Any torch optimiser trains it. The
+    network is copied, and its layers stay in the mode they are in: what a call changes in its
+    buffers is taken back after the call, so that every call sees the same network.
 
-    Raises ValueError for dropout or batch norm in training mode, and if no parameter requires grad.
+    The first call, and the first after a move to another device or precision, takes several times
+    as long as others: it looks for a way of differentiation that is exact (expansion.py).
+
+    Raises ValueError for dropout or batch norm in training mode, for a ScriptModule with
+    parameters, and if no parameter requires grad. The module's first call raises ValueError if
+    the network draws random numbers, or if torch cannot differentiate an operation in any way.
     """
     return LinearizedNetwork(network)
 
@@ -57,37 +65,41 @@ class LinearizedNetwork(nn.Module):
         trained = [p for p in network.parameters() if p.requires_grad]
         if not trained:
             raise ValueError(f"{type(network).__name__} has no parameter that requires grad")
-        # θ, and for every name in the network, tied ones too, which of θ it stands for.
-        self.theta = nn.ParameterList(p.detach().clone() for p in trained)
-        number = {p: i for i, p in enumerate(trained)}
-        named = network.named_parameters(remove_duplicate=False)
-        self._theta_of = {name: number[p] for name, p in named if p in number}
-        self.origin = _with_buffers_only(copy.deepcopy(network))
+        with torch.inference_mode(False):
+            self.theta = nn.ParameterList(p.detach().clone() for p in trained)
+            self.origin, self._frozen = frozen_copy(network, trained)
+        self._mode: Mode | None = None
 
     def train(self, mode: bool = True) -> "LinearizedNetwork":
         """Set this module's flag alone: the function linearised does not change with it."""
         self.training = mode
         return self
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        start = dict(self.origin.named_buffers())
-        at = {name: start[name] for name in self._theta_of}
-        by = {name: self.theta[i] - start[name] for name, i in self._theta_of.items()}
+    def _apply(self, fn: Any, recurse: bool = True) -> "LinearizedNetwork":
+        self._mode = None  # another device or precision has other kernels
+        return super()._apply(fn, recurse)
 
-        def network(chosen: dict[str, Tensor]) -> Tensor:
-            return functional_call(self.origin, chosen, inputs)
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        if torch.compiler.is_compiling():  # there is nothing in here that a compiler can follow
+            return torch.compiler.disable(self.forward)(*inputs, **named)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return self.forward(*inputs, **named)
+        call = Call(self._frozen, (inputs, named))
+        mode = self._mode or self._choose(call)
+        at = self._frozen.start()
+        by = [theta - start for theta, start in zip(self.theta, at, strict=True)]
+        values, changes = mode(call, at, by, call.tensors)
+        return call.result([y + d for y, d in zip(values, changes, strict=True)])
 
-        value, change = jvp(network, (at,), (by,))  # type: ignore[misc]
-        return value + change
-
-
-def _with_buffers_only(network: nn.Module) -> nn.Module:
-    """Turn parameters into buffers: they move and are saved with the module, and do not train."""
-    for module in network.modules():
-        for name, p in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            delattr(module, name)
-            module.register_buffer(name, p.detach())
-    return network
+    def _choose(self, call: Call) -> Mode:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return forward_mode  # inside vmap, grad or jvp, where values cannot be looked at
+        with own_saved_tensors():
+            self._frozen.look(call)
+            at, name = self._frozen.start(), type(self.origin).__name__
+            self._mode = exact_mode(call, at, call.tensors, name)
+        return self._mode
 
 
 Times = float | Sequence[float] | Tensor

@@ -1,0 +1,240 @@
+"""A network's value f and its first-order change J v, exact, in forward mode or in backward mode.
+
+J is the Jacobian that plain autograd gives. Forward mode (`torch.func.jvp`) is the quick way to
+J v, but it does not know every operation, and it does not see what a network says to autograd
+alone: it goes through `torch.no_grad()`, and passes over hooks on gradients. Backward mode needs
+only what plain autograd needs, twice: Jᵀu is linear in u, and J is the transpose of that map,
+
+    J v = ∂⟨Jᵀu, v⟩/∂u.
+
+The change is linear in v, so its gradient for v is Jᵀg, one backward pass of the network itself.
+
+The rule: `exact_mode` tries forward mode once, and takes it if it runs and is right; else it tries
+backward mode. Right is ⟨u, J v⟩ = ⟨Jᵀu, v⟩ for drawn v and u, and that Jᵀu is autograd's.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import jvp
+from torch.overrides import TorchFunctionMode
+
+Tensors = Sequence[Tensor]
+
+
+class Call(Protocol):
+    """A call of a network as a function of its parameters and of the tensors it is given."""
+
+    def at(self, parameters: Tensors) -> AbstractContextManager:
+        """The network with these parameters, for as long as autograd may come back to it."""
+
+    def outputs(self, inputs: Tensors) -> list[Tensor]:
+        """The tensors that the network returns; inside `at` only."""
+
+
+Mode = Callable[[Call, Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
+"""(call, θ₀, v, inputs) -> the network's outputs at θ₀, and J v for each of them."""
+
+
+def forward_mode(
+    call: Call, at: Tensors, by: Tensors, inputs: Tensors
+) -> tuple[list[Tensor], list[Tensor]]:
+    """A `Mode`: by forward-mode differentiation. Differentiable in v and the inputs."""
+
+    def network(parameters: list[Tensor]) -> list[Tensor]:
+        with call.at(parameters):
+            return call.outputs(inputs)
+
+    return jvp(network, ([*at],), ([*by],))  # type: ignore[return-value]
+
+
+def backward_mode(call: Call, at: Tensors, by: Tensors, inputs: Tensors) -> tuple[Tensors, Tensors]:
+    """A `Mode`: by differentiating the gradient. Differentiable in v and the inputs."""
+    both = _Backward.apply(call, len(at), *at, *by, *inputs)
+    half = len(both) // 2
+    return both[:half], both[half:]
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: Call, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.call, ctx.count = call, count
+        device = tensors[0].device.type
+        ctx.autocast = (
+            device,
+            torch.get_autocast_dtype(device),
+            torch.is_autocast_enabled(device),
+        )
+        ctx.save_for_backward(*tensors)
+        at, by, inputs = _split([t.detach() for t in tensors], count)
+        with torch.enable_grad(), own_saved_tensors():
+            values, changes = _twice(call, at, by, inputs, create=False)
+        both = tuple(t.detach() for t in (*values, *changes))
+        ctx.mark_non_differentiable(*(t for t in both if not _is_real_or_complex(t)))
+        return both
+
+    @staticmethod
+    def backward(ctx: Any, *weights: Tensor) -> tuple[Tensor | None, ...]:
+        create = torch.is_grad_enabled()
+        at, by, inputs = _split(ctx.saved_tensors, ctx.count)
+        with torch.enable_grad(), torch.autocast(*ctx.autocast):
+            of_by = _transposed(ctx.call, at, inputs, weights[len(weights) // 2 :], create)
+            of_inputs: list[Tensor | None] = [None] * len(inputs)
+            wanted = [i for i in range(len(inputs)) if ctx.needs_input_grad[2 + 2 * len(at) + i]]
+            if wanted:
+                values, changes = _twice(ctx.call, at, by, inputs, create=True)
+                which = [inputs[i] for i in wanted]
+                for i, g in zip(
+                    wanted, _gradients([*values, *changes], which, weights, create), strict=True
+                ):
+                    of_inputs[i] = g
+        return (None, None, *(None for _ in at), *of_by, *of_inputs)
+
+
+def _split(tensors: Tensors, count: int) -> tuple[Tensors, Tensors, Tensors]:
+    return tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+
+
+def _twice(
+    call: Call, at: Tensors, by: Tensors, inputs: Tensors, create: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and J v as the derivative of ⟨Jᵀu, v⟩ for u, which does not depend on u: at 0."""
+    leaves = [t.detach().requires_grad_() for t in at]
+    with call.at(leaves):
+        with _Differentiable():
+            values = call.outputs(inputs)
+        duals = [torch.zeros_like(y, requires_grad=y.requires_grad) for y in values]
+        transposed = _gradients(values, leaves, duals, create=True)
+        used = [u for u in duals if u.requires_grad]
+        change = iter(_gradients(transposed, used, by, create))
+    return values, [next(change) if u.requires_grad else u for u in duals]
+
+
+def _transposed(
+    call: Call, at: Tensors, inputs: Tensors, weights: Tensors, create: bool
+) -> tuple[Tensor, ...]:
+    """Jᵀ of the weights, one for each output, by plain autograd."""
+    leaves = [t.detach().requires_grad_() for t in at]
+    with call.at(leaves):
+        with _Differentiable() if create else nullcontext():
+            values = call.outputs(inputs)
+        return _gradients(values, leaves, weights, create)
+
+
+def _gradients(
+    outputs: Tensors, inputs: Tensors, weights: Tensors, create: bool
+) -> tuple[Tensor, ...]:
+    """Gradients of Σ ⟨weight, output⟩, zero for what the outputs do not depend on."""
+    used = [(y, w) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
+    if not used or not inputs:
+        return tuple(torch.zeros_like(x) for x in inputs)
+    ys, ws = zip(*used, strict=True)
+    return torch.autograd.grad(
+        ys, inputs, ws, create_graph=create, allow_unused=True, materialize_grads=True
+    )
+
+
+class _Differentiable(TorchFunctionMode):
+    """Writes out Hardsigmoid, the one common function whose gradient has no derivative in torch."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not F.hardsigmoid:
+            return func(*args, **(kwargs or {}))
+
+        def written_out(input: Tensor, inplace: bool = False) -> Tensor:
+            x = input.detach()
+            slope = torch.ops.aten.hardsigmoid_backward(torch.ones_like(x), x)
+            y = F.hardsigmoid(x) + slope * (input - x)
+            return input.copy_(y) if inplace else y
+
+        return written_out(*args, **(kwargs or {}))
+
+
+def exact_mode(call: Call, at: Tensors, inputs: Tensors, name: str) -> Mode:
+    """The first of the two modes that gives plain autograd's J. ValueError if neither does.
+
+    name: what the network is called in the message.
+    """
+    inputs = [x.detach() for x in inputs]
+    reason = ""
+    with torch.enable_grad():
+        for mode in (forward_mode, backward_mode):
+            try:
+                if _is_exact(mode, call, at, inputs):
+                    return mode
+                reason = (
+                    "a gradient in it cannot be differentiated once more (of an autograd.Function "
+                    "with once_differentiable, or that computes outside of autograd?)"
+                )
+            except RuntimeError as error:  # what torch raises for all that it cannot do
+                reason = str(error).partition("\n")[0].strip()
+    raise ValueError(f"{name} cannot be linearised: {reason}")
+
+
+def _is_exact(mode: Mode, call: Call, at: Tensors, inputs: Tensors) -> bool:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(like: Tensor) -> Tensor:
+        drawn = torch.randn(like.shape, dtype=like.dtype, generator=generator)
+        return drawn.to(like.device)
+
+    by = [draw(t).requires_grad_() for t in at]
+    _, changes = mode(call, at, by, inputs)
+    v, d = [t.detach() for t in by], [t.detach() for t in changes]
+    # Near J v, where its own product is no small difference; not at it, where J v may be zero.
+    u = [t + draw(t) * (_size(t) or 1.0) if _is_real_or_complex(t) else t for t in d]
+    transposed = _gradients(changes, by, u, create=False)
+    del changes
+    plain = _transposed(call, at, inputs, u, create=False)
+    apart = [a - b for a, b in zip(transposed, plain, strict=True)]
+    tolerance = _tolerance(d, at)
+    # Written so that nan, of a network that overflows, is no disagreement.
+    return not (
+        abs(_inner(u, d) - _inner(transposed, v)) > tolerance * _inner(d, d)
+        or _inner(apart, apart) > tolerance**2 * _inner(plain, plain)
+    )
+
+
+def _size(t: Tensor) -> float:
+    """The root of the mean square."""
+    return math.sqrt(_inner([t], [t]) / max(t.numel(), 1))
+
+
+def _inner(a: Tensors, b: Tensors) -> float:
+    """Re Σ ā b in double precision."""
+    total = 0.0
+    for x, y in zip(a, b, strict=True):
+        if _is_real_or_complex(x):
+            wide = torch.complex128 if x.is_complex() else torch.float64
+            dense = (t.to_dense() if t.is_sparse else t for t in (x, y))
+            left, right = (t.flatten().to(wide) for t in dense)
+            total += float(torch.vdot(left, right).real)
+    return total
+
+
+def _tolerance(outputs: Tensors, at: Tensors) -> float:
+    """Relative: half of the digits that are there, and coarse where there are only a few.
+
+    Float32 on a GPU counts as coarse, since TF32 has ten bits.
+    """
+    device = at[0].device.type
+    kinds = [t.dtype for t in (*outputs, *at) if _is_real_or_complex(t)]
+    coarse = torch.is_autocast_enabled(device) or (device != "cpu" and torch.float32 in kinds)
+    eps = max(torch.finfo(kind).eps for kind in kinds)
+    return 0.25 if coarse or eps > 1e-6 else math.sqrt(eps)
+
+
+def _is_real_or_complex(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def own_saved_tensors() -> AbstractContextManager:
+    """Autograd inside keeps what it needs, whatever hooks for saved tensors are set outside."""
+    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved)
