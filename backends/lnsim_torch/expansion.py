@@ -25,6 +25,8 @@ from torch.func import jvp
 from torch.overrides import TorchFunctionMode
 
 Tensors = Sequence[Tensor]
+# Relative distance up to which two Jacobians of few digits agree.
+_COARSE = 0.25
 
 
 class Call(Protocol):
@@ -157,17 +159,17 @@ class _Differentiable(TorchFunctionMode):
         return written_out(*args, **(kwargs or {}))
 
 
-def exact_mode(call: Call, at: Tensors, inputs: Tensors, name: str) -> Mode:
+def exact_mode(call: Call, at: Tensors, inputs: Tensors, name: str, halves: bool) -> Mode:
     """The first of the two modes that gives plain autograd's J. ValueError if neither does.
 
-    name: what the network is called in the message.
+    name: what the network is called in the message. halves: whether it computes in half precision.
     """
     inputs = [x.detach() for x in inputs]
     reason = ""
     with torch.enable_grad():
         for mode in (forward_mode, backward_mode):
             try:
-                if _is_exact(mode, call, at, inputs):
+                if _is_exact(mode, call, at, inputs, halves):
                     return mode
                 reason = (
                     "a gradient in it cannot be differentiated once more (of an autograd.Function "
@@ -178,7 +180,7 @@ def exact_mode(call: Call, at: Tensors, inputs: Tensors, name: str) -> Mode:
     raise ValueError(f"{name} cannot be linearised: {reason}")
 
 
-def _is_exact(mode: Mode, call: Call, at: Tensors, inputs: Tensors) -> bool:
+def _is_exact(mode: Mode, call: Call, at: Tensors, inputs: Tensors, halves: bool) -> bool:
     generator = torch.Generator().manual_seed(0)
 
     def draw(like: Tensor) -> Tensor:
@@ -194,7 +196,7 @@ def _is_exact(mode: Mode, call: Call, at: Tensors, inputs: Tensors) -> bool:
     del changes
     plain = _transposed(call, at, inputs, u, create=False)
     apart = [a - b for a, b in zip(transposed, plain, strict=True)]
-    tolerance = _tolerance(d, at)
+    tolerance = _COARSE if halves else _tolerance(d, at)
     # Written so that nan, of a network that overflows, is no disagreement.
     return not (
         abs(_inner(u, d) - _inner(transposed, v)) > tolerance * _inner(d, d)
@@ -228,7 +230,7 @@ def _tolerance(outputs: Tensors, at: Tensors) -> float:
     kinds = [t.dtype for t in (*outputs, *at) if _is_real_or_complex(t)]
     coarse = torch.is_autocast_enabled(device) or (device != "cpu" and torch.float32 in kinds)
     eps = max(torch.finfo(kind).eps for kind in kinds)
-    return 0.25 if coarse or eps > 1e-6 else math.sqrt(eps)
+    return _COARSE if coarse or eps > 1e-6 else math.sqrt(eps)
 
 
 def _is_real_or_complex(t: Tensor) -> bool:

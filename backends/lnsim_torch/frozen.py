@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from .untouched import eager, refused_randomness
@@ -113,6 +114,7 @@ class Frozen:
         self._buffers: list[tuple[nn.Module, str]] = []
         self._parameters: list[int] = []
         self.writes_inputs = False
+        self.halves = False  # whether a step of a call is in half precision
 
     def start(self) -> list[Tensor]:
         """The trained parameters' values in the copy, safe to be written into."""
@@ -150,7 +152,7 @@ class Frozen:
                 module._parameters.pop(name, None)
 
     def look(self, call: "Call") -> None:
-        """Find out what a call writes into. ValueError if it draws random numbers."""
+        """Find out what a call writes into. ValueError if it is no function of `at` and inputs."""
         held = [
             (m, name, b) for m in self._modules for name, b in m._buffers.items() if b is not None
         ]
@@ -158,8 +160,11 @@ class Frozen:
         self._buffers = [(module, name) for module, name, _ in held]
         leaves = [t.detach().clone().requires_grad_() for t in start]
         inputs = [x.detach().clone() for x in call.tensors]
-        with torch.enable_grad(), refused_randomness(start[0].device), self.at(leaves) as spare:
-            call.outputs(inputs)
+        everywhere = refused_randomness(None), refused_randomness(start[0].device)
+        with torch.enable_grad(), everywhere[0], everywhere[1], self.at(leaves) as spare:
+            nodes = _nodes(call.outputs(inputs))
+        self._check(nodes)
+        self.halves = any(_in_half(node) for node in nodes)
         self._buffers = [
             (module, name)
             for (module, name, b), given in zip(held, spare, strict=True)
@@ -167,6 +172,37 @@ class Frozen:
         ]
         self._parameters = [i for i, t in enumerate(leaves) if _written(t, start[i])]
         self.writes_inputs = any(map(_written, inputs, call.tensors))
+
+    def _check(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            other = getattr(node, "variable", None)
+            if isinstance(other, nn.Parameter):  # those that `at` puts in place are plain tensors
+                raise ValueError(
+                    f"{type(self.network).__name__} uses a parameter {tuple(other.shape)} that it "
+                    "does not take from the module that has it (a list, a closure or a hook holds "
+                    "it)"
+                )
+            if node.name() == "CheckpointFunctionBackward":
+                raise ValueError(
+                    f"{type(self.network).__name__} checkpoints with use_reentrant=True, of which "
+                    "torch has no Jacobian; use_reentrant=False works"
+                )
+
+
+def _nodes(outputs: Sequence[Tensor]) -> list[Node]:
+    """The autograd graph of the outputs."""
+    stack = [y.grad_fn for y in outputs]
+    nodes: dict[Node, None] = {}
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in nodes:
+            nodes[node] = None
+            stack += [child for child, _ in node.next_functions]
+    return [*nodes]
+
+
+def _in_half(node: Any) -> bool:
+    return any(entry.dtype in (torch.float16, torch.bfloat16) for entry in node._input_metadata)
 
 
 def _buffer(module: nn.Module, name: str) -> Tensor:
@@ -201,6 +237,12 @@ class Call:
             leaves[i] = x.clone() if self._frozen.writes_inputs else x
         positional, named = tree_unflatten(leaves, self._structure)
         self._result = tree_flatten(self._frozen.network(*positional, **named))
+        for leaf in self._result[0]:
+            if any(isinstance(t, Tensor) for t in tree_leaves(getattr(leaf, "__dict__", None))):
+                raise ValueError(
+                    f"the network returns a {type(leaf).__name__} that holds tensors; it must "
+                    "return a tensor, or tensors in a tuple, list or dict"
+                )
         return [leaf for leaf in self._result[0] if isinstance(leaf, Tensor)]
 
     def result(self, tensors: Sequence[Tensor]) -> Any:

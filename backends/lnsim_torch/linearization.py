@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from .expansion import Mode, exact_mode, forward_mode, own_saved_tensors
 from .frozen import Call, frozen_copy
 from .ntk import refuse_random_layers
+from .untouched import refused_randomness
 
 with warnings.catch_warnings():
     # jvp imports this on its first use, and some releases of torch then warn about themselves.
@@ -50,8 +51,9 @@ def linearize(network: nn.Module) -> nn.Module:
     as long as others: it looks for a way of differentiation that is exact (expansion.py).
 
     Raises ValueError for dropout or batch norm in training mode, for a ScriptModule with
-    parameters, and if no parameter requires grad. The module's first call raises ValueError if
-    the network draws random numbers, or if torch cannot differentiate an operation in any way.
+    parameters, and if no parameter requires grad. A call of the module raises ValueError if the
+    network draws random numbers; the first one if torch cannot differentiate an operation in any
+    way, if a parameter is used from a list or closure, and if an output is hidden in an object.
     """
     return LinearizedNetwork(network)
 
@@ -89,7 +91,8 @@ class LinearizedNetwork(nn.Module):
         mode = self._mode or self._choose(call)
         at = self._frozen.start()
         by = [theta - start for theta, start in zip(self.theta, at, strict=True)]
-        values, changes = mode(call, at, by, call.tensors)
+        with refused_randomness(at[0].device):
+            values, changes = mode(call, at, by, call.tensors)
         return call.result([y + d for y, d in zip(values, changes, strict=True)])
 
     def _choose(self, call: Call) -> Mode:
@@ -98,7 +101,7 @@ class LinearizedNetwork(nn.Module):
         with own_saved_tensors():
             self._frozen.look(call)
             at, name = self._frozen.start(), type(self.origin).__name__
-            self._mode = exact_mode(call, at, call.tensors, name)
+            self._mode = exact_mode(call, at, call.tensors, name, self._frozen.halves)
         return self._mode
 
 
