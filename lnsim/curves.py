@@ -162,6 +162,8 @@ def _is_curve(trajectory: Trajectory, name: str) -> bool:
     if values.dtype.kind != "f" or name in NO_CURVES or name.startswith(OF_NEURONS):
         return False
     over = trajectory.arrays.get(axis(trajectory, name), np.empty(0))
+    if over.size == 0:  # it was never measured
+        return False
     several = _count(trajectory) > 1 or "tau" in trajectory.arrays
     replicas = (_count(trajectory),) if several else ()
     return values.shape == (*replicas, over.size)

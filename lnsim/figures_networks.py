@@ -60,13 +60,19 @@ def ending(trajectory: Trajectory) -> list[str]:
 
 
 def four_panels(trajectory: Trajectory, caption: str) -> Figure:
-    """Training loss, test loss, first-layer norm and kernel distance of a Wide ResNet's runs."""
+    """Training loss, test loss, first-layer norm and kernel distance of a Wide ResNet's runs.
+
+    The last is left out where the kernel was never measured.
+    """
+    shown = PANELS if trajectory["kernel_step"].size else PANELS[:3]
     with rc_context(rc()):
         figure, bottom = _with_caption(4.3, caption)
         margins = {"left": 0.095, "right": 0.98, "bottom": bottom, "top": 0.94}
         spaces = {"wspace": 0.28, "hspace": 0.42}
         axes = figure.subplots(2, 2, gridspec_kw={**margins, **spaces}).ravel()
-        for place, letter, (what, label) in zip(axes, "abcd", PANELS, strict=True):
+        for place in axes[len(shown) :]:
+            place.remove()
+        for place, letter, (what, label) in zip(axes, "abcd", shown, strict=False):
             steps = trajectory["kernel_step" if what == "ntk_distance" else "step"]
             of_all = {
                 prefix: trajectory[f"{prefix}_{what}"]
@@ -82,10 +88,11 @@ def four_panels(trajectory: Trajectory, caption: str) -> Figure:
             panels.time_axis(place, trajectory["step"], log=False)
             place.set_ylabel(label)
             panels.letter(place, letter)
-        for place in (axes[0], axes[3]):
-            place.legend(loc="best")
+        axes[0].legend(loc="best")
         axes[2].ticklabel_format(axis="y", useOffset=False)
-        axes[3].set_ylim(bottom=0.0)
+        if len(shown) == 4:
+            axes[3].legend(loc="best")
+            axes[3].set_ylim(bottom=0.0)
     return figure
 
 

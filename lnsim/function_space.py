@@ -150,7 +150,7 @@ def load_engine(backend: str) -> Engine:
 
 
 def choose(images: Images, samples: int, test_samples: int, classes: int, seed: int) -> Task:
-    """`samples` and `test_samples` images chosen at random, each set normalised by itself.
+    """`samples` and `test_samples` images (0: all) at random, each set normalised by itself.
 
     A set is flattened, its global mean subtracted, and divided by its global standard deviation.
     Raises ValueError where there are fewer images, or all their pixels are equal.
@@ -165,7 +165,7 @@ def choose(images: Images, samples: int, test_samples: int, classes: int, seed: 
             raise ValueError(
                 f"{name} must be at most the {len(labels)} images of data, got {count}"
             )
-        chosen = rng.choice(len(labels), count, replace=False)
+        chosen = rng.choice(len(labels), count or len(labels), replace=False)
         sets.append((_normalised(pixels[chosen], name), labels[chosen]))
     (X, labels), (X_test, labels_test) = sets
     return Task(X, one_hot(labels, classes), labels, X_test, one_hot(labels_test, classes))

@@ -47,9 +47,10 @@ SAME = 1e-6
 class Config:
     """The notebook's setting.
 
-    `data` is the path of an .npz file, or "cifar10", downloaded below `data_root`.  `tau` is the
-    probability that a label is drawn anew at a step, `flip` from which classes: "any" of all (the
-    notebook) or "other" than the true one (the README).  `dtype` is that of single gradients.
+    `data` is the path of an .npz file, or "cifar10", downloaded below `data_root`.  Of `samples`
+    and `test_samples` images 0 are all there are.  `tau` is the probability that a label is drawn
+    anew at a step, `flip` from which classes: "any" of all (the notebook) or "other" than the true
+    one (the README).  `dtype` is that of single gradients.
     """
 
     data: str = ""
@@ -86,7 +87,7 @@ def run(
     engine.check_device(device)
     recorder = _Recorder(config, backend, device)
     step = recorder.restore(resume) if resume is not None else 0
-    words = streams.WordStream(config.seed, 1, step * config.samples)
+    words = streams.WordStream(config.seed, 1, step * len(recorder.task.labels))
     report, close = progress_bar(progress or False, config.steps, step)
     saved = -math.inf
     try:
@@ -142,9 +143,10 @@ def report(trajectory: Trajectory) -> list[str]:
 
 def _check(config: Config) -> None:
     """Refuses numbers and words out of range."""
-    for name in ("samples", "test_samples", "width", "record_every"):
-        _checks.integer(name, getattr(config, name), 1)
-    _checks.integer("steps", config.steps, 0)
+    for name, least in (
+        ("samples", 0), ("test_samples", 0), ("width", 1), ("steps", 0), ("record_every", 1)
+    ):  # fmt: skip
+        _checks.integer(name, getattr(config, name), least)
     if not isinstance(_checks.real("lr", config.lr, above=0.0), float):
         raise TypeError(f"lr must be one number, got {config.lr!r}")
     check_tau(config.tau)
@@ -155,7 +157,8 @@ def _check(config: Config) -> None:
 
 def _labels(config: Config, task: Task, words: streams.WordStream, count: int) -> Any:
     """What both runs train on in the next `count` steps, (2, T, n)."""
-    drawn = words.take(count * config.samples).reshape(count, config.samples)
+    n = len(task.labels)
+    drawn = words.take(count * n).reshape(count, n)
     noisy = flip_labels(task.labels, drawn, config.tau, config.flip, CLASSES)
     return np.stack([np.broadcast_to(task.labels, noisy.shape), noisy])
 
@@ -174,7 +177,7 @@ class _Recorder:
             config.width, self.task.X.shape[1], CLASSES, config.seed
         )
         self.start: Start = function_space.reduce(self.task, network)
-        self.state: State = function_space.state_at_start(network, config.samples, len(RUNS))
+        self.state: State = function_space.state_at_start(network, len(self.task.labels), len(RUNS))
         self._linear = function_space.linearize(self.state, self.start, self.task, config.lr)
         self._plan = record_steps(config.steps, config.record_every)
         self._count = 0
