@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lnsim import archive
 
@@ -64,31 +64,47 @@ def read(path: Path) -> Images:
 
 
 def checked(
-    train_images: NDArray[Any],
-    train_labels: NDArray[Any],
-    test_images: NDArray[Any],
-    test_labels: NDArray[Any],
+    train_images: ArrayLike,
+    train_labels: ArrayLike,
+    test_images: ArrayLike,
+    test_labels: ArrayLike,
     *,
     source: str,
+    classes: int = CLASSES,
 ) -> Images:
-    """The four arrays as `Images`.  Raises ValueError, naming the `source`, where they are not."""
-    sets = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
-    for name, (images, labels) in sets.items():
-        _check_set(f"{name}_images", f"{name}_labels", images, labels, source)
-    if train_images.shape[1:] != test_images.shape[1:]:
+    """The four arrays, or lists, as `Images` in the machine's byte order.
+
+    Raises ValueError, naming the `source`, where they are not images of so many `classes`.
+    """
+    given = (train_images, train_labels, test_images, test_labels)
+    arrays = [_native(name, a, source) for name, a in zip(Images._fields, given, strict=True)]
+    train, labels, test, labels_test = arrays
+    _check_set("train", train, labels, source, classes)
+    _check_set("test", test, labels_test, source, classes)
+    if train.shape[1:] != test.shape[1:]:
         raise ValueError(
             f"train_images and test_images of {source} differ in shape past the first axis:"
-            f" {train_images.shape[1:]} and {test_images.shape[1:]}"
+            f" {train.shape[1:]} and {test.shape[1:]}"
         )
-    return Images(
-        train_images, train_labels.astype(np.int64), test_images, test_labels.astype(np.int64)
-    )
+    return Images(train, labels.astype(np.int64), test, labels_test.astype(np.int64))
+
+
+def _native(name: str, values: ArrayLike, source: str) -> NDArray[Any]:
+    """An array of what was given, of a type that every backend has."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} of {source} is no array: {error}") from error
+    if array.dtype == np.longdouble:
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_set(
-    name: str, labels_name: str, images: NDArray[Any], labels: NDArray[Any], source: str
+    part: str, images: NDArray[Any], labels: NDArray[Any], source: str, classes: int
 ) -> None:
     """Refuses one set of images that is malformed."""
+    name, labels_name = f"{part}_images", f"{part}_labels"
     if images.dtype.kind not in "uif":
         raise ValueError(f"{name} of {source} must hold numbers, got dtype {images.dtype}")
     if images.ndim < 2 or 0 in images.shape:
@@ -105,8 +121,8 @@ def _check_set(
             f"{labels_name} of {source} must have shape {images.shape[:1]}, one label an image,"
             f" got {labels.shape}"
         )
-    wrong = (labels < 0) | (labels >= CLASSES)
+    wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         raise ValueError(
-            f"{labels_name} of {source} must be in 0 ... {CLASSES - 1}, got {labels[wrong][0]}"
+            f"{labels_name} of {source} must be in 0 ... {classes - 1}, got {labels[wrong][0]}"
         )

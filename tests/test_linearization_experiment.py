@@ -489,3 +489,14 @@ def test_the_papers_claim_on_real_images():
     assert last["noisy_test_loss"] < last["clean_test_loss"]
     assert last["noisy_norm_mean"] < last["clean_norm_mean"]
     assert last["noisy_norm_mean"] < trajectory["noisy_norm_mean"][0]
+
+
+@pytest.mark.small
+def test_a_file_of_another_byte_order_is_the_same_run(data, tmp_path):
+    other = {name: array.astype(">i4") for name, array in small_images().items()}
+    np.savez(tmp_path / "other.npz", **other)
+    loaded = images.load(str(tmp_path / "other.npz"))
+    assert all(array.dtype.isnative for array in loaded)
+    ours, theirs = (linearization.run(small(path)) for path in (data, str(tmp_path / "other.npz")))
+    for name, values in ours.arrays.items():
+        np.testing.assert_array_equal(theirs[name], values, err_msg=name)

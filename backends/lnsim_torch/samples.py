@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lnsim import _checks
-from lnsim.images import CLASSES, Images
+from lnsim.images import CLASSES, Images, checked
 from lnsim_torch.devices import check_device
 
 NORMALIZATIONS = ("channel", "global")
@@ -41,7 +41,9 @@ class Samples:
             x = self.images.index_select(0, chosen)
         else:
             x = self.images[chosen]
-        x = (x - self.mean.to(dtype)).to(dtype).mul_(self.scale.to(dtype))
+        # A type of fewer digits than float32 is rounded to at the end.
+        wide = torch.promote_types(dtype, torch.float32)
+        x = (x - self.mean.to(wide)).to(wide).mul_(self.scale.to(wide)).to(dtype)
         # The channels stay last in memory: what cuDNN's fast kernels like.
         return x.permute(0, 3, 1, 2) if x.ndim == 4 else x
 
@@ -76,10 +78,12 @@ def place(
 
     `normalization`: "channel" takes off the training set's mean of each channel and divides by its
     standard deviation, in both sets; "global" takes one mean and deviation of all pixels, of each
-    set its own (the released notebook).  Raises ValueError for a device that is not there.
+    set its own (the released notebook).  `images` may be four lists.  Raises ValueError for a
+    device that is not there, and for what is no images of `classes` classes.
     """
     check_device(device)
     _checks.choice("normalization", normalization, NORMALIZATIONS)
+    images = checked(*Images(*images), source="images", classes=classes)
     statistics = [_statistics(images.train_images, normalization)]
     statistics.append(
         statistics[0] if normalization == "channel" else _statistics(images.test_images, "global")
