@@ -22,6 +22,8 @@ def evaluate(
 ) -> tuple[float, float]:
     """Mean loss and accuracy on `samples`, such as data.test; leaves the network in eval mode."""
     _checks.choice("loss", loss, LOSSES)
+    if not isinstance(samples, Samples):
+        raise TypeError(f"samples must be those of placed images, got {type(samples).__name__}")
     dtype = next(network.parameters()).dtype
     totals = sums(network.eval(), samples, loss, dtype, execution)
     group().add_up([totals])
@@ -63,7 +65,8 @@ def inputs(
 def outputs(network: Callable[[Tensor], Tensor], x: Tensor, execution: Execution) -> Tensor:
     """network(x) : (B, C) in the precision asked for; float32 or float64."""
     if execution.precision == "float32":
-        return network(x)
+        f = network(x)
+        return f.to(torch.promote_types(f.dtype, torch.float32))
     with torch.autocast(x.device.type, torch.bfloat16):
         return network(x).float()
 

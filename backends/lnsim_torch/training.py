@@ -14,10 +14,13 @@ one-hot targets y (and noise, sigma times +-1, on every entry of them), are
 
 What is recorded is of clean labels, in eval mode.  A run depends on its Plan, its data and the
 network it starts from; not on when it records, nor (on the CPU, bit for bit) on having been stopped
-and resumed.
+and resumed, nor on torch's generators: what the network draws (dropout) is addressed by the plan's
+seed and the step, and both gradients of SAM see the same draws (randomness.py).  Of a network only
+parameters and buffers are kept; one that keeps numbers elsewhere can be trained, but not resumed.
 
 Several arms (values of tau, seeds) are calls on one `Data`, placed once, in a row or in a thread
-each: images and compiled code are shared.  Under torchrun see distributed.py.
+each: images and compiled code are shared.  In threads, networks that may draw take turns at their
+steps.  Under torchrun see distributed.py.
 """
 
 from __future__ import annotations
@@ -40,9 +43,11 @@ from lnsim_torch.augment import crop_and_flip
 from lnsim_torch.batches import MOST_CLASSES, Batch, batches
 from lnsim_torch.distributed import group, synchronised
 from lnsim_torch.evaluation import evaluate, inputs, outputs, summed_loss, sums
+from lnsim_torch.randomness import RECORD, STEP, Randomness
 from lnsim_torch.samples import Data, place
 from lnsim_torch.training_bar import Bar
 from lnsim_torch.training_plan import PLAIN, Execution, Plan
+from lnsim_torch.training_state import buffers_kept, check_kept, put_back, tensors, to_array
 
 __all__ = ["Data", "Execution", "Plan", "Result", "evaluate", "place", "smoothed", "train"]
 
@@ -80,7 +85,8 @@ def train(
 ) -> Result:
     """Trains `network`, in place, on `data` (see `place`), and leaves it there in eval mode.
 
-    Recorded at steps 0, record_every, ..., and the last, with what `observe(network, step)` gives.
+    Recorded at steps 0, record_every, ..., and the last, with what `observe(network, step)` gives;
+    what that draws is seeded as what the network draws.
     `progress`: True for a bar, a text for a bar with this label, or a function called with the
     steps done.  `stop` is asked at every record, `each` is called after every step, and may raise;
     `checkpoint` is called with the result so far, at the first record and then at one when
@@ -90,7 +96,10 @@ def train(
 
     Raises ValueError or TypeError for bad input, and ValueError where memory does not suffice.
     """
-    with _naming_memory(data, plan):
+    if not isinstance(data, Data):
+        raise TypeError(f"data must be images that `place` has placed, got {type(data).__name__}")
+    # Also where the caller has turned gradients off.
+    with _naming_memory(data, plan), torch.inference_mode(False), torch.enable_grad():
         run = _Run(network, data, plan, execution)
         step, rows = (0, []) if resume is None else run.restore(resume)
         draws = run.draws(step)
@@ -107,10 +116,12 @@ def train(
                     if each is not None:
                         each()
                 network.eval()
-                values = run.measure()
-                if not all(map(math.isfinite, values.values())):
-                    return run.result(rows, Status("DIVERGED", step))
-                rows.append({"step": step, **values, **(observe(network, step) if observe else {})})
+                with run.randomness.of(RECORD, step):
+                    values = run.measure()
+                    if not all(map(math.isfinite, values.values())):
+                        return run.result(rows, Status("DIVERGED", step))
+                    seen = observe(network, step) if observe else {}
+                rows.append({"step": step, **values, **seen})
                 bar.show(values)
                 if step == plan.steps:
                     break
@@ -144,13 +155,16 @@ class _Run:
     def __init__(self, network: nn.Module, data: Data, plan: Plan, execution: Execution) -> None:
         self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         _check(self.parameters, data, plan, execution)
+        check_kept(network)
         self.network, self.data, self.plan, self.execution = network, data, plan, execution
+        self.randomness = Randomness(network, plan.seed, data.device)
         network.to(data.device)
         if execution.channels_last:
             _check_layout(network, data.device)
             network.to(memory_format=torch.channels_last)
         self.dtype = self.parameters[0].dtype
-        _check_outputs(network, data, self.dtype)
+        with self.randomness.of(RECORD, 0), buffers_kept(network):
+            _check_outputs(network, data, self.dtype)
         # One code for each size of batch: they are few.
         self.forward = torch.compile(network, dynamic=False) if execution.compile else network
         self.optimizer = torch.optim.SGD(
@@ -182,9 +196,11 @@ class _Run:
         if mine.moved is not None:
             x = crop_and_flip(x, mine.moved)
         noise = None if mine.signs is None else self.plan.sigma * mine.signs
-        self._gradient(x, mine.labels, noise, size)
+        with self.randomness.of(STEP, step):
+            self._gradient(x, mine.labels, noise, size)
         if self.plan.rho > 0:
-            with _climbed(self.network, self.parameters, self.plan.rho):
+            climbed = _climbed(self.network, self.parameters, self.plan.rho)
+            with climbed, self.randomness.of(STEP, step):
                 self._gradient(x, mine.labels, noise, size)
         self.optimizer.param_groups[0]["lr"] = self.plan.lr_at(step)
         self.optimizer.step()
@@ -199,9 +215,10 @@ class _Run:
     def measure(self) -> dict[str, float]:
         """MEASURES of the network as it is.  All is added up on the device, and read once."""
         sets = (self.measured, self.data.test)
-        totals = torch.stack(
-            [sums(self.forward, s, self.plan.loss, self.dtype, self.execution) for s in sets]
-        )
+        with buffers_kept(self.network):
+            totals = torch.stack(
+                [sums(self.forward, s, self.plan.loss, self.dtype, self.execution) for s in sets]
+            )
         group().add_up([totals])
         (train_loss, train_right), (test_loss, test_right) = totals.tolist()
         n, n_test = map(len, sets)
@@ -215,7 +232,7 @@ class _Run:
         records["step"] = records["step"].astype(np.int64)
         accuracy = records["test_accuracy"]
         records["smoothed_test_accuracy"] = smoothed(accuracy, self.plan.smoothing)
-        state = {name: tensor.cpu().numpy().copy() for name, tensor in self._tensors().items()}
+        state = {name: to_array(tensor) for name, tensor in self._tensors().items()}
         state |= {"step": np.array(status.step), "steps": np.array(self.plan.steps)}
         return Result(records, state, status)
 
@@ -230,21 +247,21 @@ class _Run:
         rows = [row for row in rows if row["step"] in planned]
         if [row["step"] for row in rows] != [at for at in planned if at <= step]:
             raise ValueError("cannot resume: the earlier run was recorded at other steps")
-        for name, tensor in self._tensors().items():
-            value = earlier.state.get(name)
-            if value is None or value.shape != tuple(tensor.shape):
-                raise ValueError(f"cannot resume: the earlier run has no fitting state {name!r}")
-            tensor.copy_(torch.from_numpy(value))
+        held = self._tensors()
+        for name in earlier.state:
+            if name.startswith("network.") and name not in held:
+                raise ValueError(f"cannot resume: the network has no {name!r} of the earlier run")
+        put_back(earlier.state, held)
         return step, rows
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that training changes, by name."""
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        held = {f"network.{name}": tensor for name, tensor in tensors(self.network).items()}
         if self.plan.momentum > 0:
             for i, p in enumerate(self.parameters):
                 state = self.optimizer.state[p]
-                tensors[f"momentum.{i}"] = state.setdefault("momentum_buffer", torch.zeros_like(p))
-        return tensors
+                held[f"momentum.{i}"] = state.setdefault("momentum_buffer", torch.zeros_like(p))
+        return held
 
 
 @contextmanager
@@ -253,18 +270,18 @@ def _climbed(network: nn.Module, parameters: list[Tensor], rho: float) -> Iterat
 
     Running statistics too are as before: they are those of the first pass.
     """
-    tensors = [*parameters, *network.buffers()]
     with torch.no_grad():
-        before = [tensor.clone() for tensor in tensors]
+        before = [p.clone() for p in parameters]
         gradients = _gradients(parameters)
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         factor = rho / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         moving = [p for p in parameters if p.grad is not None]
         torch._foreach_add_(moving, torch._foreach_mul(gradients, factor))
-    yield
+    with buffers_kept(network):
+        yield
     with torch.no_grad():
-        for tensor, value in zip(tensors, before, strict=True):
-            tensor.copy_(value)
+        for p, value in zip(parameters, before, strict=True):
+            p.copy_(value)
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
@@ -294,6 +311,8 @@ def _check(parameters: list[Tensor], data: Data, plan: Plan, execution: Executio
     """Refuses what does not go together."""
     if not parameters:
         raise ValueError("network must have parameters that require grad, and has none")
+    if any(p.is_inference() for p in parameters):
+        raise ValueError("network must be made outside inference_mode: it cannot be trained")
     execution.check(data.device.type)
     n, processes = len(data.train), group().size
     if plan.batch_size > n:
