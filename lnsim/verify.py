@@ -4,8 +4,9 @@ A run of the two-layer linear network keeps its state at records 1, 2, 4, 8, ...
 segment begins at one of them, or at the start, and ends at the next, or at the end.  Other runs are
 recomputed from their start for as long as there is time.
 
-Same software and same processor: the same bits.  Elsewhere, and on a GPU, sums are ordered in other
-ways, and numbers agree to a tolerance.
+Same software and same processor: the same bits.  Elsewhere, on a GPU, and of a run of several
+processes, sums are ordered in other ways, and numbers agree to a tolerance; of networks as far as
+their training does not amplify rounding (verify_rounding.py).
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lnsim import config as configs
-from lnsim import experiments
+from lnsim import experiments, verify_rounding
 from lnsim.observables import CLOUDS
 from lnsim.recorder import waypoint, waypoint_records
 from lnsim.trajectory import Status, Trajectory, provenance
+from lnsim.verify_rounding import CLOSE_FLOAT32, Allowed, Pair
 
-CLOSE, CLOSE_FLOAT32 = 1e-6, 1e-3
+CLOSE = 1e-6
 """How far numbers may differ, as a share of the largest of their array, where bits may."""
 
 SHOWN = 10
@@ -44,15 +46,6 @@ class Verification:
     same: bool
 
 
-class _Pair(NamedTuple):
-    """An array as recorded and as recomputed; `steps` of its rows, if it has rows for records."""
-
-    name: str
-    recorded: NDArray[Any]
-    again: NDArray[Any]
-    steps: NDArray[Any] | None = None
-
-
 def verify(
     trajectory: Trajectory, *, seed: int | None = None, seconds: float = 60.0
 ) -> Verification:
@@ -69,28 +62,30 @@ def verify(
         seed = int(np.random.SeedSequence().generate_state(1)[0])
     module = experiments.load(str(trajectory.config["experiment"]))
     first, last = _segment(trajectory, seed)
-    again = _recompute(trajectory, module, first, last, seconds)
+    run = _repeated(trajectory, module)
+    again = _recompute(trajectory, module, run, first, last, seconds)
     here = provenance(trajectory.config)
     reasons = _reasons(trajectory, here, again)
-    pairs = list(_pairs(trajectory, again, first))
-    found = _missing(trajectory, again)
-    if trajectory.provenance.get("config_sha256", "") not in ("", here["config_sha256"]):
-        found.append("environment.json is of another configuration")
-    codes = (trajectory.status.code, again.status.code)
-    if "STOPPED" not in codes and again.status != trajectory.status:
-        found.append(f"the run {trajectory.status}; recomputed, it {again.status}")
+    limit = _limit(again, run, seconds) if reasons and hasattr(module, "join") else None
+    if limit is None:
+        tolerance = _tolerance(trajectory, bool(reasons))
+        pairs = [pair._replace(tolerance=tolerance) for pair in _pairs(trajectory, again, first)]
+    else:
+        pairs = list(verify_rounding.pairs(trajectory, again, limit))
+    found = _missing(trajectory, again) + _other_run(trajectory, again, here, limit)
     for pair in pairs:
-        found += _difference(pair, _tolerance(module, trajectory, bool(reasons)),
-                             hasattr(module, "join"), trajectory.status.code == "OK")  # fmt: skip
+        found += _difference(pair, hasattr(module, "join"), trajectory.status.code == "OK")
     numbers = sum(pair.again.size for pair in pairs)
     how = f"within a tolerance, as {', '.join(reasons)}" if reasons else "bit for bit"
     begin = 0 if first is None else int(trajectory.steps[first])
+    part = "" if limit is None or limit.at_the_end else f" up to step {limit.last_step:,}"
     lines = [
         f"recomputed    steps {begin:,} to {again.status.step:,}, a segment drawn by seed {seed}",
         f"compared      {len(pairs)} arrays, {numbers:,} numbers, {how}",
+        *([] if limit is None else [f"rounding      {limit}"]),
         *(f"differs       {text}" for text in found[:SHOWN]),
         *([f"differs       {len(found) - SHOWN:,} more"] if len(found) > SHOWN else []),
-        *([] if found else ["result        all the same"]),
+        *([] if found else [f"result        all the same{part}"]),
     ]
     return Verification(lines, not found)
 
@@ -108,8 +103,29 @@ def _segment(trajectory: Trajectory, seed: int) -> tuple[int | None, int | None]
     return borders[at], borders[at + 1]
 
 
+def _repeated(trajectory: Trajectory, module: ModuleType) -> Callable[..., Trajectory]:
+    """The experiment's run with the configuration of `trajectory`."""
+    values = {k: v for k, v in trajectory.config.items() if k not in ("experiment", "backend")}
+    config = configs.build(module.Config, values)
+    return partial(module.run, config, backend=str(trajectory.config["backend"]))
+
+
+def _limit(again: Trajectory, run: Callable[..., Trajectory], seconds: float) -> Allowed:
+    """How far rounding lets a run of networks be compared with `again`."""
+    start = verify_rounding.moved_by_a_bit(again, run)
+    deadline = time.monotonic() + seconds
+    return verify_rounding.allowed(
+        again, run(resume=start, stop=lambda: time.monotonic() > deadline)
+    )
+
+
 def _recompute(
-    trajectory: Trajectory, module: ModuleType, first: int | None, last: int | None, seconds: float
+    trajectory: Trajectory,
+    module: ModuleType,
+    run: Callable[..., Trajectory],
+    first: int | None,
+    last: int | None,
+    seconds: float,
 ) -> Trajectory:
     """The run once more, from record `first` until record `last` or for so long."""
     end = np.inf if last is None else trajectory.steps[last]
@@ -125,15 +141,8 @@ def _recompute(
     def stop() -> bool:
         return done >= end or time.monotonic() > deadline
 
-    values = {k: v for k, v in trajectory.config.items() if k not in ("experiment", "backend")}
-    run: Callable[..., Trajectory] = module.run
-    return run(
-        configs.build(module.Config, values),
-        backend=str(trajectory.config["backend"]),
-        resume=None if first is None else _at(trajectory, first),
-        progress=note,
-        stop=stop,
-    )
+    resume = None if first is None else _at(trajectory, first)
+    return run(resume=resume, progress=note, stop=stop)
 
 
 def _at(trajectory: Trajectory, record: int) -> Trajectory:
@@ -168,12 +177,26 @@ def _reasons(trajectory: Trajectory, here: dict[str, Any], again: Trajectory) ->
     return reasons + (["it ran on cuda"] if any("cuda" in str(name) for name in devices) else [])
 
 
-def _tolerance(module: ModuleType, trajectory: Trajectory, elsewhere: bool) -> float:
+def _tolerance(trajectory: Trajectory, elsewhere: bool) -> float:
     """How far an array may be from what was recorded, as a share of its largest number."""
     if not elsewhere:
         return 0.0
-    float32 = hasattr(module, "join") or trajectory.config.get("dtype", "float64") != "float64"
-    return CLOSE_FLOAT32 if float32 else CLOSE
+    return CLOSE if trajectory.config.get("dtype", "float64") == "float64" else CLOSE_FLOAT32
+
+
+def _other_run(
+    trajectory: Trajectory, again: Trajectory, here: dict[str, Any], limit: Allowed | None
+) -> list[str]:
+    """Another configuration, and another end where rounding decides nothing."""
+    found = []
+    if trajectory.provenance.get("config_sha256", "") not in ("", here["config_sha256"]):
+        found.append("environment.json is of another configuration")
+    codes = (trajectory.status.code, again.status.code)
+    end = min(again.status.step, trajectory.status.step)
+    comparable = "STOPPED" not in codes and (limit is None or end <= limit.last_step)
+    if comparable and again.status != trajectory.status:
+        found.append(f"the run {trajectory.status}; recomputed, it {again.status}")
+    return found
 
 
 def _missing(trajectory: Trajectory, again: Trajectory) -> list[str]:
@@ -184,7 +207,7 @@ def _missing(trajectory: Trajectory, again: Trajectory) -> list[str]:
     ]
 
 
-def _pairs(trajectory: Trajectory, again: Trajectory, first: int | None) -> Iterator[_Pair]:
+def _pairs(trajectory: Trajectory, again: Trajectory, first: int | None) -> Iterator[Pair]:
     """Everything that was recomputed, beside what was recorded."""
     begin = 0 if first is None else first + 1
     count = min(trajectory.steps.size, again.steps.size)
@@ -196,13 +219,13 @@ def _pairs(trajectory: Trajectory, again: Trajectory, first: int | None) -> Iter
             yield _of_clouds(trajectory, again, name, steps[0] if steps.size else 0)
         elif name in CONSTANT or name in AT_THE_END or ours.shape[:1] != trajectory.steps.shape:
             if ended or (name not in AT_THE_END and name != "cloud_step"):
-                yield _Pair(name, ours, theirs)
+                yield Pair(name, ours, theirs)
         else:
-            yield _Pair(name, ours[begin:count], theirs[begin:count], steps)
+            yield Pair(name, ours[begin:count], theirs[begin:count], steps)
     taken = tuple(waypoint(record) for record in waypoint_records(count) if record >= begin)
     for name in sorted(again.state.keys() & trajectory.state.keys()):
         if name.startswith(taken) or (ended and not name.startswith("at ")):
-            yield _Pair(f"state {name}", trajectory.state[name], again.state[name])
+            yield Pair(f"state {name}", trajectory.state[name], again.state[name])
 
 
 def _ended_alike(trajectory: Trajectory, again: Trajectory) -> bool:
@@ -213,19 +236,19 @@ def _ended_alike(trajectory: Trajectory, again: Trajectory) -> bool:
     )
 
 
-def _of_clouds(trajectory: Trajectory, again: Trajectory, name: str, first_step: int) -> _Pair:
+def _of_clouds(trajectory: Trajectory, again: Trajectory, name: str, first_step: int) -> Pair:
     """The clouds that both have, from a step on."""
     steps, ours, theirs = np.intersect1d(
         trajectory["cloud_step"], again["cloud_step"], return_indices=True
     )
     kept = steps >= first_step
-    return _Pair(name, trajectory[name][ours[kept]], again[name][theirs[kept]], steps[kept])
+    return Pair(name, trajectory[name][ours[kept]], again[name][theirs[kept]], steps[kept])
 
 
-def _difference(pair: _Pair, tolerance: float, partial: bool, complete: bool) -> list[str]:
+def _difference(pair: Pair, unfinished: bool, complete: bool) -> list[str]:
     """In words, where the two differ first, if they do.
 
-    `partial`: what was not reached in recomputing is NaN; `complete`: nothing recorded is so.
+    `unfinished`: what was not reached in recomputing is NaN; `complete`: nothing recorded is so.
     """
     recorded, again = pair.recorded, pair.again
     if recorded.shape != again.shape or recorded.dtype != again.dtype:
@@ -236,12 +259,12 @@ def _difference(pair: _Pair, tolerance: float, partial: bool, complete: bool) ->
     if recorded.dtype.kind == "f":
         unknown = np.isnan(again), np.isnan(recorded)
         same |= unknown[0] & unknown[1]
-        if partial:
+        if unfinished:
             same |= unknown[0] if complete else unknown[0] | unknown[1]
-        if tolerance:
+        if np.any(pair.tolerance):
             largest = np.max(np.abs(again), initial=0.0, where=np.isfinite(again))
             with np.errstate(all="ignore"):
-                same |= np.abs(recorded - again) <= tolerance * largest
+                same |= np.abs(recorded - again) <= pair.tolerance * largest + pair.margin
     if np.all(same):
         return []
     place = tuple(int(i) for i in np.argwhere(~np.atleast_1d(same))[0])
