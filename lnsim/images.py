@@ -95,9 +95,8 @@ def _native(name: str, values: ArrayLike, source: str) -> NDArray[Any]:
         array = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{name} of {source} is no array: {error}") from error
-    if array.dtype == np.longdouble:
-        return array.astype(np.float64)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    dtype = array.dtype.newbyteorder("=")
+    return array.astype(np.float64 if dtype == np.longdouble else dtype, copy=False)
 
 
 def _check_set(

@@ -8,7 +8,8 @@ shows progress on rank 0 alone.  training.py asks `group()` and needs no word of
   size of the whole batch, so that the sum of all gradients is the one process's gradient.
 * Batch norm normalises by the whole batch, not by a process's share: `synchronised` adds the sums
   over the batch up too, forward and backward.  So K processes are one, up to rounding.
-* All processes hold the same weights, draw the same random numbers and take the same decisions.
+* All processes hold the same weights, draw the same random numbers and take the same decisions;
+  but what a network itself draws (dropout), each draws for its own share (randomness.py).
 """
 
 from __future__ import annotations
