@@ -11,13 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib import rc_context
+from matplotlib import rcParams
 from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 from matplotlib.figure import Figure
 
 from lnsim import panels, store
 from lnsim.figures import blank
-from lnsim.figures_style import ONE_COLUMN, rc
+from lnsim.figures_style import ONE_COLUMN, drawing, rc
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,12 +39,15 @@ def write(trajectory: Trajectory, path: str | os.PathLike[str]) -> int:
     without clouds, and an .mp4 where there is no ffmpeg; OSError where it cannot be written.
     """
     target = Path(path)
-    writer = _writer(target.suffix.lower())
+    # Where the user has ffmpeg is no look.
+    settings = {**rc(), "animation.ffmpeg_path": rcParams["animation.ffmpeg_path"]}
+    with drawing(settings):
+        writer = _writer(target.suffix.lower())
     if "cloud_norm" not in trajectory.arrays:
         raise ValueError("this run has no clouds of neurons to animate")
     series = panels.first_replica(trajectory)
     count = len(series["cloud_step"])
-    with tempfile.TemporaryDirectory() as folder, rc_context(rc()):
+    with tempfile.TemporaryDirectory() as folder, drawing(settings):
         film = Path(folder) / target.name
         figure, axes, points = _stage(series)
         with writer.saving(figure, str(film), dpi=150):

@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lnsim import panels, store
 from lnsim._checks import FloatArray
-from lnsim.figures_style import BLACK, BLUE, GREEN, SKY, TWO_COLUMNS, VERMILION, letters, pt, rc
+from lnsim.figures_style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    SKY,
+    TWO_COLUMNS,
+    VERMILION,
+    drawing,
+    letters,
+    pt,
+    rc,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +50,7 @@ def of_run(trajectory: Trajectory) -> dict[str, Figure]:
     drawn = {"figure": module.figure(trajectory)}
     drawn |= getattr(module, "extra_figures", lambda _: {})(trajectory)
     if words := "; ".join(figures_networks.ending(trajectory)):
-        with rc_context(rc()):
+        with drawing():
             for figure in drawn.values():
                 figure.text(
                     0.99, 0.995, words, color=VERMILION, fontsize=letters(8), ha="right", va="top"
@@ -62,16 +72,16 @@ class StyledFigure(Figure):
 
     def __init__(self, **options: Any) -> None:
         self._style = rc()
-        with rc_context(self._style):
+        with drawing(self._style):
             super().__init__(**options)
         FigureCanvasAgg(self)
 
     def draw(self, renderer: RendererBase) -> None:
-        with rc_context(self._style):
+        with drawing(self._style):
             super().draw(renderer)
 
     def savefig(self, fname: Any, **options: Any) -> None:
-        with rc_context(self._style):
+        with drawing(self._style):
             super().savefig(fname, **options)
 
     def _repr_png_(self) -> bytes:
@@ -79,7 +89,7 @@ class StyledFigure(Figure):
 
 
 def blank(width: float, height: float, **options: Any) -> Figure:
-    """An empty figure, inches on paper, to be drawn in `rc()`.
+    """An empty figure, inches on paper, to be drawn inside `drawing()`.
 
     Margins are best set by hand: a layout engine takes a second.
     """
@@ -96,7 +106,7 @@ def two_phases(
     """
     series = panels.first_replica(trajectory)
     further = law_of_modes is not None or bool(without)
-    with rc_context(rc()):
+    with drawing():
         figure = blank(TWO_COLUMNS, 4.6)
         top = {"left": 0.08, "right": 0.93, "bottom": 0.6, "top": 0.95, "wspace": 0.72}
         losses, norms, path = figure.subplots(1, 3, gridspec_kw=top)
@@ -129,7 +139,7 @@ def windows(trajectory: Trajectory, period: int, *, most: int = 3) -> Figure:
     `most` neurons.  Of an ensemble the first replica is shown.
     """
     series = panels.first_replica(trajectory)
-    with rc_context(rc()):
+    with drawing():
         figure = blank(TWO_COLUMNS, 5.2)
         place = {"left": 0.09, "right": 0.84, "bottom": 0.08, "top": 0.96, "hspace": 0.2}
         rows = figure.subplots(3, 1, sharex=True, gridspec_kw=place)
@@ -154,7 +164,7 @@ def oscillation(trajectory: Trajectory, early: Trajectory, lemma: Lemma4 | None)
     if it says anything.  Of an ensemble the first replica is shown.
     """
     series = panels.first_replica(trajectory)
-    with rc_context(rc()):
+    with drawing():
         figure = blank(TWO_COLUMNS, 4.6)
         place = {"left": 0.08, "right": 0.93, "bottom": 0.1, "top": 0.95, "hspace": 0.5}
         (losses, norms), (aligned, chains) = figure.subplots(
@@ -211,7 +221,7 @@ def ledger(trajectory: Trajectory, lemma: Lemma3) -> Figure:
     `lemma` has the bounds to draw.  Of an ensemble the first replica is shown.
     """
     series = panels.first_replica(trajectory)
-    with rc_context(rc()):
+    with drawing():
         figure = blank(TWO_COLUMNS, 2.5)
         place = {"left": 0.075, "right": 0.985, "bottom": 0.18, "top": 0.9, "wspace": 0.36}
         means, neurons, shares = figure.subplots(1, 3, gridspec_kw=place)

@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from lnsim import curves, figures_networks, panels
 from lnsim.figures import blank
-from lnsim.figures_style import COLOURS, ONE_COLUMN, TWO_COLUMNS, rc
+from lnsim.figures_style import COLOURS, ONE_COLUMN, TWO_COLUMNS, drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +67,7 @@ def figure(
     columns = columns or _shared(trajectories)
     across = 1 if len(columns) == 1 else 2 if len(columns) in (2, 4) else 3
     rows = math.ceil(len(columns) / across)
-    with rc_context(rc()):
+    with drawing():
         width = ONE_COLUMN if across == 1 else TWO_COLUMNS
         drawn = blank(width, 0.3 + 2.1 * rows, layout="constrained")
         places = drawn.subplots(rows, across, squeeze=False).ravel()

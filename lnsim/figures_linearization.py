@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from lnsim import panels
 from lnsim.figures import blank
-from lnsim.figures_style import BLACK, BLUE, TWO_COLUMNS, VERMILION, rc
+from lnsim.figures_style import BLACK, BLUE, TWO_COLUMNS, VERMILION, drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +34,7 @@ def four_panels(trajectory: Trajectory) -> Figure:
 
     The norms change by parts in ten thousand: what is drawn is their change since the start.
     """
-    with rc_context(rc()):
+    with drawing():
         figure = blank(TWO_COLUMNS, 4.2)
         margins = {"left": 0.085, "right": 0.98, "bottom": 0.1, "top": 0.94}
         spaces = {"wspace": 0.25, "hspace": 0.42}

@@ -9,7 +9,6 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from lnsim import curves, panels
@@ -23,9 +22,9 @@ from lnsim.figures_style import (
     SKY,
     TWO_COLUMNS,
     VERMILION,
+    drawing,
     letters,
     pt,
-    rc,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def four_panels(trajectory: Trajectory, caption: str) -> Figure:
     The last is left out where the kernel was never measured.
     """
     shown = PANELS if trajectory["kernel_step"].size else PANELS[:3]
-    with rc_context(rc()):
+    with drawing():
         figure, bottom = _with_caption(4.3, caption)
         margins = {"left": 0.095, "right": 0.98, "bottom": bottom, "top": 0.94}
         spaces = {"wspace": 0.28, "hspace": 0.42}
@@ -101,7 +100,7 @@ def epochs_and_pruning(trajectory: Trajectory, caption: str) -> Figure:
 
     Accuracy: thin as measured, thick its exponential moving average.
     """
-    with rc_context(rc()):
+    with drawing():
         figure, bottom = _with_caption(2.7, caption)
         place: dict[str, Any] = {"left": 0.075, "right": 0.985, "bottom": bottom, "top": 0.91}
         loss, accuracy, pruned = figure.subplots(1, 3, gridspec_kw={**place, "wspace": 0.33})

@@ -7,8 +7,8 @@ pages.  The style in use is that of the innermost `use`; figures keep the one th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -93,8 +93,18 @@ def letters(points: float) -> float:
     return points * STYLES[_in_use.get()][1]
 
 
-def rc() -> Any:
-    """What the style in use sets of matplotlib, a dict as `rc_context` takes it."""
+def drawing(settings: Mapping[str, Any] | None = None) -> AbstractContextManager[None]:
+    """Within it matplotlib draws with `settings`, by default `rc()`, over its own defaults.
+
+    The user's matplotlibrc, and what was set since it was read, are back afterwards.
+    """
+    from matplotlib import style  # what needs no figure goes without matplotlib
+
+    return style.context(dict(rc() if settings is None else settings), after_reset=True)
+
+
+def rc() -> dict[str, Any]:
+    """What the style in use sets of matplotlib, over its defaults."""
     lengths = {name: pt(value) for name, value in _LENGTHS.items()}
     sizes = {name: letters(value) for name, value in _LETTERS.items()}
     return {**_SHARED, **_FONTS[_in_use.get()], **lengths, **sizes}

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,7 +25,17 @@ from lnsim import panels, sweep_points
 from lnsim._checks import FloatArray
 from lnsim.config import nearest
 from lnsim.figures import blank
-from lnsim.figures_style import BLACK, BLUE, ONE_COLUMN, ORANGE, SKY, TWO_COLUMNS, VERMILION, pt, rc
+from lnsim.figures_style import (
+    BLACK,
+    BLUE,
+    ONE_COLUMN,
+    ORANGE,
+    SKY,
+    TWO_COLUMNS,
+    VERMILION,
+    drawing,
+    pt,
+)
 from lnsim.sweep import Sweep
 from lnsim.sweep_fit import power_law
 
@@ -88,7 +97,7 @@ def figure(sweeps: Sequence[Sweep], columns: Sequence[str] = ()) -> Figure:
     ValueError for another number of swept keys, an unknown column, or one that has no value.
     """
     rows, across = max(1, len(columns)), len(sweeps)
-    with rc_context(rc()):
+    with drawing():
         width = ONE_COLUMN if across == 1 else TWO_COLUMNS
         drawn = blank(width, 2.9 * rows, layout="constrained")
         grid = drawn.subplots(rows, across, squeeze=False)
