@@ -17,6 +17,9 @@ from typing import Any
 
 _ALONE = ContextVar("alone", default=False)
 
+MOST = 8 * (os.cpu_count() or 1)
+"""Threads at most: more only get in each other's way, and a system refuses to start too many."""
+
 BLOCKS_OF_A_THREAD = 8
 """Blocks made for each thread: the last to end is late by a part of its share."""
 
@@ -24,8 +27,8 @@ BLOCKS_OF_A_THREAD = 8
 def in_blocks(work: Callable[[slice], object], count: int) -> None:
     """Calls `work` with slices that cover range(count).
 
-    There are as many threads as NUMBA_NUM_THREADS says, by default one a core.  Raises what `work`
-    raised first, after all have ended.
+    There are as many threads as NUMBA_NUM_THREADS says, by default one a core, at most MOST.
+    Raises what `work` raised first, after all have ended.
     """
     threads = number()
     size = max(1, count if threads == 1 else -(-count // (BLOCKS_OF_A_THREAD * threads)))
@@ -40,12 +43,25 @@ def in_blocks(work: Callable[[slice], object], count: int) -> None:
         future.result()
 
 
+def check() -> None:
+    """Raises ValueError where NUMBA_NUM_THREADS is set to what is no number of threads.
+
+    Numba warns of it in nine lines and goes on, or does not name it.
+    """
+    asked = os.environ.get("NUMBA_NUM_THREADS")
+    if asked is not None and not (asked.strip().isdecimal() and int(asked) > 0):
+        raise ValueError(
+            f"NUMBA_NUM_THREADS must be a whole number of threads, at least 1, got {asked!r}: "
+            "set it, or unset it for one a core"
+        )
+
+
 def number() -> int:
     """The threads that `in_blocks` shares work among."""
     # Not numba.get_num_threads(): it starts OpenMP, which resets the threads of torch.
     from numba import config
 
-    return 1 if _ALONE.get() else int(config.NUMBA_NUM_THREADS)
+    return 1 if _ALONE.get() else min(int(config.NUMBA_NUM_THREADS), MOST)
 
 
 @contextmanager

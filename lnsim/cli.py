@@ -1,14 +1,14 @@
 """Arguments in, exit codes out.
 
-Exit codes: 0 done, 1 verify found a difference, 2 bad input, 3 the run diverged, 130 stopped by
-Ctrl-C (SIGINT), 143 by SIGTERM.
+Exit codes: 0 done, 1 verify found a difference, 2 bad input, 3 the run diverged, 4 done but for a
+figure or for what was to be printed, 130 stopped by Ctrl-C (SIGINT), 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +18,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from lnsim import cli_plot, cli_sweep, experiments, figures_style
+from lnsim import (
+    _threads,
+    cli_plot,
+    cli_surroundings,
+    cli_sweep,
+    experiments,
+    figures_run,
+    figures_style,
+)
 from lnsim import config as configs
+from lnsim.cli_surroundings import LOST
+from lnsim.figures_run import Undrawn
 from lnsim.store import RunFolder, free_path, in_shell, locked
 from lnsim.trajectory import Trajectory
 
@@ -29,19 +39,28 @@ CHECKPOINT = "checkpoint.npz"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    with cli_surroundings.settled() as output:
+        code = _command(argv)
+    return output.code(code)
+
+
+def _command(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
+        _threads.check()
         with figures_style.use(getattr(arguments, "style", None)):
             code: int = arguments.command(arguments)
-    except BrokenPipeError:
-        # Whoever read the output has had enough; what is left of it goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except Undrawn as error:
+        print(f"lnsim: {error}", file=sys.stderr)
+        return LOST
     except KeyboardInterrupt:
         print("lnsim: interrupted", file=sys.stderr)
         return INTERRUPTED
     except MemoryError as error:
-        print(f"lnsim: not enough memory: {error}; lower width, dim or samples", file=sys.stderr)
+        print(
+            f"lnsim: not enough memory: {error}; lower width, dim, samples or batch_size",
+            file=sys.stderr,
+        )
         return BAD_INPUT
     except (ValueError, TypeError, OSError) as error:
         print(f"lnsim: {' '.join(str(error).split())}", file=sys.stderr)
@@ -284,20 +303,18 @@ def _write_run(
             print(f"{trajectory.status}; go on with: {_how_to_resume(out)}")
             return stop.code
         trajectory.save(out)
-        # What an earlier run left here would pass for this one's.
-        for stale in (CHECKPOINT, "ledger.png", "ledger.pdf"):
-            (out / stale).unlink(missing_ok=True)
-        from lnsim import figures
-
-        for stem, figure in figures.of_run(trajectory).items():
-            figures.save(figure, out, stem)
+        (out / CHECKPOINT).unlink(missing_ok=True)
+        undrawn = figures_run.write(trajectory, out)
     for line in experiment.report(trajectory):
         print(line)
     print(f"run folder    {out}")
+    if undrawn:
+        again = f"the numbers are kept; draw them with: lnsim plot {shlex.quote(str(out))}"
+        print(f"lnsim: {undrawn}; {again}", file=sys.stderr)
     if trajectory.status.code == "DIVERGED":
         print(f"lnsim: the run {trajectory.status}: try a smaller lr", file=sys.stderr)
         return DIVERGED
-    return 0
+    return LOST if undrawn else 0
 
 
 def _theory(arguments: argparse.Namespace) -> int:
@@ -331,12 +348,17 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     from lnsim.reproduce import reproduce
 
     folder = RunFolder(arguments.out, reuse=arguments.force, resumable=False)
+    undrawn: list[str] = []
     with folder, locked(arguments.out):
-        verdicts = reproduce(arguments.out, backend=arguments.backend, progress=True)
+        verdicts = reproduce(
+            arguments.out, backend=arguments.backend, progress=True, undrawn=undrawn.append
+        )
     for verdict in verdicts:
         print(verdict)
     print(f"page          {arguments.out / 'index.html'}")
-    return 0
+    for line in undrawn:
+        print(f"lnsim: {line}", file=sys.stderr)
+    return LOST if undrawn else 0
 
 
 def _info(arguments: argparse.Namespace) -> int:

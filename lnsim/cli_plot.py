@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lnsim import config as configs
+from lnsim.figures_run import guarded
 from lnsim.store import RunFolder
 
 CURVES = "curves"
@@ -81,40 +82,49 @@ def _plot_sweeps(arguments: argparse.Namespace) -> int:
         else:
             sweeps[0].to_csv(arguments.csv)
         return 0
-    from lnsim import figures_sweep
+    with guarded():
+        from lnsim import figures_sweep
 
     # The file says what is drawn, so that no figure is written over another's.
     parts = [*arguments.columns, *arguments.where]
     stem = "-".join(re.sub(r"[^\w.=+-]", "_", part) for part in parts) or "figure"
-    return _save(arguments, {stem: figures_sweep.figure(sweeps, arguments.columns)})
+    return _save(arguments, lambda: {stem: figures_sweep.figure(sweeps, arguments.columns)})
 
 
 def _plot_runs(arguments: argparse.Namespace) -> int:
     """Draws a run's figures again, from its files alone, or the curves or the film asked for."""
-    from lnsim import cli, figures, figures_curves
+    from lnsim import cli
 
     _refuse(arguments, ("where", "csv"), "sweep", "runs")
     runs = [cli._newest(folder) for folder in arguments.folders]
     if arguments.animate is not None:
         return _animate(arguments, runs)
+    with guarded():
+        from lnsim import figures, figures_curves
     if len(runs) == 1 and not arguments.columns:
-        return _save(arguments, figures.of_run(runs[0]))
+        return _save(arguments, lambda: figures.of_run(runs[0]))
     names = [str(folder) for folder in arguments.folders]
     labels = figures_curves.labels([run.config for run in runs], names) if len(runs) > 1 else [""]
     for i, status in enumerate(run.status for run in runs):
         if status.code != "OK":
             labels[i] += f" ({status.code.lower()} at {status.step:,})"
-    return _save(arguments, {CURVES: figures_curves.figure(runs, labels, arguments.columns)})
+    return _save(
+        arguments, lambda: {CURVES: figures_curves.figure(runs, labels, arguments.columns)}
+    )
 
 
 def _animate(arguments: argparse.Namespace, runs: Sequence[Any]) -> int:
-    from lnsim import animation
+    with guarded():
+        from lnsim import animation
 
     if len(runs) > 1:
         raise ValueError(f"--animate is of one run folder, got {len(runs)}")
     if arguments.columns:
         raise ValueError("--column chooses curves, and --animate shows neurons: give either")
-    count = animation.write(runs[0], arguments.animate)
+    if not arguments.animate.parent.is_dir():
+        raise ValueError(f"cannot write {arguments.animate}: No such file or directory")
+    with guarded(ValueError):
+        count = animation.write(runs[0], arguments.animate)
     print(f"animation     {arguments.animate}, {count} recorded clouds")
     return 0
 
@@ -125,12 +135,14 @@ def _refuse(arguments: argparse.Namespace, options: Sequence[str], kind: str, go
             raise ValueError(f"--{option} is for {kind} folders, not for {got}")
 
 
-def _save(arguments: argparse.Namespace, drawn: dict[str, Any]) -> int:
-    """Writes figures by file name."""
+def _save(arguments: argparse.Namespace, draw: Callable[[], dict[str, Any]]) -> int:
+    """Writes the figures that `draw` gives by file name; a ValueError of its is bad input."""
     from lnsim import figures
 
     out = arguments.out or arguments.folders[0]
-    with RunFolder(out, reuse=True):
+    with guarded(ValueError):
+        drawn = draw()
+    with RunFolder(out, reuse=True), guarded():
         for stem, figure in drawn.items():
             figures.save(figure, out, stem)
     print(f"figure        {out / next(iter(drawn))}.png")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lnsim.figures_run import Undrawn, guarded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +36,7 @@ def dataframe(columns: Mapping[str, NDArray[Any]]) -> Any:
 
 def of_trajectory(trajectory: Trajectory) -> str:
     """HTML: how the run ended, and what is usually drawn of it at both ends and in a figure."""
-    from lnsim import curves, figures_curves
+    from lnsim import curves
 
     rows, several = [], False
     usual = curves.usual(trajectory)
@@ -45,9 +47,18 @@ def of_trajectory(trajectory: Trajectory) -> str:
             words = f"{name}, {curve.arm}" if curve.arm else name
             rows.append([words, *(f"{end:.4g}" for end in ends)])
     shown = usual[SHOWN] or usual
-    drawn = [figures_curves.figure([trajectory], [""], shown)] if shown else []
-    note = "medians over replicas" if several else ""
-    return _page(repr(trajectory), ("", "at the start", "at the end"), rows, drawn, note)
+    title, notes = repr(trajectory), ["medians over replicas"] if several else []
+    picture = ""
+    if shown:
+        picture, fault = _picture(title, lambda: _curves(trajectory, shown))
+        notes += fault
+    return _page(title, ("", "at the start", "at the end"), rows, picture, notes)
+
+
+def _curves(trajectory: Trajectory, names: Sequence[str]) -> Figure:
+    from lnsim import figures_curves
+
+    return figures_curves.figure([trajectory], [""], names)
 
 
 def of_sweep(sweep: Sweep) -> str:
@@ -59,33 +70,40 @@ def of_sweep(sweep: Sweep) -> str:
         rows.append([key, f"{len(values)}", *few])
     counts = Counter(str(row["regime"]) for row in sweep.rows)
     tally = ", ".join(f"{word} {count:,}" for word, count in sorted(counts.items()))
-    drawn, notes = [], [f"regimes: {tally}"] if tally else []
+    title = repr(sweep)
+    picture, fault = _picture(title, sweep.plot)
+    notes = [f"regimes: {tally}", *fault] if tally else fault
+    return _page(title, ("", "values", "first", "last"), rows, picture, notes)
+
+
+def _picture(title: str, draw: Callable[[], Figure]) -> tuple[str, list[str]]:
+    """The figure as HTML, or nothing and why: the table shows without it."""
     try:
-        drawn = [sweep.plot()]
+        with guarded(ValueError):
+            from lnsim import figures
+
+            content = figures.render(draw(), "png", dpi=100)
     except ValueError as error:
-        notes.append(f"no figure: {error}")
-    return _page(repr(sweep), ("", "values", "first", "last"), rows, drawn, "; ".join(notes))
+        return "", [f"no figure: {error}"]
+    except Undrawn as error:
+        return "", [str(error)]
+    data = base64.b64encode(content).decode()
+    return f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">', []
 
 
 def _page(
     title: str,
     heads: Iterable[str],
     rows: Iterable[Sequence[str]],
-    drawn: Iterable[Figure],
-    note: str = "",
+    picture: str,
+    notes: Sequence[str],
 ) -> str:
-    from lnsim import figures
-
     head = "".join(f"<th>{escape(word)}</th>" for word in heads)
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
     )
-    pictures = "".join(
-        f'<img alt="{escape(title)}" src="data:image/png;base64,'
-        f'{base64.b64encode(figures.render(figure, "png", dpi=100)).decode()}">'
-        for figure in drawn
-    )
+    note = "; ".join(notes)
     return (
         f"<div><b>{escape(title.strip('<>'))}</b><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table>{f'<p>{escape(note)}</p>' if note else ''}{pictures}</div>"
+        f"<tbody>{body}</tbody></table>{f'<p>{escape(note)}</p>' if note else ''}{picture}</div>"
     )

@@ -246,6 +246,8 @@ def _coloured(kind: str) -> str:
 
 
 def _picture(path: Path, caption: str) -> str:
+    if not path.is_file():
+        return f"<figure><figcaption>(not drawn) {_text(caption)}</figcaption></figure>"
     data = base64.b64encode(path.read_bytes()).decode()
     return (
         f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lnsim import claims, experiments, figures, page, store, theory
+from lnsim import claims, experiments, figures_run, page, store, theory
 from lnsim._checks import FloatArray
 from lnsim.claims import Verdict
 from lnsim.dynamics import GD, Oscillation
@@ -39,11 +41,13 @@ def reproduce(
     backend: str = "numba",
     progress: bool | Callable[[str], object] | None = None,
     overrides: Overrides | None = None,
+    undrawn: Callable[[str], object] = warnings.warn,
 ) -> list[Verdict]:
     """Runs everything into the folder `out`, writes its page, and returns the verdicts.
 
     `progress`: True for a bar on a terminal, or a function called with the name of each run.
-    `overrides`: keys to change by experiment, such as {"sam": {"steps": 1000}}.
+    `overrides`: keys to change by experiment, such as {"sam": {"steps": 1000}}.  `undrawn` is
+    called with why a figure could not be drawn; the page then goes without it.
 
     Raises OSError where `out` cannot be written, ValueError for overrides out of range.
     """
@@ -51,7 +55,7 @@ def reproduce(
     folder.mkdir(parents=True, exist_ok=True)
     note, close = _progress(progress)
     try:
-        plan = _Plan(folder, backend, note, overrides or {})
+        plan = _Plan(folder, backend, note, undrawn, overrides or {})
         runs = {name: plan.run(name) for name in SYNTHETIC}
         sections = _sections(plan, runs)
     finally:
@@ -71,6 +75,7 @@ class _Plan:
     folder: Path
     backend: str
     note: Callable[[str], object]
+    undrawn: Callable[[str], object]
     overrides: Overrides = field(default_factory=dict)
 
     def config(self, name: str) -> Any:
@@ -106,8 +111,8 @@ class _Plan:
 
     def _save(self, trajectory: Trajectory, to: str) -> None:
         trajectory.save(self.folder / to)
-        for stem, figure in figures.of_run(trajectory).items():
-            figures.save(figure, self.folder / to, stem)
+        if reason := figures_run.write(trajectory, self.folder / to):
+            self.undrawn(f"{to}: {reason}")
 
 
 def _sections(plan: _Plan, runs: Mapping[str, Trajectory]) -> list[page.Section]:
@@ -273,7 +278,7 @@ def _progress(
     """A function to call with the name of the run that begins, and one to call at the end."""
     if callable(progress):
         return progress, lambda: None
-    if not progress:
+    if not progress or sys.stderr is None:  # closed
         return lambda name: None, lambda: None
     from tqdm.auto import tqdm
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lnsim import _checks, streams
+from lnsim import _checks, _threads, streams
 from lnsim import backend as backends
-from lnsim._threads import one_blas_thread
 from lnsim.custom import CustomEngine, reduction_of
 from lnsim.dynamics import Alternating, CustomDynamics, Dynamics, Oscillation
 from lnsim.network import Network
@@ -26,7 +25,7 @@ from lnsim.streams import WordStream
 from lnsim.trajectory import Status, Trajectory, check_continues
 
 
-@one_blas_thread()
+@_threads.one_blas_thread()
 def simulate(
     problem: Problem,
     network: Network,
@@ -72,6 +71,7 @@ def simulate(
     Raises ValueError or TypeError for bad input.  A run that diverges is a result: see its
     `status`.
     """
+    _threads.check()
     for name, value, kind in (("problem", problem, Problem), ("network", network, Network)):
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
@@ -171,7 +171,7 @@ def progress_bar(
     """A function to call with the steps done, and one to call at the end."""
     if callable(progress):
         return progress, lambda: None
-    if not progress:
+    if not progress or sys.stderr is None:  # closed
         return lambda step: None, lambda: None
     from tqdm.auto import tqdm
 

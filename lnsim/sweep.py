@@ -10,6 +10,7 @@ import csv
 import io
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager
@@ -324,7 +325,7 @@ def _progress(
     if callable(progress):
         yield progress
         return
-    if not progress:
+    if not progress or sys.stderr is None:  # closed
         yield lambda count: None
         return
     from tqdm.auto import tqdm
