@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -309,7 +308,7 @@ def _write_run(
         print(line)
     print(f"run folder    {out}")
     if undrawn:
-        again = f"the numbers are kept; draw them with: lnsim plot {shlex.quote(str(out))}"
+        again = f"the numbers are kept; draw them with: lnsim plot {in_shell(out)}"
         print(f"lnsim: {undrawn}; {again}", file=sys.stderr)
     if trajectory.status.code == "DIVERGED":
         print(f"lnsim: the run {trajectory.status}: try a smaller lr", file=sys.stderr)

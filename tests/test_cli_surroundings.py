@@ -97,7 +97,7 @@ def test_letters_that_a_stream_lacks_are_escaped(encoding, tmp_path, monkeypatch
 def pipe_without_reader(monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
-    stream = open(writing, "w")  # noqa: SIM115  # closed with the process's number of it
+    stream = open(writing, "w", encoding="utf-8")  # noqa: SIM115  # closed with the process's number of it
     monkeypatch.setattr(sys, "stdout", stream)
     return stream
 
@@ -125,7 +125,7 @@ def test_output_that_is_lost_is_told_and_the_run_is_kept(tmp_path, monkeypatch, 
         (["list", "nothing"], 2),
         (["run", "label-noise", "--out", str(tmp_path), *SMALL], 4),
     ):
-        with monkeypatch.context() as patch, open("/dev/full", "w") as stream:
+        with monkeypatch.context() as patch, open("/dev/full", "w", encoding="utf-8") as stream:
             patch.setattr(sys, "stdout", stream)
             assert main(arguments) == code, arguments
             stream.flush()
@@ -133,7 +133,7 @@ def test_output_that_is_lost_is_told_and_the_run_is_kept(tmp_path, monkeypatch, 
         assert said.count("\n") == 1
         assert ("standard output cannot be written: No space left" in said) == (code == 4)
     assert names(tmp_path) == FILES
-    with open("/dev/full", "w") as stream:
+    with open("/dev/full", "w", encoding="utf-8") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         assert main(["list"]) == 0 and main(["list", "nothing"]) == 2
 

@@ -15,6 +15,36 @@ that is too much, the samples are cut into tiles.
 What has no rule in `ntk_layers` (any other module, and parameters that are tied, reused or used
 outside their own module) goes through plain autograd, sample by sample and output by output:
 exact, and slow. Which it is is found by counting a parameter's uses in the autograd graph.
+
+Gotchas
+-------
+*Checked, in every call.* Every row of every tile: the batch is run again in halves, and each layer
+must be given, and the output must be, the rows of before (`ntk_rows`). Every parameter that a tile
+uses is in the kernel. What makes a layer's result is torch's own code, hooks and all replacements
+outside of it. Torch's, Python's and NumPy's global generators do not move.
+
+*Refused, in one line.* Outputs that depend on a sample's neighbours, beyond rounding: of more than
+16 samples, mixing within a group is overlooked only where all groups lie in one and the same half.
+Random numbers drawn in a call, though nothing came of them; numbers from a generator of the
+network's own are seen in what they change alone. Batch norm in training mode or without running
+statistics. Complex outputs, integer `accumulate`, torch.utils.checkpoint with use_reentrant=True,
+parameters made in inference mode, a budget too small for one sample, which names one that is
+enough.
+
+*Falls back to plain autograd.* Samples that leave their rows on the way (sorted, dispatched,
+shifted), though they come back; other calls from batch to batch (loops over samples, experts);
+modules whose class, instance or function of torch was replaced; complex parameters, which count as
+two real ones; parameters with gradient hooks, which are applied. The price is N·C backward passes
+of one sample each, instead of C of N, and every weight gradient. Short of memory, layers with fewer
+weights than results are formed at once, then all goes through plain autograd.
+
+*Left as it was.* Parameters, buffers, flags, hooks, generators and `x`, also after an error: what a
+call writes to its own state is put back after it, so that spectral norm in training mode has the
+kernel of its next call. A network that writes to a state in its third call, and not in its first
+two, is not found out.
+
+*The price of the checks* is that of what lies between the layers: hundredths of a kernel of images,
+about a millisecond in all.
 """
 
 import math
