@@ -39,13 +39,28 @@ def shape(name: str, value: FloatArray, expected: tuple[int, ...], because: str)
         raise ValueError(f"{name} must have shape {expected} ({because}), got {value.shape}")
 
 
-def integer(name: str, value: Any, least: int) -> int:
-    """`value` as an int that is at least `least`."""
+MOST_STEPS = 2**53
+"""Up to here every step is a float64 of its own, as phases and curves have them."""
+MOST_ENTRIES = 10**9
+"""Along one axis of an array; more fit into no memory, and NumPy does not say what is too large."""
+
+
+def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """`value` as an int that is at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
+    number = int(value)
+    if number < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {_short(number)}")
+    return number
+
+
+def _short(number: int) -> str:
+    """An integer as it is or, of more digits than a line should have, rounded."""
+    digits = str(number)
+    return digits if len(digits) < 20 else f"{digits[0]}.{digits[1:6]}e+{len(digits) - 1}"
 
 
 def real(name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf) -> Scalar:

@@ -66,7 +66,7 @@ class _Step:
             value = _checks.real(name, getattr(self, name), least=least[name])
             object.__setattr__(self, name, value)
         object.__setattr__(self, "lr", _checks.real("lr", self.lr, above=0.0))
-        _checks.integer("batch_size", self.batch_size, 0)
+        _checks.integer("batch_size", self.batch_size, 0, _checks.MOST_ENTRIES)
         if np.any(np.asarray(self.momentum) >= 1.0):
             raise ValueError(f"momentum must be below 1, got {self.momentum}")
         if self.noise is not None and not isinstance(self.noise, LabelNoise):
@@ -224,7 +224,7 @@ class Alternating:
     def __post_init__(self) -> None:
         if not isinstance(self.dynamics, _Step):
             raise TypeError(f"dynamics must be SGD, GD, SAM, ... of lnsim, got {self.dynamics!r}")
-        _checks.integer("period", self.period, 1)
+        _checks.integer("period", self.period, 1, _checks.MOST_STEPS)
 
     def at(self, step: int) -> tuple[Dynamics, int]:
         """On in windows 0, 2, 4, ... of `period` steps."""

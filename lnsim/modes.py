@@ -78,6 +78,7 @@ from numpy.typing import ArrayLike
 
 from lnsim import _checks
 from lnsim._checks import FloatArray
+from lnsim.backend import DIVERGED_ABOVE
 
 Eigen = tuple[FloatArray, FloatArray]
 
@@ -364,7 +365,12 @@ def _gradient_flow(
     rates = np.linalg.eigvalsh(_scaled(P + q * np.eye(len(target)), data.root))
     if rates[0] <= 0:
         raise ValueError("W^T W + |a|^2 I must be positive definite on the span of the data")
-    end = 20 / (lr * max(rates[0], 1e-3 * rates[-1]))  # slower modes break (4) in any case
+    slowest = lr * float(max(rates[0], 1e-3 * rates[-1]))  # slower modes break (4) in any case
+    end = 20 / slowest if slowest else math.inf
+    if math.isinf(end):
+        raise ArithmeticError("lr is too small for the first transient to end")
+    if np.abs(W.T @ a - target).max() > math.sqrt(DIVERGED_ABOVE):
+        raise ArithmeticError("theta_star is so large that a run diverges at once")
     early = steps[steps < end]
     start = np.concatenate([P.ravel(), [q], W.T @ a - target])
     flow = solve_ivp(slope, (0.0, end), start, t_eval=np.append(early, end), rtol=1e-6, atol=1e-8)
@@ -395,4 +401,6 @@ def _scaled(matrix: FloatArray, weights: FloatArray) -> FloatArray:
 def _check_noise(lr: float, sigma: float, batch_size: int) -> None:
     _checks.real("lr", lr, above=0.0)
     _checks.real("sigma", sigma, least=0.0)
+    if math.isinf(sigma * sigma):
+        raise ValueError(f"sigma must have a finite square, got {sigma}")
     _checks.integer("batch_size", batch_size, 1)

@@ -46,10 +46,10 @@ class Network:
 def ntk_init(width: int, dim: int, seed: int = 0) -> Network:
     """NTK initialisation: W_ij ~ N(0, 1/d), a_i ~ N(0, 1/m), independent.
 
-    Raises ValueError for sizes below 1.
+    Raises ValueError for sizes out of range.
     """
-    width = _checks.integer("width", width, 1)
-    dim = _checks.integer("dim", dim, 1)
+    width = _checks.integer("width", width, 1, _checks.MOST_ENTRIES)
+    dim = _checks.integer("dim", dim, 1, _checks.MOST_ENTRIES)
     rng = streams.generator(seed, "init")
     W = rng.standard_normal((width, dim)) / np.sqrt(dim)
     return Network(W, rng.standard_normal(width) / np.sqrt(width))

@@ -90,15 +90,22 @@ def gaussian_regression(
     """The paper's data: x ~ N(0, I_d), y = <theta_star, x>, and a test set of the same law.
 
     theta_star ~ N(0, I_d), whose norm is about sqrt(d) (the paper leaves it open), rescaled to
-    norm `theta_norm` where that is given.  Raises ValueError for sizes below 1.
+    norm `theta_norm` where that is given.  Raises ValueError for values out of range.
     """
-    samples = _checks.integer("samples", samples, 1)
-    dim = _checks.integer("dim", dim, 1)
-    test_samples = _checks.integer("test_samples", test_samples, 1)
+    samples = _checks.integer("samples", samples, 1, _checks.MOST_ENTRIES)
+    dim = _checks.integer("dim", dim, 1, _checks.MOST_ENTRIES)
+    test_samples = _checks.integer("test_samples", test_samples, 1, _checks.MOST_ENTRIES)
     theta_star = streams.generator(seed, "theta_star").standard_normal(dim)
     if theta_norm is not None:
         norm = _checks.real("theta_norm", theta_norm, above=0.0)
         theta_star *= norm / np.linalg.norm(theta_star)
     X = streams.generator(seed, "train").standard_normal((samples, dim))
     X_test = streams.generator(seed, "test").standard_normal((test_samples, dim))
-    return Problem(X, X @ theta_star, theta_star, X_test, X_test @ theta_star)
+    with np.errstate(over="ignore", invalid="ignore"):
+        y, y_test = X @ theta_star, X_test @ theta_star
+        squares = np.array([y @ y, y_test @ y_test])
+    if not np.isfinite(squares).all():
+        raise ValueError(
+            f"theta_norm must be so small that squared labels are finite, got {theta_norm}"
+        )
+    return Problem(X, y, theta_star, X_test, y_test)

@@ -24,6 +24,9 @@ from lnsim.replicas import Replicas
 from lnsim.streams import WordStream
 from lnsim.trajectory import Status, Trajectory, check_continues
 
+MOST_RECORDS = 10_000_000
+"""Of a run: they are kept in memory, a few hundred bytes each."""
+
 
 @_threads.one_blas_thread()
 def simulate(
@@ -75,8 +78,13 @@ def simulate(
     for name, value, kind in (("problem", problem, Problem), ("network", network, Network)):
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
-    steps = _checks.integer("steps", steps, 0)
+    steps = _checks.integer("steps", steps, 0, _checks.MOST_STEPS)
     record_every = _checks.integer("record_every", record_every, 1)
+    if steps // record_every > MOST_RECORDS:
+        raise ValueError(
+            f"record_every must be at least {-(-steps // MOST_RECORDS):,} for steps={steps:,}, got "
+            f"{record_every:,}: a run has at most {MOST_RECORDS:,} records"
+        )
     replicas = _checks.integer("replicas", replicas, 1)
     if isinstance(seed, Sequence | np.ndarray):
         seed = [streams.check_seed(each) for each in seed]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from lnsim.experiments._synthetic import Setting
     from lnsim.sweep_grid import Values
+    from lnsim.sweep_store import Writer
     from lnsim.sweep_workers import Crew
 
 CLOSE = 1e-6
@@ -238,12 +239,24 @@ def _run(
             writer.add(rows)
             new += len(rows)
             report(len(rows))
+        _flush(writer)
     if dispatch.lost:
         raise ChildProcessError(
             f"{sum(map(len, dispatch.lost))} points were lost, as their workers died of them; "
             "the rest is kept, and the same sweep tries them again"
         )
     return new
+
+
+def _flush(writer: Writer) -> None:
+    """Writes what waits for another program to let go of the file; OSError if it does not."""
+    try:
+        writer.flush()
+    except BlockingIOError as error:
+        raise OSError(
+            f"{error}; {writer.waiting:,} points are lost, the rest is kept, "
+            "and the same sweep goes on"
+        ) from error
 
 
 def _probe(

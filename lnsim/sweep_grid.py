@@ -23,6 +23,9 @@ from lnsim.experiments._synthetic import Setting
 MOST_POINTS = 10_000_000
 """A grid of more points is taken for a slip of the pen."""
 
+SQL_MOST = 2**63 - 1
+"""The results file (sweep_store.py) holds no larger integer."""
+
 Values = Iterable[Any] | str
 
 
@@ -110,6 +113,10 @@ def points(
     count = seeds * math.prod(len(values) for values in swept.values())
     if count > MOST_POINTS:
         raise ValueError(f"a sweep has at most {MOST_POINTS} points, got {count}")
+    for key, values in {**vars(settled), **swept, "seed": [settled.seed + seeds - 1]}.items():
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, int) and not isinstance(value, bool):
+                _checks.integer(key, value, -SQL_MOST, SQL_MOST)
     return [
         cls(**{**given, **dict(zip(swept, values, strict=True)), "seed": settled.seed + k})
         for k in range(seeds)

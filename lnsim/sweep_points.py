@@ -161,8 +161,8 @@ def predictions(experiment: str, configs: Sequence[Setting]) -> list[Summary]:
         if sigma is not None and lr < 1:
             row["predicted_instability"] = lr * trace / 2
         if sigma and lr < 1:
-            row["predicted_decay_time"] = 1 / (lr * sigma) ** 2
-            row["predicted_norm_squared"] = _plain(first + outside)
+            row["predicted_decay_time"] = _plain(theory.decay_time(lr, sigma))
+            row["predicted_norm_squared"] = _plain(np.maximum(first + outside, 0.0))
             row["predicted_second_layer_norm"] = _plain(math.sqrt(second))
             if config.width > 1:
                 bound = theory.lazy_escape_bound(config.width, lr, sigma)
@@ -196,7 +196,7 @@ def decay_time_by_modes(experiment: str, config: Mapping[str, Any]) -> float:
     known = {f.name for f in fields(Setting)}
     problem, network = start(Setting(**{k: v for k, v in config.items() if k in known}))
     assert problem.theta_star is not None
-    last = min(config["steps"], 4 / (config["lr"] * sigma) ** 2)
+    last = min(config["steps"], 4 * theory.decay_time(config["lr"], sigma))
     steps = np.linspace(0.0, last, 1001)
     try:
         curve = modes.integrate_modes(

@@ -29,7 +29,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,11 @@ FILE, LOCK = "sweep.sqlite", store.LOCK
 APPLICATION = 0x6C6E7377  # "lnsw"
 SCHEMA = 1
 BUSY = 60.0
-"""Seconds to wait while a reader holds the file."""
+"""Seconds to wait while another program holds the file, where nothing else is left to be done."""
+SHORT = 1.0
+"""Seconds to wait where something is."""
+
+HELD = "{} is held by another program: close that, or wait for its end"
 
 SQL_TYPES = {float: "REAL", int: "INTEGER", bool: "INTEGER", str: "TEXT"}
 
@@ -83,24 +87,59 @@ class Writer:
     """A results file that is open for writing, after `read` found it sound."""
 
     def __init__(self, path: Path) -> None:
-        self._database = sqlite3.connect(path, timeout=BUSY)
+        self._path = path
+        self._database = sqlite3.connect(path)
         self._database.execute("PRAGMA synchronous = FULL")
+        self._waiting: list[Row] = []
 
     def put_meta(self, meta: Mapping[str, Any]) -> None:
-        """Replaces the table meta, in one transaction."""
-        with self._database:
+        """Replaces the table meta, in one transaction.  Raises OSError as `flush` does."""
+        with self._writing(BUSY):
             _put_meta(self._database, meta)
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Adds points, all or none of them, in one transaction; each has the table's columns."""
-        with self._database:
-            for row in rows:
+        """Adds points, all or none of them, in one transaction; each has the table's columns.
+
+        While another program holds the file they wait in memory, for the next call or `flush`.
+        Raises OSError where the file cannot be written.
+        """
+        self._waiting += rows
+        with suppress(BlockingIOError):
+            self._write(SHORT)
+
+    def flush(self) -> None:
+        """Adds what waits.  Raises OSError where the file cannot be written, or not for BUSY s."""
+        self._write(BUSY)
+
+    @property
+    def waiting(self) -> int:
+        """How many points wait in memory."""
+        return len(self._waiting)
+
+    @contextmanager
+    def _writing(self, seconds: float) -> Iterator[None]:
+        """One transaction, begun within so many seconds or refused by BlockingIOError."""
+        try:
+            self._database.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
+            with self._database:
+                yield
+        except sqlite3.OperationalError as error:
+            if _is_held(error):
+                raise BlockingIOError(HELD.format(self._path)) from error
+            raise OSError(f"cannot write {self._path}: {error}") from error
+
+    def _write(self, seconds: float) -> None:
+        if not self._waiting:
+            return
+        with self._writing(seconds):
+            for row in self._waiting:
                 stored = {name: _as_stored(value) for name, value in row.items()}
                 stored["digest"] = _digest(stored)
                 names = ", ".join(f'"{name}"' for name in stored)
                 marks = ", ".join("?" * len(stored))
                 statement = f"INSERT INTO points ({names}) VALUES ({marks})"
                 self._database.execute(statement, list(stored.values()))
+        self._waiting = []
 
     def close(self) -> None:
         """Closes the file."""
@@ -117,8 +156,8 @@ def _as_stored(value: Any) -> Any:
 def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """The table meta and the points of a results file, without `digest`, in order of arrival.
 
-    Raises ValueError for a file that is missing, damaged, of another program or of another schema;
-    in no case is it changed.
+    Raises ValueError for a file that is missing, damaged, held by another program for BUSY seconds,
+    of another program or of another schema; in no case is it changed.
     """
     _check_header(path)
     try:
@@ -131,6 +170,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
             names = [column[0] for column in cursor.description]
             rows = [dict(zip(names, values, strict=True)) for values in cursor]
     except (sqlite3.Error, UnicodeDecodeError) as error:
+        if _is_held(error):
+            raise ValueError(HELD.format(path)) from error
         raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
     if not _is_sound(meta):
         raise ValueError(f"{path} is damaged: the table meta does not have its digest")
@@ -140,6 +181,12 @@ def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
                 f"{path} is damaged: point {row.get('key')!r} does not have its digest"
             )
     return {name: json.loads(value) for name, value in meta.items()}, rows
+
+
+def _is_held(error: Exception) -> bool:
+    """Whether another program holds the file (sqlite.org, "Result and Error Codes")."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _is_sound(row: Row) -> bool:
@@ -180,8 +227,8 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
         database = stack.enter_context(closing(_read_only(path)))
         try:
             database.execute("SELECT count(*) FROM meta").fetchone()
-        except sqlite3.OperationalError:
-            if not journal.exists():
+        except sqlite3.OperationalError as error:
+            if not journal.exists() or _is_held(error):
                 raise
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             for file in (path, journal):

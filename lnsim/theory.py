@@ -5,7 +5,7 @@ results of the law of modes (modes.py has the derivation and the whole curve): t
 the modes decay and the state in which they rest.
 
 "Paper" is "On the Learning Dynamics of Two-layer Linear Networks with Label Noise SGD", AAAI 2026.
-All times are in steps.
+All times are in steps; what a float cannot hold is infinite, or 0.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def condition_1(
     _checks.integer("width", width, 1)
     _step(lr)
     samples, dim = inputs.shape
-    norm = float(np.linalg.norm(target))
+    norm = math.hypot(*target)  # whose squares a float need not hold
     radius = float(np.linalg.norm(inputs, axis=1).max())
-    widest, most, weakest = lr**-0.5, lr**-2, float(width) ** -0.25
+    widest, most, weakest = lr**-0.5, _power(lr, -2), float(width) ** -0.25
     return (
         Condition(
             "A1", "m = Omega(1/sqrt(lr))", width, widest, None,
@@ -86,7 +86,17 @@ def lazy_escape_bound(width: int, lr: float, sigma: float) -> float:
     _checks.real("sigma", sigma, least=0.0)
     if sigma == 0:
         return math.inf
-    return 384 * math.sqrt(math.log(width) / width) / (sigma * lr) ** 2
+    return _over(384 * math.sqrt(math.log(width) / width), _power(sigma * lr, 2))
+
+
+def decay_time(lr: float, sigma: float) -> float:
+    """1/(lr sigma)^2, when |W|_F^2 has fallen by e: the law of modes (modes.py) at leading order.
+
+    Infinite without label noise.
+    """
+    _checks.real("lr", lr, above=0.0)
+    _checks.real("sigma", sigma, least=0.0)
+    return _over(1, _power(lr * sigma, 2))
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ def lemma_3(width: int, dim: int, sigma: float) -> Lemma3:
     _checks.integer("dim", dim, 1)
     _checks.real("sigma", sigma, least=0.0)
     bound = 1 - 2 * math.sqrt(dim / math.pi) * width**-0.125
-    return Lemma3(bound, (sigma / 4) ** 2, 0.25, bound <= 0)
+    return Lemma3(bound, _power(sigma / 4, 2), 0.25, bound <= 0)
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ class Lemma4:
 def lemma_4(lr: float) -> Lemma4:
     """Lemma 4 (oscillation simulation): t_0 <= 1/lr^2, level sqrt(lr), premise m = 1/sqrt(lr)."""
     _step(lr)
-    return Lemma4(lr**-2, math.sqrt(lr), lr**-0.5)
+    return Lemma4(_power(lr, -2), math.sqrt(lr), lr**-0.5)
 
 
 def phase_two_threshold(lr: float) -> float:
@@ -137,7 +147,7 @@ def alignment_time(lr: float, theta_norm: float) -> float:
     """T_2 = ln(1/lr)/|theta_star| as Lemma 5 prints it, in steps from the start of Phase II."""
     _step(lr)
     _checks.real("theta_norm", theta_norm, above=0.0)
-    return math.log(1 / lr) / theta_norm
+    return -math.log(lr) / theta_norm
 
 
 def alignment_time_linearized(lr: float, theta_norm: float) -> float:
@@ -157,13 +167,13 @@ def convergence_time(lr: float, theta_norm: float) -> float:
 def misalignment_order(lr: float) -> float:
     """sqrt(lr) ln(1/lr), the order of 1 - |cos(w_i, theta_star)| in Lemma 5 (constant unstated)."""
     _step(lr)
-    return math.sqrt(lr) * math.log(1 / lr)
+    return math.sqrt(lr) * -math.log(lr)
 
 
 def distance_order(lr: float) -> float:
     """lr ln(1/lr), the order of |theta - theta_star| in Lemma 6 (constant unstated)."""
     _step(lr)
-    return lr * math.log(1 / lr)
+    return lr * -math.log(lr)
 
 
 def decay_rates(X: ArrayLike, lr: float, sigma: float, loss: float = 0.0) -> FloatArray:
@@ -177,7 +187,7 @@ def decay_rates(X: ArrayLike, lr: float, sigma: float, loss: float = 0.0) -> Flo
     _checks.real("sigma", sigma, least=0.0)
     _checks.real("loss", loss, least=0.0)
     eigenvalues = np.linalg.eigvalsh(inputs.T @ inputs / len(inputs))
-    return lr**2 * (sigma**2 + 2 * loss) * np.maximum(eigenvalues, 0)
+    return lr**2 * (_power(sigma, 2) + 2 * loss) * np.maximum(eigenvalues, 0)
 
 
 def stationary_norms(theta_star: ArrayLike, Sigma: ArrayLike) -> tuple[float, float]:
@@ -194,10 +204,26 @@ def stationary_norms(theta_star: ArrayLike, Sigma: ArrayLike) -> tuple[float, fl
     spectrum, axes = np.linalg.eigh(covariance)
     kept = spectrum > spectrum[-1] * len(spectrum) * np.finfo(float).eps
     learnt = kept * (axes.T @ target)
+    _, power = math.frexp(float(np.abs(learnt).max()))
+    learnt = np.ldexp(learnt, -power)  # the squares of very large and very small numbers are lost
     squared, along = float(learnt @ learnt), float(learnt**2 @ spectrum)
     _checks.real("theta_star^T Sigma theta_star", along, above=0.0)
     ratio = math.sqrt(float(np.trace(covariance)) * squared / along)
-    return math.sqrt(squared) * ratio, math.sqrt(squared) / ratio
+    size = math.ldexp(math.sqrt(squared), power)
+    return size * ratio, size / ratio
+
+
+def _power(base: float, exponent: float) -> float:
+    """base**exponent, infinite where that raises OverflowError."""
+    try:
+        return float(base**exponent)
+    except OverflowError:
+        return math.inf
+
+
+def _over(above: float, below: float) -> float:
+    """above/below for numbers of which none is negative, infinite over 0."""
+    return above / below if below else math.inf
 
 
 def _theta_star(value: ArrayLike, dim: int, other: str) -> FloatArray:

@@ -50,7 +50,7 @@ class Case:
 
     @property
     def theta_norm(self) -> float:
-        return float(np.linalg.norm(self.theta_star))
+        return math.hypot(*self.theta_star)  # whose squares a float need not hold
 
     @property
     def length(self) -> int:
@@ -107,7 +107,8 @@ class Case:
         """|W|_F^2 and |a|^2 at rest, with what of W no training input reaches."""
         X, W = self.problem.X, self.network.W
         first, second = theory.stationary_norms(self.theta_star, X.T @ X / len(X))
-        return first + float(np.sum(W**2) - np.sum((W @ np.linalg.pinv(X) @ X) ** 2)), second
+        outside = float(np.sum(W**2) - np.sum((W @ np.linalg.pinv(X) @ X) ** 2))
+        return max(0.0, first + outside), second  # outside may round to below 0
 
     @property
     def premise(self) -> str:

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lnsim import modes, theory
-from lnsim.experiments._synthetic import start
+from lnsim import _checks, modes, theory
+from lnsim.experiments._synthetic import label_noise_sgd, start
 from lnsim.experiments.label_noise import Config
 from lnsim.theory_case import Case, check_synthetic, first_replica, series
 from lnsim.trajectory import Trajectory
@@ -35,10 +35,15 @@ SHARES = (0.0, 0.02, 0.1, 0.3, 1.0)
 def table(config: Config, trajectory: Trajectory | None = None) -> list[str]:
     """The lines of the table for `config`, and for a run of it.  Of an ensemble, the first replica.
 
-    Raises ValueError for a run of no synthetic experiment, and for lr of 1 or more.
+    Raises ValueError for a run of no synthetic experiment, for values that no run takes, and for
+    lr of 1 or more.
     """
     if trajectory is not None:
         check_synthetic(trajectory.config)
+    else:  # what `run` would refuse
+        label_noise_sgd(config)
+        _checks.integer("steps", config.steps, 0, _checks.MOST_STEPS)
+        _checks.integer("record_every", config.record_every, 1)
     case = Case(config, *start(config), trajectory)
     columns = ("predicted",) if trajectory is None else ("predicted", "measured")
     return [
