@@ -41,7 +41,7 @@ def shape(name: str, value: FloatArray, expected: tuple[int, ...], because: str)
 
 MOST_STEPS = 2**53
 """Up to here every step is a float64 of its own, as phases and curves have them."""
-MOST_ENTRIES = 10**9
+MOST_ENTRIES = 10**15
 """Along one axis of an array; more fit into no memory, and NumPy does not say what is too large."""
 
 
