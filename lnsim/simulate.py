@@ -80,11 +80,6 @@ def simulate(
             raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
     steps = _checks.integer("steps", steps, 0, _checks.MOST_STEPS)
     record_every = _checks.integer("record_every", record_every, 1)
-    if steps // record_every > MOST_RECORDS:
-        raise ValueError(
-            f"record_every must be at least {-(-steps // MOST_RECORDS):,} for steps={steps:,}, got "
-            f"{record_every:,}: a run has at most {MOST_RECORDS:,} records"
-        )
     replicas = _checks.integer("replicas", replicas, 1)
     if isinstance(seed, Sequence | np.ndarray):
         seed = [streams.check_seed(each) for each in seed]
@@ -167,8 +162,18 @@ def _in_full(dynamics: Dynamics | Alternating) -> str:
         return repr(dynamics)
 
 
-def record_steps(steps: int, record_every: int) -> list[int]:
-    """0, record_every, 2 record_every, ..., and `steps` itself."""
+def record_steps(steps: int, record_every: int, name: str = "steps") -> list[int]:
+    """0, record_every, 2 record_every, ..., and `steps` itself, which a message calls `name`.
+
+    Raises ValueError for more records than are kept.
+    """
+    _checks.integer(name, steps, 0, _checks.MOST_STEPS)
+    if steps // record_every > MOST_RECORDS:
+        least = -(-steps // MOST_RECORDS)
+        raise ValueError(
+            f"record_every must be at least {least:,} for {name}={steps:,}, got {record_every:,}: "
+            f"a run has at most {MOST_RECORDS:,} records"
+        )
     plan = list(range(0, steps + 1, record_every))
     return plan if plan[-1] == steps else [*plan, steps]
 

@@ -226,7 +226,7 @@ def _assemble(
     nothing = {PRUNED: np.full(kept.shape, np.nan)}
     return {
         "tau": np.array(config.tau, dtype=np.float64),
-        "epoch": np.array(record_steps(config.epochs, config.record_every)),
+        "epoch": np.array(record_steps(config.epochs, config.record_every, "epochs")),
         "kept_percent": kept,
         PRUNED: np.stack([measured.get(name, nothing)[PRUNED] for name in records]),
         **{key: np.stack([of_arm[key] for of_arm in records.values()]) for key in SERIES},
