@@ -19,15 +19,7 @@ from torch import nn
 INFINITY = float("inf")
 
 
-@pytest.fixture(autouse=True)
-def _reproducible():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # everything here is too small to be worth more
-    yield
-    torch.set_num_threads(threads)
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("small_doubles")
 
 
 def small_network():
