@@ -1,6 +1,7 @@
 """The training loop: against naive loops, its randomness, stop and resume, and what it refuses."""
 
 import io
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -364,6 +365,12 @@ def test_checkpoints_are_results_to_go_on_from():
     same(rest.state, whole.state)
     train(small_mlp(), small_data(), PLAN, checkpoint=kept.append, checkpoint_every=1e6)
     assert [result.status.step for result in kept[4:]] == [0]
+
+
+def test_progress_where_the_error_stream_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    shown = train(small_mlp(), small_data(), RICH, progress=True)
+    same(shown.records, train(small_mlp(), small_data(), RICH).records)
 
 
 def test_progress_and_torch_s_own_generator():

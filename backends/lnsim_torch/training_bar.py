@@ -3,6 +3,7 @@ training loss and the test accuracy."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ class Bar:
     ) -> None:
         self._call = progress if callable(progress) else None
         self._images, self._bar = images, None
-        if progress and not callable(progress):
+        if progress and not callable(progress) and sys.stderr is not None:  # closed
             self._bar = _tqdm(progress, images * steps, images * done)
 
     def __enter__(self) -> Bar:
