@@ -43,6 +43,9 @@ call writes to its own state is put back after it, so that spectral norm in trai
 kernel of its next call. A network that writes to a state in its third call, and not in its first
 two, is not found out.
 
+*In float32* sums over positions may cancel: a Swin v2 was 0.4 % off in the network's own precision,
+and 2e-6 with accumulate=torch.float64, as the naive loop is.
+
 *The price of the checks* is that of what lies between the layers: hundredths of a kernel of images,
 about a millisecond in all.
 """
