@@ -638,6 +638,22 @@ def test_reentrant_checkpoints_are_refused():
     refused("use_reentrant=False", Reentrant(), torch.randn(5, 4))
 
 
+class Forces(Between):
+    """The gradient of an energy at its input."""
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            energy = self.layers(x).square().sum()
+            return torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+def test_networks_that_differentiate_inside():
+    network, x = Forces(), torch.randn(5, 4)
+    assert_exact(network, x)
+    assert_exact(network, x, memory=20_000)
+
+
 def test_parameters_that_are_not_used(no_fallback):
     network = mlp()
     network.add_module("aside", nn.Linear(1000, 1000))

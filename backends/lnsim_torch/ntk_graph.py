@@ -36,7 +36,7 @@ class Call:
 
     module: nn.Module
     input: Tensor
-    edge: GradientEdge
+    edge: Any  # a GradientEdge, until `Graph.forget`
     output: Tensor | None  # in autograd's graph; until `Graph.release`
     output_shape: torch.Size
     versions: tuple[int, int]  # of input and output; in-place work on them raises it
@@ -65,6 +65,15 @@ class Graph:
     calls: list[Call]
     nodes: list[Node]
     taps: list[Call | None]
+
+    def forget(self) -> None:
+        """Let go of autograd's graph, and with it of what is saved for it."""
+        self.release()
+        self.output = self.output.detach()
+        self.nodes.clear()
+        for call in self.taps:
+            if call is not None:
+                call.edge = None
 
     def release(self) -> None:
         """Let go of what the calls gave."""
@@ -155,7 +164,10 @@ def outputs_of(network: Untouched, x: Tensor) -> Tensor:
     Nothing is saved for the graph, which is not used; but outside of autograd, modules that know a
     faster way there would take it.
     """
-    with saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
+    try:
+        with saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
+            output = network(x)
+    except TypeError:  # it differentiates inside, and needs what is saved
         output = network(x)
     _check_output(output, len(x))
     return output.detach()

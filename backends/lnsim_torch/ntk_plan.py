@@ -145,9 +145,9 @@ def make_plan(
         least = (1 if sides * samples == 1 else 2) * cost.need(1 if traced else outputs)
         total = -(-least * _WORKSPACE // (_WORKSPACE - 1)) + _WORKSPACE
         raise TooSmall(f"memory is too small for one sample: about {total} bytes are needed")
-    one.release()
     tile, at_once, room = sizes
     stages = cost.stages(at_once, room)
+    one.forget()
     if (looks == 1 and tile == 1) or (looks and not stages):
         raise Irregular
     return Plan(
@@ -198,12 +198,13 @@ def _first_look(
     state = {t.untyped_storage().data_ptr() for t in network.state if t.layout == torch.strided}
     saved: dict[int, torch.UntypedStorage] = {}  # kept: an address that is free is used again
 
-    def pack(tensor: Tensor) -> None:
+    def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in state:
             saved[storage.data_ptr()] = storage
+        return tensor.detach()
 
-    with saved_tensors_hooks(pack, lambda nothing: nothing):
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
         graph = recorder(x, layout)
     return graph, sum(storage.nbytes() for storage in saved.values())
 
