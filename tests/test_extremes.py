@@ -6,6 +6,7 @@ import re
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 
@@ -18,7 +19,10 @@ from lnsim.sweep import sweep
 SMALL = {"samples": 20, "test_samples": 10, "dim": 4, "width": 20, "steps": 40, "record_every": 20}
 ASSIGNED = [f"{key}={value}" for key, value in SMALL.items()]
 
-pytestmark = pytest.mark.small
+pytestmark = [pytest.mark.small]
+if numba.config.DISABLE_JIT:  # NumPy warns of what compiled loops do without a word: they diverge
+    overflow = "ignore:overflow encountered in scalar multiply:RuntimeWarning"
+    pytestmark.append(pytest.mark.filterwarnings(overflow))
 
 
 def test_what_a_float_cannot_hold_is_infinite_or_0():
