@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import lnsim
 from bench.rounds import importable
 from lnsim import streams
-from lnsim.reduction import dense, reduce
+from lnsim.models.reduction import dense, reduce
 
 Array = NDArray[np.float64]
 Loop = Callable[[Array, Array, Array, NDArray[np.int64], Array, float], tuple[Array, Array]]

@@ -6,7 +6,7 @@
 repetition (ten calls of the MLP's), and the floor is the operations that the method cannot do
 without at the median rate.  Those of a layer with patches (L x K) and outputs (L x O) are one
 forward pass, C backward passes, and the cheapest of the three products of
-lnsim_torch/ntk_products.py, of symmetric ones half.
+lnsim_torch/ntk/products.py, of symmetric ones half.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from lnsim_torch.ntk import empirical_ntk
+from lnsim_torch.ntk.kernel import empirical_ntk
 from torch import Tensor, nn
 
 SAMPLES, CLASSES, THREADS = 64, 10, 2

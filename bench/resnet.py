@@ -25,10 +25,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lnsim_torch import networks
-from lnsim_torch.training import Data, Execution, Plan, place, train
+from lnsim_torch.training.train import Data, Execution, Plan, place, train
 from torch import Tensor, nn
 
-from lnsim.images import Images
+from lnsim.images.data import Images
 
 
 def random_images(n: int) -> Images:

@@ -1,11 +1,11 @@
 """lnsim: how noise in training carries a network from the lazy to the rich regime."""
 
 from lnsim.dynamics import GD, SAM, SGD, Alternating, CustomDynamics, LabelNoise, Oscillation
-from lnsim.network import Network, ntk_init
-from lnsim.problem import Problem, gaussian_regression
-from lnsim.simulate import simulate
-from lnsim.sweep import Sweep, sweep
-from lnsim.trajectory import Status, Trajectory
+from lnsim.models.problem import Problem, gaussian_regression
+from lnsim.models.two_layer import Network, ntk_init
+from lnsim.simulation.simulate import simulate
+from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.sweeps.sweep import Sweep, sweep
 
 __all__ = [
     "GD",

@@ -2,6 +2,6 @@
 
 import sys
 
-from lnsim.cli import main
+from lnsim.cli.main import main
 
 sys.exit(main())

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lnsim._checks import FloatArray
+from lnsim.base.checks import FloatArray
 
 if TYPE_CHECKING:
     from lnsim.dynamics import Dynamics
-    from lnsim.linearized import Twin
-    from lnsim.problem import Problem
+    from lnsim.models.problem import Problem
+    from lnsim.models.twin import Twin
 
 
 DIVERGED_ABOVE = 1e60
@@ -86,8 +86,8 @@ class NetworkEngine(Protocol):
     """Trains networks on images.  What it hands out (networks, placed images) it takes back.
 
     Plan and Execution say what determines a run's numbers and how they are computed, Result has
-    `records`, `state` and `status`, Tangent is a network's kernel: see lnsim_torch/training.py and
-    network_engine.py.
+    `records`, `state` and `status`, Tangent is a network's kernel: see training/train.py and
+    network_engine.py of lnsim_torch.
     """
 
     Plan: Any

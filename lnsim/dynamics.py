@@ -24,8 +24,9 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from lnsim import _checks, streams
-from lnsim._checks import Scalar
+from lnsim import streams
+from lnsim.base import checks
+from lnsim.base.checks import Scalar
 
 FULL_BATCH = 0
 """As a batch size: all n samples, each once."""
@@ -43,8 +44,8 @@ class LabelNoise:
     law: str = "rademacher"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", _checks.real("sigma", self.sigma, least=0.0))
-        _checks.choice("law", self.law, streams.LAWS)
+        object.__setattr__(self, "sigma", checks.real("sigma", self.sigma, least=0.0))
+        checks.choice("law", self.law, streams.LAWS)
 
 
 class _Step:
@@ -63,10 +64,10 @@ class _Step:
     def __post_init__(self) -> None:
         least = {"momentum": 0.0, "weight_decay": 0.0, "rho": 0.0}
         for name in vars(self).keys() & least.keys():
-            value = _checks.real(name, getattr(self, name), least=least[name])
+            value = checks.real(name, getattr(self, name), least=least[name])
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "lr", _checks.real("lr", self.lr, above=0.0))
-        _checks.integer("batch_size", self.batch_size, 0, _checks.MOST_ENTRIES)
+        object.__setattr__(self, "lr", checks.real("lr", self.lr, above=0.0))
+        checks.integer("batch_size", self.batch_size, 0, checks.MOST_ENTRIES)
         if np.any(np.asarray(self.momentum) >= 1.0):
             raise ValueError(f"momentum must be below 1, got {self.momentum}")
         if self.noise is not None and not isinstance(self.noise, LabelNoise):
@@ -158,7 +159,7 @@ class Oscillation(_Step):
         super().__post_init__()
         if self.amplitude is None:
             object.__setattr__(self, "amplitude", np.sqrt(np.sqrt(self.lr)))
-        amplitude = _checks.real("amplitude", self.amplitude, above=0.0)
+        amplitude = checks.real("amplitude", self.amplitude, above=0.0)
         object.__setattr__(self, "amplitude", amplitude)
 
     def draws(self, samples: int, width: int) -> int:
@@ -198,7 +199,7 @@ class CustomDynamics(_Step):
         super().__post_init__()
         if not callable(self.step):
             raise TypeError(f"step must be a function, got {self.step!r}")
-        _checks.integer("memory", self.memory, 0)
+        checks.integer("memory", self.memory, 0)
 
     def __repr__(self) -> str:
         name = getattr(self.step, "__qualname__", None) or repr(self.step)
@@ -224,7 +225,7 @@ class Alternating:
     def __post_init__(self) -> None:
         if not isinstance(self.dynamics, _Step):
             raise TypeError(f"dynamics must be SGD, GD, SAM, ... of lnsim, got {self.dynamics!r}")
-        _checks.integer("period", self.period, 1, _checks.MOST_STEPS)
+        checks.integer("period", self.period, 1, checks.MOST_STEPS)
 
     def at(self, step: int) -> tuple[Dynamics, int]:
         """On in windows 0, 2, 4, ... of `period` steps."""

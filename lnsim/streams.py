@@ -25,9 +25,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lnsim import _checks
-from lnsim._checks import FloatArray
-from lnsim._threads import in_blocks
+from lnsim.base import checks
+from lnsim.base.checks import FloatArray
+from lnsim.base.threads import in_blocks
 
 LAWS = ("gaussian", "rademacher", "uniform")
 
@@ -36,7 +36,7 @@ _PURPOSES = {"train": 0, "test": 1, "theta_star": 2, "init": 3, "chain": 4}
 
 def check_seed(seed: int) -> int:
     """`seed` as an int in [0, 2**64); any other is refused."""
-    seed = _checks.integer("seed", seed, 0)
+    seed = checks.integer("seed", seed, 0)
     if seed >= 2**64:
         raise ValueError(f"seed must be below 2**64, got {seed}")
     return seed
@@ -71,14 +71,14 @@ class WordStream:
         Each call writes where the one before did: fresh memory costs as much as its words.
         """
         # Numba takes most of a second to import: only when something runs.
-        from lnsim import _philox
+        from lnsim.base import philox
 
         size = len(self._keys) * count
         if self._room.size < size:
             self._room = np.empty(size, dtype=np.uint64)
         words = self._room[:size].reshape(len(self._keys), count)
         in_blocks(
-            lambda block: _philox.fill_all(words[block], self._keys[block], self.position),
+            lambda block: philox.fill_all(words[block], self._keys[block], self.position),
             len(words),
         )
         self.position += count

@@ -35,16 +35,16 @@ def small_doubles():
 @pytest.fixture
 def fallback(monkeypatch):
     """The number of parameters that went through plain autograd, call by call."""
-    from lnsim_torch import ntk
+    from lnsim_torch.ntk import kernel
 
     counts = []
-    original = ntk._plain_gradients
+    original = kernel._plain_gradients
 
     def counted(x, plan, parameters, outputs):
         counts.append(len(parameters))
         return original(x, plan, parameters, outputs)
 
-    monkeypatch.setattr(ntk, "_plain_gradients", counted)
+    monkeypatch.setattr(kernel, "_plain_gradients", counted)
     return counts
 
 

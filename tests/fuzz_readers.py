@@ -19,8 +19,8 @@ with atheris.instrument_imports(include=["lnsim", "tomllib", "zipfile", "numpy.l
 
     from test_faults import READERS, write_sound
 
-    from lnsim import archive
-    from lnsim import config as configs
+    from lnsim.base import archive
+    from lnsim.base import config as configs
 
 
 def read_member(path):

@@ -9,10 +9,10 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from matplotlib.animation import AbstractMovieWriter, FFMpegWriter
 from PIL import Image
 
-from lnsim import animation
-from lnsim.cli import main
+from lnsim.cli.main import main
 from lnsim.experiments import label_noise
-from lnsim.trajectory import Status, Trajectory
+from lnsim.figures import animation
+from lnsim.simulation.trajectory import Status, Trajectory
 
 SMALL = {"samples": 30, "dim": 4, "width": 20, "steps": 400, "record_every": 20, "test_samples": 10}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lnsim import archive
+from lnsim.base import archive
 
 ARRAYS = {
     "step": np.arange(6),

@@ -20,7 +20,8 @@ from test_faults import bound_by_modes
 
 import lnsim
 import lnsim_numba
-from lnsim import _cache, sweep_workers
+from lnsim.base import compiled as compiled_code
+from lnsim.sweeps import dispatch
 
 pytestmark = pytest.mark.small
 
@@ -32,8 +33,8 @@ def kept(tmp_path, monkeypatch):
     """The folder for compiled code, and one for temporary files, both of this test alone."""
     monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "kept"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(_cache, "_warned", False)
-    return _cache.folder()
+    monkeypatch.setattr(compiled_code, "_warned", False)
+    return compiled_code.folder()
 
 
 def triple(x):
@@ -50,44 +51,53 @@ def of_user(monkeypatch):
 
 def test_other_sources_have_another_folder(tmp_path, of_user, monkeypatch):
     source = tmp_path / "kernels.py"
-    monkeypatch.setattr(_cache, "_sources", lambda: [source])
-    monkeypatch.setattr(_cache, "_digest", _cache._digest.__wrapped__)
+    monkeypatch.setattr(compiled_code, "_sources", lambda: [source])
+    monkeypatch.setattr(compiled_code, "_digest", compiled_code._digest.__wrapped__)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folders = []
     for text in ("one", "two", "one"):
         source.write_text(text, encoding="utf-8")
-        folders.append(_cache.folder())
+        folders.append(compiled_code.folder())
     assert folders[0] == folders[2] != folders[1]
     assert folders[0].parent == tmp_path / "lnsim"
 
 
 def test_all_that_is_compiled_decides_on_the_folder():
-    package = Path(_cache.__file__).parent
-    marks = "from numba import njit", "from lnsim._cache import compiled"
-    texts = {file.stem: file.read_text(encoding="utf-8") for file in package.glob("*.py")}
-    found = {stem for stem, text in texts.items() if any(f"\n{mark}\n" in text for mark in marks)}
-    assert {"_custom_loop", "_loops", "_philox"} <= found <= set(_cache.COMPILED)
-    names = {source.name for source in _cache._sources()}
+    marks = "from numba import njit", "from lnsim.base.compiled import compiled"
+    root = Path(lnsim.__file__).parent
+    texts = {file: file.read_text(encoding="utf-8") for file in root.rglob("*.py")}
+    found = {
+        ".".join(("lnsim", *file.relative_to(root).with_suffix("").parts))
+        for file, text in texts.items()
+        if any(f"\n{mark}\n" in text for mark in marks)
+    }
+    named = {
+        f"{package}.{module}"
+        for package, modules in compiled_code.COMPILED.items()
+        for module in modules or ()
+    }
+    assert {"lnsim.base.philox", "lnsim.simulation.neuron_loop"} <= found <= named
+    names = {source.name for source in compiled_code._sources()}
     backend = Path(lnsim_numba.__file__).parent
-    assert names == {f"{module}.py" for module in _cache.COMPILED} | {
+    assert names == {f"{name.rpartition('.')[2]}.py" for name in named} | {
         file.name for file in backend.glob("*.py")
     }
 
 
 def test_a_folder_that_was_chosen_is_kept(of_user, monkeypatch):
     monkeypatch.setattr("numba.config.CACHE_DIR", "mine")
-    assert _cache.folder().parent == Path("mine/lnsim").absolute()
+    assert compiled_code.folder().parent == Path("mine/lnsim").absolute()
 
 
 def test_a_relative_folder_of_the_system_is_no_choice(of_user, monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert _cache.folder().parent == Path("/home/someone/.cache/lnsim")
+    assert compiled_code.folder().parent == Path("/home/someone/.cache/lnsim")
 
 
 @compiles
 def test_code_is_kept_for_the_next_process_and_each_type(kept):
-    first, second = _cache.compiled()(triple), _cache.compiled()(triple)
+    first, second = compiled_code.compiled()(triple), compiled_code.compiled()(triple)
     assert first(2.0) == second(2.0) == 6.0
     assert sum(first.stats.cache_misses.values()) == sum(second.stats.cache_hits.values()) == 1
     assert not second.stats.cache_misses and second.stats.cache_path == str(kept)
@@ -97,9 +107,9 @@ def test_code_is_kept_for_the_next_process_and_each_type(kept):
 
 @compiles
 def test_other_versions_have_other_files(kept, monkeypatch):
-    _cache.compiled()(triple)(2.0)
-    monkeypatch.setattr(_cache, "VERSIONS", ("of another environment",))
-    other = _cache.compiled()(triple)
+    compiled_code.compiled()(triple)(2.0)
+    monkeypatch.setattr(compiled_code, "VERSIONS", ("of another environment",))
+    other = compiled_code.compiled()(triple)
     assert other(2.0) == 6.0 and other.stats.cache_misses
     assert len(list(kept.iterdir())) == 2
 
@@ -110,9 +120,9 @@ def test_the_names_of_types_say_all_there_is_to_know():
     loops = [
         member
         for name, module in sys.modules.items()
-        if name.startswith(("lnsim_numba.", "lnsim._"))
+        if name.startswith(("lnsim_numba.", "lnsim."))
         for member in vars(module).values()
-        if hasattr(member, "py_func") and isinstance(member._cache, _cache._Cache)
+        if hasattr(member, "py_func") and isinstance(member._cache, compiled_code._Cache)
     ]
     assert len(loops) > 20
     for loop in loops:
@@ -133,19 +143,19 @@ DAMAGE = {
 @compiles
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_code_is_compiled_again(damage, kept):
-    _cache.compiled()(triple)(2.0)
+    compiled_code.compiled()(triple)(2.0)
     (file,) = kept.iterdir()
     whole = file.read_bytes()
     file.write_bytes(DAMAGE[damage](whole))
-    again = _cache.compiled()(triple)
+    again = compiled_code.compiled()(triple)
     assert again(2.0) == 6.0 and again.stats.cache_misses
-    assert _cache._read(file.name) == file.read_bytes()[32:]  # and kept again
+    assert compiled_code._read(file.name) == file.read_bytes()[32:]  # and kept again
 
 
 def test_nothing_is_left_beside(kept):
     for code in (b"one", b"two"):
-        _cache._keep("name", code)
-        assert _cache._read("name") == code
+        compiled_code._keep("name", code)
+        assert compiled_code._read("name") == code
     assert [path.name for path in kept.iterdir()] == ["name"]
 
 
@@ -184,9 +194,9 @@ def test_a_folder_that_cannot_be_written_gives_way_with_one_warning(fault, kept,
     reason = fault(kept, monkeypatch)
     with bound_by_modes():
         with pytest.warns(RuntimeWarning, match=f"({reason}); it goes to .*") as caught:
-            _cache._keep("first", b"1")
-        _cache._keep("second", b"2")  # a warning would be an error
-        assert (_cache._read("first"), _cache._read("second")) == (b"1", b"2")
+            compiled_code._keep("first", b"1")
+        compiled_code._keep("second", b"2")  # a warning would be an error
+        assert (compiled_code._read("first"), compiled_code._read("second")) == (b"1", b"2")
     assert len(caught) == 1
     assert str(caught[0].message).endswith(" Set NUMBA_CACHE_DIR to a folder that can be written.")
     told = warnings.formatwarning(
@@ -199,14 +209,14 @@ def test_a_folder_that_cannot_be_written_gives_way_with_one_warning(fault, kept,
 
 @compiles
 def test_a_folder_that_can_only_be_read_is_read(kept):
-    _cache.compiled()(triple)(2.0)
+    compiled_code.compiled()(triple)(2.0)
     kept.chmod(0o500)
     with bound_by_modes():
-        second = _cache.compiled()(triple)
+        second = compiled_code.compiled()(triple)
         assert second(2.0) == 6.0 and not second.stats.cache_misses  # and no warning
         with pytest.warns(RuntimeWarning, match="Permission denied; it goes to"):
             assert second(2) == 6.0
-        third = _cache.compiled()(triple)
+        third = compiled_code.compiled()(triple)
         assert third(2.0) == third(2) == 6.0 and not third.stats.cache_misses
 
 
@@ -229,16 +239,16 @@ def test_no_code_is_run_from_where_others_may_write(prepare, kept, tmp_path, mon
     full_disk(kept, monkeypatch)
     root = tmp_path / f"lnsim-{os.geteuid()}"
     with pytest.warns(RuntimeWarning):
-        _cache._keep("name", b"code")
-    assert _cache._read("name") == b"code"
+        compiled_code._keep("name", b"code")
+    assert compiled_code._read("name") == b"code"
     root.rename(tmp_path / "before")
     prepare(root)
-    monkeypatch.setattr(_cache, "_warned", False)
+    monkeypatch.setattr(compiled_code, "_warned", False)
     if root.is_dir():
         (tmp_path / "before" / kept.name).rename(root / kept.name)
-    assert _cache._read("name") is None
+    assert compiled_code._read("name") is None
     with pytest.warns(RuntimeWarning, match="every process compiles anew"):
-        _cache._keep("name", b"code")
+        compiled_code._keep("name", b"code")
 
 
 def test_no_folder_for_temporary_files_is_no_fault(kept, monkeypatch):
@@ -248,8 +258,8 @@ def test_no_folder_for_temporary_files_is_no_fault(kept, monkeypatch):
     full_disk(kept, monkeypatch)
     monkeypatch.setattr(tempfile, "gettempdir", nowhere)
     with pytest.warns(RuntimeWarning, match="every process compiles anew"):
-        _cache._keep("name", b"code")
-    assert _cache._read("name") is None
+        compiled_code._keep("name", b"code")
+    assert compiled_code._read("name") is None
 
 
 def test_the_workers_of_a_sweep_leave_the_warning_to_their_parent(kept, monkeypatch):
@@ -257,11 +267,12 @@ def test_the_workers_of_a_sweep_leave_the_warning_to_their_parent(kept, monkeypa
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     with warnings.catch_warnings():
-        sweep_workers._begin_worker()
-        _cache._warn("Permission denied", "every process compiles anew")  # else it is an error
+        dispatch._begin_worker()
+        # Else it is an error.
+        compiled_code._warn("Permission denied", "every process compiles anew")
     with pytest.warns(RuntimeWarning, match="cannot be kept"):
-        monkeypatch.setattr(_cache, "_warned", False)
-        _cache._warn("Permission denied", "every process compiles anew")
+        monkeypatch.setattr(compiled_code, "_warned", False)
+        compiled_code._warn("Permission denied", "every process compiles anew")
 
 
 def fresh(*command, **environment):
@@ -274,13 +285,13 @@ def fresh(*command, **environment):
     )  # fmt: skip
 
 
-DRAW = "import numpy, lnsim._philox as p; p._fill(numpy.empty(5, 'u8'), numpy.ones(2, 'u8'), 0)"
+DRAW = "import numpy, lnsim.base.philox as p; p._fill(numpy.empty(5, 'u8'), numpy.ones(2, 'u8'), 0)"
 
 
 @compiles
 def test_a_home_that_is_none_costs_one_line(tmp_path):
     done = fresh("-c", DRAW, HOME="/dev/null", TMPDIR=str(tmp_path))
-    place = tmp_path / f"lnsim-{os.geteuid()}" / _cache._digest()
+    place = tmp_path / f"lnsim-{os.geteuid()}" / compiled_code._digest()
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.startswith("lnsim:0: RuntimeWarning: compiled code cannot be kept in /dev/")
     assert done.stderr.count("\n") == 1 and f"it goes to {place}." in done.stderr
@@ -293,7 +304,7 @@ def test_a_home_that_is_none_costs_one_line(tmp_path):
 
 
 AT_ONCE = f"""
-import os, numpy, lnsim._philox
+import os, numpy, lnsim.base.philox
 children = []
 for _ in range(4):
     children.append(os.fork())
@@ -312,9 +323,9 @@ assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children
 def test_many_processes_compile_at_once(tmp_path):
     done = fresh("-c", AT_ONCE, NUMBA_CACHE_DIR=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
-    place = tmp_path / "lnsim" / _cache._digest()
+    place = tmp_path / "lnsim" / compiled_code._digest()
     names = sorted(path.name.partition("-")[0] for path in place.iterdir())
-    assert names == ["lnsim._philox._block", "lnsim._philox._fill"]
+    assert names == ["lnsim.base.philox._block", "lnsim.base.philox._fill"]
 
 
 def test_importing_changes_neither_environment_nor_files(tmp_path):
@@ -328,11 +339,11 @@ def test_importing_changes_neither_environment_nor_files(tmp_path):
 
 
 FROM_ARCHIVE = """
-import sys, lnsim.cli, lnsim._cache, lnsim_numba
+import sys, lnsim.cli.main, lnsim.base.compiled, lnsim_numba
 assert ".whl" in lnsim.__file__ and ".whl" in lnsim_numba.__file__
-assert lnsim._cache._digest() == sys.argv[1]
+assert lnsim.base.compiled._digest() == sys.argv[1]
 size = "steps=20 record_every=10 width=4 dim=2 samples=5 test_samples=5 tracked=2".split()
-sys.exit(lnsim.cli.main(["run", "label-noise", "--out", sys.argv[2], "--set", *size]))
+sys.exit(lnsim.cli.main.main(["run", "label-noise", "--out", sys.argv[2], "--set", *size]))
 """
 
 
@@ -343,8 +354,9 @@ def test_it_runs_from_an_archive_on_the_path(tmp_path):
             (folder,) = find_spec(name).submodule_search_locations
             for file in Path(folder).rglob("*.py"):
                 members.write(file, file.relative_to(Path(folder).parent))
-    keep = {"NUMBA_CACHE_DIR": str(_cache.folder().parents[1])}  # the same code: it is compiled
-    command = ("-c", FROM_ARCHIVE, _cache._digest(), str(tmp_path / "run"))
+    # The same code: it is compiled.
+    keep = {"NUMBA_CACHE_DIR": str(compiled_code.folder().parents[1])}
+    command = ("-c", FROM_ARCHIVE, compiled_code._digest(), str(tmp_path / "run"))
     done = fresh("-W", "error", *command, PYTHONPATH=str(archive), **keep)
     assert done.returncode == 0, done.stderr
     assert lnsim.Trajectory.load(tmp_path / "run").status.code == "OK"

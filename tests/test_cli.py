@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import lnsim
-from lnsim import cli, experiments
-from lnsim.cli import main
+from lnsim import experiments
+from lnsim.cli import main as cli
+from lnsim.cli.main import main
 from lnsim.experiments import keys
 
 SMALL = ["--set", "samples=20", "--set", "dim=4", "--set", "width=30", "--set", "lr=1e-2",

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import lnsim
-from lnsim import _threads, cli_surroundings
-from lnsim.cli import main
-from lnsim.trajectory import Trajectory
+from lnsim.base import threads
+from lnsim.cli import surroundings
+from lnsim.cli.main import main
+from lnsim.simulation.trajectory import Trajectory
 
 SMALL = ["--set", "samples=20", "dim=4", "width=20", "lr=1e-2", "steps=60", "record_every=20"]
 FILES = {"config.toml", "trajectory.npz", "summary.json", "environment.json", "figure.png",
@@ -70,8 +71,8 @@ def test_no_file_takes_the_number_of_a_closed_stream(name):
 import os, sys
 os.close({number})
 sys.{name} = None
-from lnsim import cli_surroundings
-with cli_surroundings.settled():
+from lnsim.cli import surroundings
+with surroundings.settled():
     with open(os.devnull) as file:
         assert file.fileno() > 2, file.fileno()
     assert os.get_inheritable({number})
@@ -141,11 +142,11 @@ def test_output_that_is_lost_is_told_and_the_run_is_kept(tmp_path, monkeypatch, 
 @pytest.mark.small
 def test_a_backend_of_another_environment_is_no_matter(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://nowhere.at.all")
-    with cli_surroundings.settled():
+    with surroundings.settled():
         assert os.environ["MPLBACKEND"] == "agg"
     assert os.environ["MPLBACKEND"] == "module://nowhere.at.all"
     monkeypatch.delenv("MPLBACKEND")
-    with pytest.raises(ZeroDivisionError), cli_surroundings.settled():
+    with pytest.raises(ZeroDivisionError), surroundings.settled():
         raise ZeroDivisionError
     assert "MPLBACKEND" not in os.environ
 
@@ -169,13 +170,13 @@ def test_a_number_of_threads_is_taken(value, monkeypatch):
     monkeypatch.setenv("NUMBA_NUM_THREADS", value)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _threads.check()
+        threads.check()
     monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", int(value))
-    assert _threads.number() == min(int(value), _threads.MOST)
+    assert threads.number() == min(int(value), threads.MOST)
     done = np.zeros(5000)
 
     def work(block):
         done[block] += 1
 
-    _threads.in_blocks(work, done.size)
+    threads.in_blocks(work, done.size)
     assert (done == 1).all()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import lnsim
-from lnsim import store
+from lnsim.base import files
 
 pytestmark = pytest.mark.small
 
@@ -102,14 +102,14 @@ def test_simulate_refuses_what_does_not_fit():
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    store.write_text(path, "old")
+    files.write_text(path, "old")
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        store.write_text(path, "new")
+        files.write_text(path, "new")
     assert path.read_text(encoding="utf-8") == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -14,10 +14,14 @@ import pytest
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 
-from lnsim import curves, experiments, figures, figures_curves, figures_style
-from lnsim.cli import main
-from lnsim.sweep import Sweep
-from lnsim.trajectory import Status, Trajectory
+from lnsim import experiments
+from lnsim.cli.main import main
+from lnsim.figures import curves as figures_curves
+from lnsim.figures import style as figures_style
+from lnsim.figures import two_phases
+from lnsim.run import curves
+from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.sweeps.sweep import Sweep
 
 SMALL = {"samples": 30, "dim": 4, "width": 20, "steps": 60, "record_every": 2, "test_samples": 10}
 
@@ -289,7 +293,7 @@ def test_a_style_is_one_size_and_one_font_wherever_the_figure_is_drawn(single):
     for figure, family, size in ((paper, "STIXGeneral", 9.0), (screen, "DejaVu Sans", 11.7)):
         label = figure.axes[0].xaxis.label
         assert label.get_fontfamily() == [family] and label.get_fontsize() == pytest.approx(size)
-        figures.render(figure, "png", dpi=30)
+        two_phases.render(figure, "png", dpi=30)
         ticks = [tick for axes in figure.axes for tick in axes.get_xticklabels()]
         assert {tuple(tick.get_fontfamily()) for tick in ticks} == {(family,)}, family
     with figures_style.use("screen"):
@@ -310,14 +314,14 @@ def test_how_a_run_ended_stands_in_the_figure_and_covers_nothing(name, style):
     long = Status("DIVERGED", 10**9)
     broken = dataclasses.replace(run(name), status=long)
     figure = broken.plot(style=style)
-    figures.render(figure, "png", dpi=100)
+    two_phases.render(figure, "png", dpi=100)
     text = figure.texts[-1]
     assert text.get_text() == "diverged at step 1,000,000,000"
     (box,) = boxes([text])
     others = [o for axes in figure.axes for o in (axes.patch, axes.title, *axes.texts)]
     assert not any(box.overlaps(other) for other in boxes(others))
     one_column = broken.plot("test_loss", style=style)
-    figures.render(one_column, "png", dpi=100)
+    two_phases.render(one_column, "png", dpi=100)
     assert legend(one_column) == ["diverged at step 1,000,000,000"]
     (below,) = boxes(one_column.legends)
     assert not below.overlaps(boxes([one_column.axes[0].patch])[0])
@@ -352,7 +356,7 @@ def test_a_figure_shows_in_a_notebook_by_itself(single):
 @pytest.mark.small
 def test_letters_are_embedded_as_outlines_that_stay_letters(single):
     """Type 42 fonts are embedded whole; matplotlib's own Type 3 are refused by some journals."""
-    data = figures.render(single.plot("norm_mean"), "pdf")
+    data = two_phases.render(single.plot("norm_mean"), "pdf")
     assert b"/CIDFontType2" in data and b"/FontFile2" in data and b"/Type3" not in data
 
 

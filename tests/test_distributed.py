@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from lnsim.images import Images
+from lnsim.images.data import Images
 from lnsim_torch import networks
 from lnsim_torch.distributed import group, joined
 from lnsim_torch.training import Plan, evaluate, place, train

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import lnsim
 import naive
-from lnsim import _threads
+from lnsim.base import threads as _threads
 
 
 @st.composite
@@ -95,7 +95,7 @@ def test_recording_stopping_and_chunks_change_no_bit(case, split, record_every, 
     np.testing.assert_array_equal(every["lazy_escape"], whole["lazy_escape"])
     np.testing.assert_array_equal(every.final.W, whole.final.W)
 
-    from lnsim import replicas as driver
+    from lnsim.simulation import replicas as driver
 
     before = driver.WORDS_AT_ONCE
     driver.WORDS_AT_ONCE = chunk
@@ -312,7 +312,7 @@ def test_smallest_sizes(n, d, m, steps):
     (200, 20, 1000, 21, 20), (10, 20, 1000, 11, 10), (10, 20, 8, 8, 10), (30, 4, 5, 5, 4),
 ])  # fmt: skip
 def test_size_of_the_reduced_state(n, d, m, p, r):
-    from lnsim.reduction import reduce
+    from lnsim.models.reduction import reduce
 
     reduced = reduce(lnsim.gaussian_regression(n, d), lnsim.ntk_init(m, d))
     assert reduced.W.shape == (p, r)

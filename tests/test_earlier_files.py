@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lnsim import Sweep, Trajectory, sweep
-from lnsim.cli import main
+from lnsim.cli.main import main
 
 EARLIER = Path(__file__).parent / "earlier"
 SYNTHETIC = ("label-noise", "oscillation-periodic", "sam", "linearization")

@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lnsim import config as configs
-from lnsim import experiments, figures
+from lnsim import experiments
+from lnsim.base import config as configs
 from lnsim.experiments import _synthetic, label_noise, label_noise_periodic, oscillation, sam
-from lnsim.reproduce import SYNTHETIC
+from lnsim.figures import two_phases
+from lnsim.verdicts.reproduce import SYNTHETIC
 
 TINY = {"samples": 12, "dim": 4, "width": 10, "lr": 1e-2, "steps": 60, "record_every": 3}
 EDGES = {
@@ -55,7 +56,7 @@ def test_every_figure_renders_and_every_report_has_four_lines(name, edge):
     module, config = build(name, **edge)
     run = module.run(config)
     assert (run.status.code == "DIVERGED") == (config.lr > 1)
-    assert figures.render(module.figure(run), "png", dpi=30).startswith(b"\x89PNG")
+    assert two_phases.render(module.figure(run), "png", dpi=30).startswith(b"\x89PNG")
     lines = module.report(run)
     assert len(lines) == 4 and all("\n" not in line for line in lines)
 
@@ -66,7 +67,7 @@ def test_the_ledger_has_a_figure_of_its_own(edge):
     module, config = build("label-noise", ledger=True, **edge)
     drawn = module.extra_figures(module.run(config))
     assert list(drawn) == ["ledger"]
-    assert figures.render(drawn["ledger"], "png", dpi=30).startswith(b"\x89PNG")
+    assert two_phases.render(drawn["ledger"], "png", dpi=30).startswith(b"\x89PNG")
     _, without = build("label-noise", **edge)
     assert module.extra_figures(module.run(without)) == {}
 
@@ -76,7 +77,7 @@ def test_the_ledger_has_a_figure_of_its_own(edge):
 def test_an_ensemble_has_a_figure_and_a_report(name):
     module, config = build(name)
     run = module.run(config, replicas=2)
-    assert figures.render(module.figure(run), "png", dpi=30).startswith(b"\x89PNG")
+    assert two_phases.render(module.figure(run), "png", dpi=30).startswith(b"\x89PNG")
     assert module.report(run) == module.report(module.run(config))
 
 
@@ -85,7 +86,7 @@ def test_figures_are_the_same_bytes_every_time():
     module, config = build("label-noise-periodic")
     run = module.run(config)
     for kind in ("png", "pdf"):
-        first, second = (figures.render(module.figure(run), kind, dpi=30) for _ in range(2))
+        first, second = (two_phases.render(module.figure(run), kind, dpi=30) for _ in range(2))
         assert first == second
 
 

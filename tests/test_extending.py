@@ -8,7 +8,7 @@ from numba import njit
 
 import lnsim
 import naive
-from lnsim import custom
+from lnsim.simulation import custom
 
 pytestmark = pytest.mark.small
 
@@ -401,7 +401,7 @@ def test_observables_that_cannot_be(reduce):
 
 
 def test_no_array_of_a_trajectory_is_free_to_take():
-    from lnsim.observables import RESERVED
+    from lnsim.simulation.observables import RESERVED
 
     problem, network = case()
     run = simulate(problem, network, lnsim.SGD(LR, NOISE), ledger=True)
@@ -462,6 +462,6 @@ def test_a_backend_of_the_user(tmp_path, monkeypatch):
     (tmp_path / "lnsim_empty.py").touch()
     with pytest.raises(ValueError, match="'empty' is none: package lnsim_empty has no linear_engi"):
         simulate(problem, network, dynamics, backend="empty")
-    from lnsim import info
+    from lnsim.cli import info
 
     assert "plain" in info.backend_names()

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import lnsim
-from lnsim import modes, sweep_store, theory
-from lnsim.cli import main
+from lnsim.cli.main import main
 from lnsim.experiments import label_noise
-from lnsim.sweep import sweep
+from lnsim.sweeps import store
+from lnsim.sweeps.sweep import sweep
+from lnsim.theory import modes, paper
 
 SMALL = {"samples": 20, "test_samples": 10, "dim": 4, "width": 20, "steps": 40, "record_every": 20}
 ASSIGNED = [f"{key}={value}" for key, value in SMALL.items()]
@@ -26,19 +27,19 @@ if numba.config.DISABLE_JIT:  # NumPy warns of what compiled loops do without a 
 
 
 def test_what_a_float_cannot_hold_is_infinite_or_0():
-    assert theory.lazy_escape_bound(20, 1e-3, 1e-200) == math.inf
-    assert theory.lazy_escape_bound(20, 5e-324, 5e-324) == math.inf
-    assert theory.lazy_escape_bound(20, 1e-3, 1e200) == 0.0
-    assert theory.decay_time(1e-3, 4.0) == pytest.approx(62_500)
-    assert theory.decay_time(1e-300, 4.0) == theory.decay_time(1e-3, 0.0) == math.inf
-    assert theory.decay_time(1e-3, 1e200) == 0.0
-    assert theory.lemma_3(20, 4, 1e155).decrease == math.inf
-    assert theory.lemma_4(1e-300) == theory.Lemma4(math.inf, 1e-150, 1e150)
-    assert theory.alignment_time(5e-324, 2.0) == pytest.approx(744.44 / 2, rel=1e-5)
-    assert theory.alignment_time_linearized(5e-324, 2.0) == math.inf
-    assert theory.misalignment_order(5e-324) == pytest.approx(744.44 * math.sqrt(5e-324), rel=1e-5)
-    assert (theory.decay_rates(np.eye(4), 1e-3, 1e200) == math.inf).all()
-    third, fourth = theory.condition_1(np.eye(4), np.full(4, 1e200), 20, 1e-300)[2:4]
+    assert paper.lazy_escape_bound(20, 1e-3, 1e-200) == math.inf
+    assert paper.lazy_escape_bound(20, 5e-324, 5e-324) == math.inf
+    assert paper.lazy_escape_bound(20, 1e-3, 1e200) == 0.0
+    assert paper.decay_time(1e-3, 4.0) == pytest.approx(62_500)
+    assert paper.decay_time(1e-300, 4.0) == paper.decay_time(1e-3, 0.0) == math.inf
+    assert paper.decay_time(1e-3, 1e200) == 0.0
+    assert paper.lemma_3(20, 4, 1e155).decrease == math.inf
+    assert paper.lemma_4(1e-300) == paper.Lemma4(math.inf, 1e-150, 1e150)
+    assert paper.alignment_time(5e-324, 2.0) == pytest.approx(744.44 / 2, rel=1e-5)
+    assert paper.alignment_time_linearized(5e-324, 2.0) == math.inf
+    assert paper.misalignment_order(5e-324) == pytest.approx(744.44 * math.sqrt(5e-324), rel=1e-5)
+    assert (paper.decay_rates(np.eye(4), 1e-3, 1e200) == math.inf).all()
+    third, fourth = paper.condition_1(np.eye(4), np.full(4, 1e200), 20, 1e-300)[2:4]
     assert third.threshold == math.inf and fourth.value == pytest.approx(2e200)
 
 
@@ -47,8 +48,8 @@ def test_the_state_at_rest_grows_with_theta_star(scale):
     rng = np.random.default_rng(0)
     X = rng.standard_normal((30, 4))
     target, Sigma = rng.standard_normal(4), X.T @ X / 30
-    expected = theory.stationary_norms(target, Sigma)
-    assert theory.stationary_norms(scale * target, Sigma) == pytest.approx(
+    expected = paper.stationary_norms(target, Sigma)
+    assert paper.stationary_norms(scale * target, Sigma) == pytest.approx(
         [scale * norm for norm in expected], rel=1e-13
     )
 
@@ -165,8 +166,8 @@ def held(path):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(sweep_store, "BUSY", 0.02)
-    monkeypatch.setattr(sweep_store, "SHORT", 0.01)
+    monkeypatch.setattr(store, "BUSY", 0.02)
+    monkeypatch.setattr(store, "SHORT", 0.01)
 
 
 def sweep_of_four(out, progress=None):
@@ -185,7 +186,7 @@ def test_points_wait_in_memory_while_another_holds_the_file(tmp_path, impatient)
         def arrived(count):
             arrivals.append(count)
             if len(arrivals) == 1:
-                stack.enter_context(held(tmp_path / "kept" / sweep_store.FILE))
+                stack.enter_context(held(tmp_path / "kept" / store.FILE))
             if sum(arrivals) == 4:
                 stack.close()
 
@@ -196,7 +197,7 @@ def test_points_wait_in_memory_while_another_holds_the_file(tmp_path, impatient)
 def test_a_file_held_to_the_end_is_told_and_the_same_sweep_goes_on(
     tmp_path, impatient, monkeypatch, capsys
 ):
-    path = tmp_path / sweep_store.FILE
+    path = tmp_path / store.FILE
     with contextlib.ExitStack() as stack:
         arrivals = []
 
@@ -218,10 +219,10 @@ def test_a_file_held_to_the_end_is_told_and_the_same_sweep_goes_on(
 
 def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
     sweep_of_four(tmp_path)
-    path = tmp_path / sweep_store.FILE
-    with contextlib.closing(sweep_store.Writer(path)) as writer:
+    path = tmp_path / store.FILE
+    with contextlib.closing(store.Writer(path)) as writer:
         writer._database.execute("PRAGMA max_page_count = 1")
-        _, rows = sweep_store.read(path)
+        _, rows = store.read(path)
         many = [{**rows[0], "key": str(i)} for i in range(1000)]
         with pytest.raises(
             OSError, match=r"cannot write .*sweep\.sqlite: database or disk is full"

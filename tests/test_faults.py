@@ -21,11 +21,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lnsim import archive, images, store, sweep_store
-from lnsim import config as configs
-from lnsim.cli import main
+from lnsim.base import archive, files
+from lnsim.base import config as configs
+from lnsim.cli.main import main
 from lnsim.experiments.label_noise import Config
-from lnsim.trajectory import Trajectory
+from lnsim.images import data
+from lnsim.simulation.trajectory import Trajectory
+from lnsim.sweeps import store as sweep_store
 
 SMALL = ["samples=20", "test_samples=10", "dim=4", "width=12", "lr=1e-2", "tracked=2"]
 SYNTHETIC = ("label-noise", "label-noise-periodic", "oscillation", "oscillation-periodic", "sam")
@@ -44,7 +46,7 @@ ON_IMAGES = {
 # at the next line, its exit code once it has ended; until then no other process has its number.
 SERVER = """
 import importlib.util, json, os, resource, sys
-import lnsim.cli, lnsim.figures, lnsim_numba
+import lnsim.cli.main, lnsim.figures.two_phases, lnsim_numba
 if importlib.util.find_spec("torch"):
     import lnsim_torch.network_engine
 for line in iter(sys.stdin.readline, ""):
@@ -58,7 +60,7 @@ for line in iter(sys.stdin.readline, ""):
             resource.setrlimit(resource.RLIMIT_FSIZE, (asked["limit"], asked["limit"]))
         code = 70
         try:
-            code = lnsim.cli.main(asked["arguments"])
+            code = lnsim.cli.main.main(asked["arguments"])
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -207,7 +209,7 @@ def test_a_signal_stops_at_a_record_and_says_how_to_go_on(children, tmp_path, nu
     assert said.splitlines()[-1].endswith(f"go on with: lnsim run --resume --out {folder}")
     stopped = Trajectory.load(folder, "checkpoint.npz")
     assert stopped.status.code == "STOPPED" and stopped.status.step == stopped.steps[-1]
-    assert store.LOCK not in contents(folder)
+    assert files.LOCK not in contents(folder)
 
 
 def wait_for(path):
@@ -229,10 +231,10 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(children, 
     os.kill(child, signal.SIGKILL)
     children.end()
     # A file that was being written is cleared away, and the lock that was left is nobody's.
-    (tmp_path / f"{store.OURS}trajectory.npz.half").write_text("half", encoding="utf-8")
+    (tmp_path / f"{files.OURS}trajectory.npz.half").write_text("half", encoding="utf-8")
     end = Trajectory.load(tmp_path, "checkpoint.npz").status.step + 100_000
     assert main(["run", "--resume", "--out", str(tmp_path), "--set", f"steps={end}"]) == 0
-    assert not any(name.startswith(store.OURS) for name in contents(tmp_path))
+    assert not any(name.startswith(files.OURS) for name in contents(tmp_path))
 
 
 @pytest.mark.small
@@ -270,7 +272,7 @@ def test_a_full_disk_is_told_and_costs_nothing(children, stopped):
     last = said.splitlines()[-1]
     assert "checkpoint.npz: File too large" in last and "--resume" in last
     assert Trajectory.load(stopped.folder, "checkpoint.npz").status.step >= 200
-    assert not any(name.startswith(store.OURS) for name in contents(stopped.folder))
+    assert not any(name.startswith(files.OURS) for name in contents(stopped.folder))
     assert children.run(*resume)[0] == 0
     assert_same_files(stopped.folder, stopped.whole)
 
@@ -389,7 +391,7 @@ def read_run(path):
 READERS = {
     "trajectory": ("trajectory.npz", read_run),
     "checkpoint": ("checkpoint.npz", read_run),
-    "images": ("images.npz", images.read),
+    "images": ("images.npz", data.read),
     "sweep": (sweep_store.FILE, sweep_store.read),
 }
 
@@ -541,4 +543,4 @@ def test_deeply_nested_files_are_refused(tmp_path):
         configs.read_toml(path)
     path.write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(ValueError, match="cannot read"):
-        store.read_json(path)
+        files.read_json(path)

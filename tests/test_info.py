@@ -10,7 +10,8 @@ import numba
 import pytest
 
 import lnsim
-from lnsim import backend, cli, info
+from lnsim import backend
+from lnsim.cli import info, main
 
 pytestmark = pytest.mark.small
 
@@ -41,7 +42,7 @@ def entries():
 
 
 def test_the_command_tells_all_within_80_columns(capsys):
-    assert cli.main(["info"]) == 0
+    assert main.main(["info"]) == 0
     out = capsys.readouterr().out
     for line in out.splitlines():
         # A path is not broken; it stands alone on what is left of its line.
@@ -121,7 +122,7 @@ def test_the_cache_is_where_the_kernels_are():
         lnsim.gaussian_regression(3, 2), lnsim.ntk_init(4, 2), lnsim.GD(1e-3),
         steps=1, record_every=1,
     )  # fmt: skip
-    assert list(Path(folder).glob("lnsim._loops.measure_neurons-*.nbc"))
+    assert list(Path(folder).glob("lnsim.simulation.neuron_loop.measure_neurons-*.nbc"))
 
 
 @pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
@@ -136,7 +137,7 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
 def test_a_version_that_nobody_wrote_down_is_unknown(without, capsys):
     without("lnsim")  # as where it is imported from an archive of its sources
     with pytest.raises(SystemExit, match="0"):
-        cli.main(["--version"])
+        main.main(["--version"])
     assert capsys.readouterr().out == "lnsim of a version unknown, as it is not installed\n"
 
 

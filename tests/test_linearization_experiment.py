@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from lnsim import function_space, images, label_flips
 from lnsim.experiments import linearization
+from lnsim.images import data as images
+from lnsim.images import erf_network, label_flips
 from lnsim.streams import WordStream
 
 CLASSES = 10
@@ -49,8 +50,8 @@ def small(data, **changes):
 
 def task_and_network(config):
     source = images.load(config.data)
-    task = function_space.choose(source, config.samples, config.test_samples, CLASSES, config.seed)
-    return task, function_space.standard_init(config.width, task.X.shape[1], CLASSES, config.seed)
+    task = erf_network.choose(source, config.samples, config.test_samples, CLASSES, config.seed)
+    return task, erf_network.standard_init(config.width, task.X.shape[1], CLASSES, config.seed)
 
 
 def naive_run(config, noisy):
@@ -138,7 +139,7 @@ def test_erf_and_its_slope_are_right_to_the_last_bits():
     h = np.append(np.linspace(-8.0, 8.0, 100_001), [0.0, -0.0, 1e150, -1e150])
     found, found_slope = both(h)
     np.testing.assert_allclose(found, erf(h), rtol=0, atol=1e-15)
-    np.testing.assert_allclose(found_slope, function_space.slope(h), rtol=0, atol=1.2e-15)
+    np.testing.assert_allclose(found_slope, erf_network.slope(h), rtol=0, atol=1.2e-15)
     assert np.isnan(both(np.array([np.nan]))).all()
 
 
@@ -153,9 +154,9 @@ def test_the_kernel_compiles_once_for_each_type(data):
 def test_the_mean_kernel_is_that_of_the_plain_jacobian(data):
     config = small(data, width=5)
     task, network = task_and_network(config)
-    state = function_space.state_at_start(network, config.samples, 1)
+    state = erf_network.state_at_start(network, config.samples, 1)
     state.coefficients += 0.01 * np.random.default_rng(0).standard_normal((1, config.samples, 5))
-    start = function_space.reduce(task, network)
+    start = erf_network.reduce(task, network)
     W1 = network.W1 + state.coefficients[0].T @ task.X
     b1 = network.b1 + state.coefficients[0].sum(axis=0)
 
@@ -170,10 +171,10 @@ def test_the_mean_kernel_is_that_of_the_plain_jacobian(data):
                 rows.append(np.concatenate([of_W1, network.W2[c] * s, of_W2, np.eye(CLASSES)[c]]))
         return np.array(rows)
 
-    H, H_test = function_space.preactivations(state, start)
+    H, H_test = erf_network.preactivations(state, start)
     for found, X, in (
-        (function_space.mean_kernel(H, H, state.W2, start.gram)[0], task.X),
-        (function_space.mean_kernel(H_test, H, state.W2, start.cross)[0], task.X_test),
+        (erf_network.mean_kernel(H, H, state.W2, start.gram)[0], task.X),
+        (erf_network.mean_kernel(H_test, H, state.W2, start.cross)[0], task.X_test),
     ):  # fmt: skip
         full = (jacobian(X) @ jacobian(task.X).T).reshape(len(X), CLASSES, -1, CLASSES)
         np.testing.assert_allclose(found, np.einsum("icjc->ij", full) / CLASSES, rtol=1e-12)
@@ -182,33 +183,33 @@ def test_the_mean_kernel_is_that_of_the_plain_jacobian(data):
 def test_the_linearisation_is_the_limit_of_long_descent_with_its_kernel(data):
     config = small(data)
     task, network = task_and_network(config)
-    start = function_space.reduce(task, network)
-    state = function_space.state_at_start(network, config.samples, 1)
-    H, H_test = function_space.preactivations(state, start)
-    K = function_space.mean_kernel(H, H, state.W2, start.gram)[0]
-    K_test = function_space.mean_kernel(H_test, H, state.W2, start.cross)[0]
+    start = erf_network.reduce(task, network)
+    state = erf_network.state_at_start(network, config.samples, 1)
+    H, H_test = erf_network.preactivations(state, start)
+    K = erf_network.mean_kernel(H, H, state.W2, start.gram)[0]
+    K_test = erf_network.mean_kernel(H_test, H, state.W2, start.cross)[0]
     time, parts = 400.0, {}
     for steps in (4000, 8000):
         lr = config.lr * time / steps
-        f = function_space.outputs(H, state)[0]
-        f_test = function_space.outputs(H_test, state)[0]
+        f = erf_network.outputs(H, state)[0]
+        f_test = erf_network.outputs(H_test, state)[0]
         for _ in range(steps):
             move = lr * (f - task.y) / f.size
             f, f_test = f - K @ move, f_test - K_test @ move
         parts[steps] = f, f_test
-    linear = function_space.linearize(state, start, task, config.lr)
+    linear = erf_network.linearize(state, start, task, config.lr)
     for i, found in enumerate((linear.train(time), linear.test(time))):
         # The error of descent is of first order in its step: two steps take it away.
         limit = 2.0 * parts[8000][i] - parts[4000][i]
         np.testing.assert_allclose(found, limit, rtol=0, atol=3e-6)
-    np.testing.assert_allclose(linear.train(0), function_space.outputs(H, state)[0], atol=1e-14)
-    np.testing.assert_array_equal(linear.test(0), function_space.outputs(H_test, state)[0])
+    np.testing.assert_allclose(linear.train(0), erf_network.outputs(H, state)[0], atol=1e-14)
+    np.testing.assert_array_equal(linear.test(0), erf_network.outputs(H_test, state)[0])
     np.testing.assert_allclose(linear.train(math.inf), task.y, atol=1e-12)
 
 
 def test_a_direction_the_kernel_does_not_see_moves_the_test_set_at_its_limit():
     f0, y = np.array([[1.0], [2.0]]), np.zeros((2, 1))
-    linear = function_space.Linearization(
+    linear = erf_network.Linearization(
         np.diag([4.0, 0.0]), f0, y, 0.1, np.array([[1.0, 0.5]]), np.array([[3.0]])
     )
     np.testing.assert_allclose(linear.train(10), [[math.exp(-0.05 * 4 * 10)], [2.0]])
@@ -266,20 +267,20 @@ def test_flips_at_both_ends_of_tau_and_at_the_edges_of_a_word():
 @pytest.mark.small
 def test_images_are_chosen_by_the_seed_and_normalised_set_by_set(data):
     source = images.load(data)
-    task = function_space.choose(source, 12, 5, CLASSES, seed=1)
+    task = erf_network.choose(source, 12, 5, CLASSES, seed=1)
     for X in (task.X, task.X_test):
         assert X.shape[1] == 48
         assert X.mean() == pytest.approx(0, abs=1e-14) and X.std() == pytest.approx(1)
     assert (task.y.argmax(axis=1) == task.labels).all() and (task.y.sum(axis=1) == 1).all()
     assert len(np.unique(task.X, axis=0)) == 12
-    again, other = (function_space.choose(source, 12, 5, CLASSES, seed=s) for s in (1, 2))
+    again, other = (erf_network.choose(source, 12, 5, CLASSES, seed=s) for s in (1, 2))
     np.testing.assert_array_equal(task.X, again.X)
     assert not np.array_equal(task.X, other.X)
 
 
 @pytest.mark.small
 def test_the_start_is_in_standard_parameterisation():
-    network = function_space.standard_init(width=400, dim=100, classes=10, seed=0)
+    network = erf_network.standard_init(width=400, dim=100, classes=10, seed=0)
     for values, deviation in (
         (network.W1, 0.1), (network.b1, 1.0), (network.W2, 0.05), (network.b2, 1.0)
     ):  # fmt: skip
@@ -366,14 +367,14 @@ def test_the_loss_at_the_start_does_not_stretch_an_axis_that_leaves_it_out(data)
 
 
 def test_report_and_figure(data, tmp_path):
-    from lnsim import figures
+    from lnsim.figures import two_phases
 
     for steps in (60, 0):
         trajectory = linearization.run(small(data, steps=steps))
         assert len(linearization.report(trajectory)) == 4
         figure = linearization.figure(trajectory)
         assert len(figure.axes) == 4
-        figures.save(figure, tmp_path)
+        two_phases.save(figure, tmp_path)
     assert "linearised" in linearization.report(trajectory)[0]
     assert {path.suffix for path in tmp_path.iterdir()} >= {".png", ".pdf"}
 
@@ -458,7 +459,7 @@ def test_what_is_not_installed_is_named(data, monkeypatch):
     package = types.ModuleType("lnsim_needy")
     package.__path__ = []
     monkeypatch.setitem(sys.modules, "lnsim_needy", package)
-    with pytest.raises(ValueError, match=r"no module lnsim_needy\.two_layer was found"):
+    with pytest.raises(ValueError, match=r"no module lnsim_needy\.erf_network was found"):
         linearization.run(small(data), backend="needy")
 
 
@@ -467,11 +468,11 @@ def test_missing_torch_is_told_with_the_name_of_the_extra(data, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    for module in (function_space, images):
+    for module in (erf_network, images):
         monkeypatch.setattr(module, "importlib", types.SimpleNamespace(import_module=missing))
     with pytest.raises(ValueError, match=r"needs PyTorch: pip install 'lnsim\[torch\]'"):
         linearization.run(small(data), backend="torch")
-    monkeypatch.setattr(function_space, "load_engine", lambda backend: types.SimpleNamespace(
+    monkeypatch.setattr(erf_network, "load_engine", lambda backend: types.SimpleNamespace(
         check_device=lambda device: None))  # fmt: skip
     with pytest.raises(ValueError, match=r"data=cifar10 needs torch: pip install 'lnsim\[torch\]'"):
         linearization.run(small("cifar10"))

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lnsim import function_space, images
 from lnsim.experiments import linearization
+from lnsim.images import data as images
+from lnsim.images import erf_network
 
 torch = pytest.importorskip("torch")
 two_layer = pytest.importorskip("lnsim_torch.two_layer")
@@ -78,13 +79,13 @@ def test_a_run_is_the_same_alone_and_among_others(dtype):
     X, X_test = rng.standard_normal((samples, dim)), rng.standard_normal((2, dim))
     labels = rng.integers(0, classes, (runs, steps, samples))
     y = np.eye(classes)[labels[0, 0]]
-    task = function_space.Task(X, y, labels[0, 0], X_test, y[:2])
+    task = erf_network.Task(X, y, labels[0, 0], X_test, y[:2])
     layers = [(width, dim), (width,), (classes, width), (classes,)]
-    network = function_space.Network(*(rng.standard_normal(shape) for shape in layers))
-    start = function_space.reduce(task, network)
+    network = erf_network.Network(*(rng.standard_normal(shape) for shape in layers))
+    start = erf_network.reduce(task, network)
 
     def trained(chosen):
-        state = function_space.state_at_start(network, samples, len(chosen))
+        state = erf_network.state_at_start(network, samples, len(chosen))
         two_layer.advance(state, start, labels[chosen], 0.1, dtype=dtype)
         return state
 

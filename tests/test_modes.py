@@ -7,7 +7,7 @@ import pytest
 from scipy.linalg import expm
 
 import lnsim
-from lnsim import modes, theory
+from lnsim.theory import modes, paper
 
 
 def problem(seed=0, samples=60, dim=5, width=40, scales=1.0):
@@ -121,19 +121,19 @@ def test_modes_off_theta_star_decay_at_their_rates():
     X = np.diag([1.0, 1.5, 0.7]) * math.sqrt(dim)
     Sigma = X.T @ X / dim
     theta_star = np.array([2.0, 0.0, 0.0])
-    along, second = theory.stationary_norms(theta_star, Sigma)
+    along, second = paper.stationary_norms(theta_star, Sigma)
     W = np.diag([math.sqrt(along), 2.0, 3.0])
     a = np.array([math.sqrt(second), 0.0, 0.0])
     times = np.array([0.0, 0.5, 2.0]) / (lr * sigma) ** 2
     curve = modes.norm_curve(X, theta_star, W, a, lr, sigma, times)
-    rates = theory.decay_rates(X, lr, sigma)  # ascending: axes 2, 0, 1
+    rates = paper.decay_rates(X, lr, sigma)  # ascending: axes 2, 0, 1
     expected = along + 9 * np.exp(-rates[0] * times) + 4 * np.exp(-rates[2] * times)
     np.testing.assert_allclose(curve, expected, rtol=1e-3)
 
 
 def test_stationary_state_is_a_fixed_point():
     X, theta_star, _, _ = problem(scales=np.array([0.5, 1.0, 1.5, 1.0, 0.8]))
-    first, second = theory.stationary_norms(theta_star, X.T @ X / len(X))
+    first, second = paper.stationary_norms(theta_star, X.T @ X / len(X))
     W = np.outer([0.6, 0.8], theta_star) * math.sqrt(first) / np.linalg.norm(theta_star)
     a = np.array([0.6, 0.8]) * math.sqrt(second)
     lr = 1e-6
@@ -146,7 +146,7 @@ def test_stationary_state_is_a_fixed_point():
 def test_curve_ends_in_the_stationary_state(dim, width):
     X, theta_star, W, a = problem(seed=3, dim=dim, width=width)
     lr, sigma = 1e-3, 2.0
-    expected = theory.stationary_norms(theta_star, X.T @ X / len(X))
+    expected = paper.stationary_norms(theta_star, X.T @ X / len(X))
     curve = modes.integrate_modes(X, theta_star, W, a, lr, sigma, [0, 40 / (lr * sigma) ** 2])
     assert curve.norm_squared[0] == pytest.approx(np.sum(W**2), rel=1e-4)
     assert curve.norm_squared[-1] == pytest.approx(expected[0], rel=0.01)

@@ -15,12 +15,16 @@ torch = pytest.importorskip("torch")
 from lnsim_torch import empirical_ntk, linearize, network_engine
 from lnsim_torch.networks import wide_resnet as build_wide_resnet
 from lnsim_torch.samples import place
-from lnsim_torch.training_plan import Plan
+from lnsim_torch.training.plan import Plan
 
-from lnsim import _threads, cli, experiments, figures, function_space
 from lnsim import backend as backends
+from lnsim import experiments
+from lnsim.base import threads
+from lnsim.cli import main
 from lnsim.experiments import _images, resnet, wide_resnet, wide_resnet_sam
-from lnsim.trajectory import Status, Trajectory
+from lnsim.figures import two_phases
+from lnsim.images import erf_network
+from lnsim.simulation.trajectory import Status, Trajectory
 
 CLASSES = 10
 
@@ -118,7 +122,7 @@ def test_the_linearised_curves_are_those_of_descent_on_the_linearised_network(da
         (0.5 * (network(x) - torch.tensor(y)).square().mean()).backward()
         optimizer.step()
     for part, inputs, targets in (("train", x, y), ("test", x_test, y_test)):
-        loss = function_space.loss(network(inputs).detach().numpy(), targets)
+        loss = erf_network.loss(network(inputs).detach().numpy(), targets)
         assert wide[f"linearized_{part}_loss"][1] == pytest.approx(loss, rel=1e-4)
 
 
@@ -174,7 +178,7 @@ def test_the_summary_has_every_level_of_noise(residual, wide):
 def test_a_run_stopped_in_its_second_arm_goes_on_to_the_same_bits(
     data, wide, residual, tmp_path, monkeypatch, experiment, setting
 ):
-    monkeypatch.setattr(_threads, "number", lambda: 1)  # one arm after the other
+    monkeypatch.setattr(threads, "number", lambda: 1)  # one arm after the other
     whole = wide if experiment is wide_resnet else residual
     asked = []
 
@@ -203,7 +207,7 @@ def test_a_run_stopped_in_its_second_arm_goes_on_to_the_same_bits(
 def test_arms_stopped_side_by_side_go_on_to_the_same_bits(
     data, wide, residual, tmp_path, monkeypatch, experiment, setting
 ):
-    monkeypatch.setattr(_threads, "number", lambda: 2)
+    monkeypatch.setattr(threads, "number", lambda: 2)
     whole = wide if experiment is wide_resnet else residual
     kept, both = [], threading.Barrier(2)
 
@@ -232,7 +236,7 @@ def test_arms_stopped_side_by_side_go_on_to_the_same_bits(
 def test_the_number_of_cores_changes_no_bit(
     data, wide, residual, monkeypatch, experiment, setting, cores
 ):
-    monkeypatch.setattr(_threads, "number", lambda: cores)
+    monkeypatch.setattr(threads, "number", lambda: cores)
     before = torch.get_num_threads()
     torch.set_num_threads(cores)
     try:
@@ -251,7 +255,7 @@ def test_arms_after_one_that_diverges_are_dropped_and_those_before_it_are_not(da
     )
     found = []
     for cores in (1, 3):
-        monkeypatch.setattr(_threads, "number", lambda cores=cores: cores)
+        monkeypatch.setattr(threads, "number", lambda cores=cores: cores)
         found.append(resnet.run(small_resnet(data, tau=[0.0, 0.5, 0.6])))
         assert found[-1].status == Status("DIVERGED", 20)
         loss = found[-1]["test_loss"]
@@ -262,7 +266,7 @@ def test_arms_after_one_that_diverges_are_dropped_and_those_before_it_are_not(da
 
 
 def test_an_arm_that_fails_stops_the_others(data, monkeypatch):
-    monkeypatch.setattr(_threads, "number", lambda: 2)
+    monkeypatch.setattr(threads, "number", lambda: 2)
     seen = []
 
     def fail(partial):
@@ -287,7 +291,7 @@ def test_an_arm_that_fails_stops_the_others(data, monkeypatch):
 def test_progress_counts_the_steps_of_all_arms(data, monkeypatch):
     seen, numbers = [], iter((1, 2))
     for number in numbers:
-        monkeypatch.setattr(_threads, "number", lambda number=number: number)
+        monkeypatch.setattr(threads, "number", lambda number=number: number)
         seen.clear()
         stopped = wide_resnet.run(
             small_wide(data), progress=seen.append, stop=lambda: len(seen) >= 50
@@ -328,7 +332,7 @@ def test_a_run_that_diverges_says_so_and_can_be_drawn(data, tmp_path):
     ):
         assert trajectory.status.code == "DIVERGED"
         assert module.report(trajectory)
-        figures.save(module.figure(trajectory), tmp_path)
+        two_phases.save(module.figure(trajectory), tmp_path)
         with pytest.raises(ValueError, match="cannot resume: the earlier run diverged"):
             config = {
                 k: v for k, v in trajectory.config.items() if k not in ("experiment", "backend")
@@ -410,7 +414,7 @@ def test_what_was_set_goes_over_the_preset(name):
 
 
 def run_cli(*words):
-    return cli.main(["run", *map(str, words)])
+    return main.main(["run", *map(str, words)])
 
 
 def as_assignments(config):
@@ -437,7 +441,7 @@ def test_two_processes_are_one_and_one_of_them_writes(data, tmp_path, capsys):
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder") == 1
-    assert cli.main([*words, str(tmp_path / "one")]) == 0
+    assert main.main([*words, str(tmp_path / "one")]) == 0
     two, one = Trajectory.load(tmp_path / "two"), Trajectory.load(tmp_path / "one")
     assert one["train_loss"][0, -1] != one["train_loss"][0, 0]
     for name in ("train_loss", "test_loss"):
@@ -473,7 +477,7 @@ def test_bad_input_is_told_in_one_line(data, tmp_path, capsys, words, message):
     code = run_cli("resnet", "--set", f"data={data}", "samples=20", "test_samples=0", *words,
                    "--out", out)  # fmt: skip
     told = capsys.readouterr().err
-    assert code == cli.BAD_INPUT and not out.exists()
+    assert code == main.BAD_INPUT and not out.exists()
     assert message in told and told.count("\n") == 1
 
 
@@ -493,7 +497,7 @@ def test_images_must_have_three_channels(tmp_path):
 
 
 def test_an_experiment_without_presets_refuses_one(capsys):
-    assert run_cli("sam", "--preset", "small") == cli.BAD_INPUT
+    assert run_cli("sam", "--preset", "small") == main.BAD_INPUT
     assert capsys.readouterr().err == "lnsim: this experiment has no presets, got 'small'\n"
 
 

@@ -8,8 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F
-from lnsim_torch import networks, ntk
-from lnsim_torch.ntk import empirical_ntk
+from lnsim_torch import networks
+from lnsim_torch.ntk import kernel
+from lnsim_torch.ntk.kernel import empirical_ntk
 
 MAKERS = {
     "mlp": lambda **options: networks.mlp([12, 9, 7, 4], **options),
@@ -27,15 +28,15 @@ def inputs(name, count=3, seed=0):
 @pytest.mark.parametrize("name", MAKERS)
 def test_both_parameterisations_are_one_function_of_the_seed_alone(name):
     before = torch.random.get_rng_state()
-    ntk, standard = (
+    kernel, standard = (
         MAKERS[name](parameterization=p, seed=3).double() for p in networks.PARAMETERIZATIONS
     )
     assert torch.equal(torch.random.get_rng_state(), before)
     x = inputs(name)
-    torch.testing.assert_close(ntk(x), standard(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(kernel(x), standard(x), rtol=1e-5, atol=1e-6)
     again, other = (MAKERS[name](parameterization="ntk", seed=seed).double() for seed in (3, 4))
-    assert torch.equal(again(x), ntk(x))
-    assert not torch.allclose(other(x), ntk(x))
+    assert torch.equal(again(x), kernel(x))
+    assert not torch.allclose(other(x), kernel(x))
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -112,7 +113,7 @@ def test_kernels_are_exact_and_go_by_the_rules(name, parameterization, monkeypat
     def slow(*_):
         pytest.fail("the kernel went by plain autograd")
 
-    monkeypatch.setattr(ntk, "_plain_gradients", slow)
+    monkeypatch.setattr(kernel, "_plain_gradients", slow)
     network = MAKERS[name](parameterization=parameterization, alpha=1.5).double().eval()
     x = inputs(name)
     expected = jacobian_kernel(network, x)

@@ -9,9 +9,10 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lnsim_torch import ntk as ntk_module
-from lnsim_torch import ntk_layers, ntk_plan, ntk_products
-from lnsim_torch.ntk import empirical_ntk
+from lnsim_torch.ntk import kernel as ntk_module
+from lnsim_torch.ntk import layers as ntk_layers
+from lnsim_torch.ntk import plan, products
+from lnsim_torch.ntk.kernel import empirical_ntk
 from lnsim_torch.untouched import Untouched
 from naive_ntk import TOLERANCE, assert_exact, expected, randomise
 from torch import nn
@@ -100,7 +101,7 @@ def test_all_ways_to_contract_a_layer_agree(way, workspace, traced, bias):
         if traced:
             right = torch.einsum("cncm->nm", right)[None, :, None]
         kernel = torch.zeros_like(right)
-        getattr(ntk_products, way)(a, b, kernel, workspace)
+        getattr(products, way)(a, b, kernel, workspace)
         assert (kernel - right).abs().max() <= TOLERANCE * right.abs().max()
 
 
@@ -408,9 +409,9 @@ def test_what_autograd_saves_is_counted_once_each():
     """Every tensor, though what is not kept alive leaves its address to the next."""
     network = nn.Sequential(nn.Linear(64, 4096), *(nn.Sigmoid() for _ in range(8)))
     subject = Untouched(network)
-    recorder = partial(ntk_plan._record, subject, [network[0]])
+    recorder = partial(plan._record, subject, [network[0]])
     x = torch.randn(1, 64)
-    _, saved = ntk_plan._first_look(subject, recorder, x, torch.contiguous_format)
+    _, saved = plan._first_look(subject, recorder, x, torch.contiguous_format)
     assert saved == (64 + 8 * 4096) * 8  # the sample, and what every sigmoid gives
 
 

@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 
 import numpy as np
 import torch.nn.functional as F
-from lnsim_torch import empirical_ntk, ntk_layers
+from lnsim_torch import empirical_ntk
+from lnsim_torch.ntk import layers as ntk_layers
 from naive_ntk import TOLERANCE, assert_exact, expected, randomise
 from torch import nn
 from torch.utils.checkpoint import checkpoint

@@ -150,7 +150,7 @@ def test_the_norm_ledger_is_the_exact_identity(case, batch, reduce):
 def test_the_ledger_does_not_depend_on_rings_records_or_resuming(monkeypatch):
     problem, network = lnsim.gaussian_regression(20, 4), lnsim.ntk_init(30, 4)
     dynamics = lnsim.SGD(1e-2, lnsim.LabelNoise(1.0))
-    from lnsim import ledger
+    from lnsim.models import ledger
 
     monkeypatch.setattr(ledger, "LENGTH", 16)
 

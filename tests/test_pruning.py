@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lnsim_torch import networks
-from lnsim_torch.pruning import prune, pruning_curve
+from lnsim_torch.training.pruning import prune, pruning_curve
 from torch import nn
 
 

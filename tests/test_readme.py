@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lnsim import cli, cli_sweep, config, experiments
-from lnsim.sweep_grid import parse_axis
+from lnsim import experiments
+from lnsim.base import config as configs
+from lnsim.cli import main, sweep
+from lnsim.sweeps.grid import parse_axis
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,11 +46,11 @@ def test_code_runs_verbatim(number, tmp_path):
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_commands_are_commands(words):
-    arguments = cli._parser().parse_args(words[words.index("lnsim") + 1 :])
-    if arguments.command is cli._run:
-        values = dict(config.parse_assignment(text) for text in arguments.assignments)
-        config.build(experiments.load(arguments.experiment).Config, values)
-    if arguments.command is cli_sweep._sweep:
+    arguments = main._parser().parse_args(words[words.index("lnsim") + 1 :])
+    if arguments.command is main._run:
+        values = dict(configs.parse_assignment(text) for text in arguments.assignments)
+        configs.build(experiments.load(arguments.experiment).Config, values)
+    if arguments.command is sweep._sweep:
         known = set(vars(experiments.load(arguments.experiment).Config()))
         assert {parse_axis(text)[0] for text in arguments.grid} <= known
 
@@ -56,7 +58,7 @@ def test_commands_are_commands(words):
 @pytest.mark.parametrize("words", QUICK, ids=" ".join)
 def test_quick_commands_run_verbatim(words, capsys):
     assert words in COMMANDS
-    assert cli.main(words[1:]) == 0
+    assert main.main(words[1:]) == 0
     assert capsys.readouterr().out
 
 
@@ -96,7 +98,7 @@ def checkout(tmp_path_factory):
     (place / "fake" / "torchvision" / "datasets.py").write_text(DATASETS, encoding="utf-8")
     for name, sigma in zip("abc", (2, 4, 8), strict=True):
         out = ["--out", str(place / "runs" / name)]
-        assert cli.main(["run", "label-noise", *out, "--set", f"sigma={sigma}", "steps=1e5"]) == 0
+        assert main.main(["run", "label-noise", *out, "--set", f"sigma={sigma}", "steps=1e5"]) == 0
     path = [str(Path(sys.executable).parent), os.environ["PATH"]]
     packages = [str(place / "fake"), os.environ.get("PYTHONPATH", "")]
     return place, {

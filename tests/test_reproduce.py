@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from lnsim import claims, page
-from lnsim.reproduce import SYNTHETIC, reproduce
-from lnsim.trajectory import Trajectory
+from lnsim.simulation.trajectory import Trajectory
+from lnsim.verdicts import claims, page
+from lnsim.verdicts.reproduce import SYNTHETIC, reproduce
 
 TINY = {"samples": 12, "dim": 4, "width": 10, "lr": 1e-2, "steps": 400, "record_every": 7}
 OVERRIDES = dict.fromkeys(SYNTHETIC, TINY)

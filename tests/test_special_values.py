@@ -7,9 +7,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from lnsim import cli, experiments, figures_curves
+from lnsim import experiments
+from lnsim.cli import main
 from lnsim.experiments import _synthetic, keys
-from lnsim.problem import gaussian_regression
+from lnsim.figures import curves
+from lnsim.models.problem import gaussian_regression
 
 pytestmark = pytest.mark.small
 
@@ -135,7 +137,7 @@ def test_a_kernel_that_is_never_measured_is_left_out_and_changes_nothing(run, na
     assert len(labels) == 3 and not any("kernel" in label for label in labels)
     with pytest.raises(ValueError, match="no curve 'ntk_distance' in this trajectory"):
         never.plot("ntk_distance")
-    both = figures_curves.figure([never, always], ["never", "always"])  # what both have
+    both = curves.figure([never, always], ["never", "always"])  # what both have
     assert not any("K_0" in axes.get_ylabel() for axes in both.axes)
 
 
@@ -147,8 +149,8 @@ def test_the_commands_take_it(data, tmp_path, capsys, name, key):
         pytest.importorskip("torch")
     given = [f"{k}={value}" for k, value in values_of(name, data, {key: 0}).items()]
     out = str(tmp_path / "run")
-    assert cli.main(["run", name, "--out", out, "--device", "cpu", "--set", *given]) == 0
-    assert cli.main(["plot", out]) == cli.main(["verify", out]) == 0
+    assert main.main(["run", name, "--out", out, "--device", "cpu", "--set", *given]) == 0
+    assert main.main(["plot", out]) == main.main(["verify", out]) == 0
     assert "all the same" in capsys.readouterr().out
 
 

@@ -8,18 +8,13 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 from matplotlib.figure import Figure
 
-from lnsim import (
-    animation,
-    experiments,
-    figures,
-    figures_curves,
-    figures_linearization,
-    figures_networks,
-    figures_style,
-    figures_sweep,
-)
-from lnsim.sweep import sweep
-from lnsim.trajectory import Status, Trajectory
+from lnsim import experiments
+from lnsim.figures import animation, curves, linearization, two_phases
+from lnsim.figures import networks as figures_networks
+from lnsim.figures import style as figures_style
+from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.sweeps import figure
+from lnsim.sweeps.sweep import sweep
 
 SMALL = {"samples": 30, "dim": 4, "width": 20, "steps": 60, "record_every": 2, "test_samples": 10}
 SPOILT = {
@@ -111,29 +106,29 @@ def made(tmp_path_factory):
     periodic = run("label-noise-periodic", period=10)
     chain = run("oscillation")
     networks = arms([column for column, _ in figures_networks.PANELS])
-    wide = arms([column for column, _ in figures_linearization.PANELS])
+    wide = arms([column for column, _ in linearization.PANELS])
     resnet = levels()
     return {
-        "two phases": lambda: figures.of_run(kept)["figure"],
-        "ledger": lambda: figures.of_run(kept)["ledger"],
+        "two phases": lambda: two_phases.of_run(kept)["figure"],
+        "ledger": lambda: two_phases.of_run(kept)["ledger"],
         "windows": periodic.plot,
         "oscillation": chain.plot,
         "screen": lambda: kept.plot(style="screen"),
-        "curves": lambda: figures_curves.figure([kept, periodic], ["a", "b"], ["norm_mean"]),
+        "curves": lambda: curves.figure([kept, periodic], ["a", "b"], ["norm_mean"]),
         "many curves": lambda: kept.plot("norm_mean", "test_loss", "lazy_fraction"),
-        "linearization": lambda: figures_linearization.four_panels(wide),
+        "linearization": lambda: linearization.four_panels(wide),
         "networks": lambda: figures_networks.four_panels(networks, "on what"),
         "resnet": lambda: figures_networks.epochs_and_pruning(resnet, "on what"),
         "sweep": lambda: line.plot("norm_mean"),
         "map": square.plot,
-        "map of numbers": lambda: figures_sweep.figure([square], ["test_loss", "regime"]),
+        "map of numbers": lambda: figure.figure([square], ["test_loss", "regime"]),
         "table": kept._repr_html_,
         "table of a sweep": square._repr_html_,
     }  # fmt: skip
 
 
 def content(drawn):
-    return drawn if isinstance(drawn, str) else figures.render(drawn, "png")
+    return drawn if isinstance(drawn, str) else two_phases.render(drawn, "png")
 
 
 FIGURES = (
@@ -158,9 +153,9 @@ def test_a_figure_is_the_same_whatever_matplotlib_is_set_to(name, made):
 @pytest.mark.small
 def test_a_figure_is_saved_and_shown_as_it_was_made(made):
     one, same = made["sweep"](), made["sweep"]()
-    plain = [figures.render(one, "pdf"), one._repr_png_()]
+    plain = [two_phases.render(one, "pdf"), one._repr_png_()]
     with matplotlib.rc_context(SPOILT):
-        assert [figures.render(same, "pdf"), same._repr_png_()] == plain
+        assert [two_phases.render(same, "pdf"), same._repr_png_()] == plain
 
 
 @pytest.mark.small

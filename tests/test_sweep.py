@@ -19,10 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lnsim
-from lnsim import experiments, sweep_grid, sweep_points, sweep_workers
-from lnsim.cli import main
+from lnsim import experiments
+from lnsim.cli.main import main
 from lnsim.experiments import label_noise, oscillation, sam
-from lnsim.sweep_fit import power_law
+from lnsim.sweeps import dispatch as sweep_workers
+from lnsim.sweeps import grid as sweep_grid
+from lnsim.sweeps import points as sweep_points
+from lnsim.sweeps.power_law import power_law
 
 BASE = {"samples": 12, "test_samples": 20, "dim": 3, "width": 20, "steps": 200, "record_every": 20}
 GRID = {"sigma": "0:4:3", "lr": "1e-3,0.08,100"}
@@ -523,12 +526,12 @@ def test_a_worker_killed_under_dask_costs_nothing(tmp_path, monkeypatch):
 
 
 def test_dask_that_is_missing_or_silent_is_one_line(tmp_path, monkeypatch, capsys):
-    from lnsim import sweep_dask
+    from lnsim.sweeps import dask_cluster
 
     command = ["sweep", "label-noise", "--grid", "sigma=1,2", "--out", str(tmp_path / "a"),
                "--scheduler", "tcp://127.0.0.1:9", "--set", "steps=0", "width=5"]  # fmt: skip
     if "distributed" in sys.modules or _has_distributed():
-        monkeypatch.setattr(sweep_dask, "TIMEOUT", 0.5)
+        monkeypatch.setattr(dask_cluster, "TIMEOUT", 0.5)
         assert main(command) == 2
         error = capsys.readouterr().err
         assert "no Dask scheduler answers at 'tcp://127.0.0.1:9'" in error

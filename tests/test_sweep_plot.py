@@ -10,11 +10,13 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 
 import lnsim
-from lnsim import figures, figures_sweep, sweep_points
-from lnsim.cli import main
+from lnsim.cli.main import main
 from lnsim.experiments import label_noise
-from lnsim.sweep import Sweep
-from lnsim.sweep_fit import power_law
+from lnsim.figures import two_phases
+from lnsim.sweeps import figure as figures_sweep
+from lnsim.sweeps import points as sweep_points
+from lnsim.sweeps.power_law import power_law
+from lnsim.sweeps.sweep import Sweep
 
 BASE = {"samples": 30, "dim": 4, "width": 40, "steps": 10_000, "test_samples": 10}
 
@@ -175,7 +177,7 @@ def test_columns_are_rows_and_sweeps_are_columns_of_a_figure():
     figure = figures_sweep.figure(sweeps, ["last_escape", "norm_mean"])
     assert len(figure.axes) == 4
     assert figure.axes[1].get_xscale() == "linear"  # 0 has no logarithm
-    assert figures.render(figure, "png", dpi=30).startswith(b"\x89PNG")
+    assert two_phases.render(figure, "png", dpi=30).startswith(b"\x89PNG")
 
 
 @pytest.mark.small

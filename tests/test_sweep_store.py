@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lnsim
-from lnsim import sweep_store
-from lnsim.cli import main
+from lnsim.cli.main import main
+from lnsim.sweeps import store
 
 COLUMNS = {"lr": "REAL", "width": "INTEGER", "ledger": "INTEGER", "status": "TEXT"}
 VALUES = st.fixed_dictionaries(
@@ -32,9 +32,9 @@ KEPT = {"key": "k", "lr": 0.1, "width": 20, "ledger": False, "status": "OK"}
 
 def new_file(folder, rows=(KEPT,)):
     """A results file with these rows."""
-    path = folder / sweep_store.FILE
-    sweep_store.create(path, COLUMNS, {"experiment": "label-noise", "swept": ["lr"], "base": {}})
-    with closing(sweep_store.Writer(path)) as writer:
+    path = folder / store.FILE
+    store.create(path, COLUMNS, {"experiment": "label-noise", "swept": ["lr"], "base": {}})
+    with closing(store.Writer(path)) as writer:
         writer.add(rows)
     return path
 
@@ -45,16 +45,16 @@ def test_what_goes_in_comes_out(tmp_path_factory, rows):
     path = new_file(
         tmp_path_factory.mktemp("f"), [{"key": str(i), **r} for i, r in enumerate(rows)]
     )
-    _, found = sweep_store.read(path)
+    _, found = store.read(path)
     assert [{k: v for k, v in row.items() if k != "key"} for row in found] == rows
 
 
 @pytest.mark.small
 def test_a_point_cannot_be_stored_twice_and_a_failed_batch_leaves_nothing(tmp_path):
     path = new_file(tmp_path)
-    with closing(sweep_store.Writer(path)) as writer, pytest.raises(sqlite3.IntegrityError):
+    with closing(store.Writer(path)) as writer, pytest.raises(sqlite3.IntegrityError):
         writer.add([{**KEPT, "key": "new"}, KEPT])
-    assert [row["key"] for row in sweep_store.read(path)[1]] == ["k"]
+    assert [row["key"] for row in store.read(path)[1]] == ["k"]
 
 
 @pytest.mark.small
@@ -72,7 +72,7 @@ def test_a_text_that_became_bytes_is_refused(tmp_path, table):
         column = {"meta": "value", "points": "status"}[table]
         database.execute(f"UPDATE {table} SET {column} = CAST({column} AS BLOB)")
     with pytest.raises(ValueError, match="does not have its digest"):
-        sweep_store.read(path)
+        store.read(path)
 
 
 @pytest.mark.small
@@ -80,14 +80,14 @@ def test_a_text_that_became_bytes_is_refused(tmp_path, table):
 def test_flipped_bytes_are_refused_or_harmless_and_the_file_is_left_alone(tmp_path_factory, data):
     rows = [{**KEPT, "key": str(i), "lr": i / 7} for i in range(40)]
     path = new_file(tmp_path_factory.mktemp("f"), rows)
-    whole, sound = path.read_bytes(), sweep_store.read(path)
+    whole, sound = path.read_bytes(), store.read(path)
     damaged = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 20))):
         place = data.draw(st.integers(0, len(whole) - 1))
         damaged[place] ^= data.draw(st.integers(1, 255))
     path.write_bytes(damaged)
     try:
-        assert sweep_store.read(path) == sound
+        assert store.read(path) == sound
     except ValueError as error:
         assert str(path) in str(error) and "\n" not in str(error)
     assert path.read_bytes() == bytes(damaged)
@@ -100,7 +100,7 @@ def test_every_bit_of_a_point_is_watched(tmp_path):
     content[content.index(b"word")] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is damaged: point 'k' does not have its digest"):
-        sweep_store.read(path)
+        store.read(path)
 
 
 def _truncated(path):
@@ -158,7 +158,7 @@ def test_a_file_that_is_not_sound_is_refused_by_all_and_left_alone(tmp_path, cap
     command = ["sweep", "label-noise", "--out", str(tmp_path), "--grid", "sigma=1,2",
                "--set", "steps=0", "width=5", "dim=2", "samples=5"]  # fmt: skip
     sweep_of_two(tmp_path)
-    path = tmp_path / sweep_store.FILE
+    path = tmp_path / store.FILE
     spoil(path)
     before = path.read_bytes()
     for arguments in (command, ["plot", str(tmp_path)], ["plot", str(tmp_path), "--csv", "-"]):
@@ -166,7 +166,7 @@ def test_a_file_that_is_not_sound_is_refused_by_all_and_left_alone(tmp_path, cap
         output = capsys.readouterr()
         assert says in output.err and output.err.count("\n") == 1 and not output.out
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == [sweep_store.FILE]
+    assert os.listdir(tmp_path) == [store.FILE]
 
 
 def sweep_of_two(folder, values=(1.0, 2.0), **base):
@@ -181,7 +181,7 @@ def sweep_of_two(folder, values=(1.0, 2.0), **base):
 @pytest.mark.small
 def test_a_journal_that_a_killed_writer_left_is_read_past_and_then_rolled_back(tmp_path):
     path = new_file(tmp_path)
-    _, rows = sweep_store.read(path)
+    _, rows = store.read(path)
     code = f"""
 import os, signal, sqlite3
 database = sqlite3.connect({str(path)!r})
@@ -192,29 +192,29 @@ for i in range(2000):
 os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", code])
-    journal = tmp_path / f"{sweep_store.FILE}-journal"
+    journal = tmp_path / f"{store.FILE}-journal"
     before = path.read_bytes(), journal.read_bytes()
-    assert sweep_store.read(path)[1] == rows
+    assert store.read(path)[1] == rows
     assert (path.read_bytes(), journal.read_bytes()) == before
-    with closing(sweep_store.Writer(path)) as writer:
+    with closing(store.Writer(path)) as writer:
         writer.add([{**KEPT, "key": "later"}])
-    assert [row["key"] for row in sweep_store.read(path)[1]] == ["k", "later"]
+    assert [row["key"] for row in store.read(path)[1]] == ["k", "later"]
     assert not journal.exists()
 
 
 @pytest.mark.small
 def test_two_sweeps_into_one_folder_are_never_mixed(tmp_path):
     sweep_of_two(tmp_path, [1.0])
-    before = (tmp_path / sweep_store.FILE).read_bytes()
-    with sweep_store.locked(tmp_path), pytest.raises(ValueError, match="another sweep is writing"):
+    before = (tmp_path / store.FILE).read_bytes()
+    with store.locked(tmp_path), pytest.raises(ValueError, match="another sweep is writing"):
         sweep_of_two(tmp_path)
-    assert (tmp_path / sweep_store.FILE).read_bytes() == before
+    assert (tmp_path / store.FILE).read_bytes() == before
     assert sweep_of_two(tmp_path).new == 1
 
 
 @pytest.mark.small
 def test_a_lock_without_results_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), sweep_store.locked(tmp_path):
+    with pytest.raises(ZeroDivisionError), store.locked(tmp_path):
         raise ZeroDivisionError
     assert not os.listdir(tmp_path)
 
@@ -235,8 +235,8 @@ def begun(folder):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
     ) as child:  # fmt: skip
         try:
-            path = folder / sweep_store.FILE
-            while not (path.exists() and sweep_store.read(path)[1]):
+            path = folder / store.FILE
+            while not (path.exists() and store.read(path)[1]):
                 assert child.poll() is None, child.communicate()
                 time.sleep(0.01)
             yield child
@@ -246,12 +246,12 @@ def begun(folder):
 
 def goes_on(folder):
     """The same sweep, once more: it runs what was missing and nothing else."""
-    _, committed = sweep_store.read(folder / sweep_store.FILE)
+    _, committed = store.read(folder / store.FILE)
     assert 0 < len(committed) < POINTS
     with ThreadPoolExecutor(1) as executor:
         sweep = lnsim.sweep("label-noise", GRID, seeds=3, out=folder, base=BASE, executor=executor)
     assert sweep.new == POINTS - len(committed)
-    _, rows = sweep_store.read(folder / sweep_store.FILE)
+    _, rows = store.read(folder / store.FILE)
     assert rows[: len(committed)] == committed and len({row["key"] for row in rows}) == POINTS
     return sweep.rows
 

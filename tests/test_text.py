@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lnsim import config, store
-from lnsim.cli import _how_to_resume, main
+from lnsim.base import config as configs
+from lnsim.base import files
+from lnsim.cli.main import _how_to_resume, main
 from lnsim.experiments.label_noise import Config
-from lnsim.sweep_grid import axes, parse_axis
+from lnsim.sweeps.grid import axes, parse_axis
 
 pytestmark = pytest.mark.small
 
@@ -48,17 +49,17 @@ WRITTEN = {
 
 @pytest.mark.parametrize("text", WRITTEN)
 def test_values_as_people_write_them(text):
-    key, value = config.parse_assignment(text)
+    key, value = configs.parse_assignment(text)
     assert key == text.partition("=")[0]
     assert (value, type(value)) == (WRITTEN[text], type(WRITTEN[text]))
 
 
 def test_numbers_that_are_none():
-    assert math.isnan(config.parse_assignment("lr=nan")[1])
+    assert math.isnan(configs.parse_assignment("lr=nan")[1])
     with pytest.raises(ValueError, match="lr cannot be set to None: leave it out for its default"):
-        config.parse_assignment("lr=None")
+        configs.parse_assignment("lr=None")
     with pytest.raises(TypeError, match="ledger must be true or false, got 'yes'"):
-        config.build(Config, dict([config.parse_assignment("ledger=yes")]))
+        configs.build(Config, dict([configs.parse_assignment("ledger=yes")]))
 
 
 def test_grids_take_the_same_values():
@@ -71,7 +72,7 @@ def test_grids_take_the_same_values():
 def test_the_command_line_takes_them(tmp_path, capsys):
     words = [*SMALL, "lr=.001", "sigma=1.", "ledger=True"]
     assert main(["run", "label-noise", "--out", str(tmp_path), "--set", *words]) == 0
-    written = config.read_toml(tmp_path / "config.toml")
+    written = configs.read_toml(tmp_path / "config.toml")
     assert (written["lr"], written["sigma"], written["ledger"]) == (0.001, 1.0, True)
     assert main(["run", "label-noise", "--out", str(tmp_path / "b"), "--set", "lr=None"]) == 2
     assert "leave it out" in capsys.readouterr().err
@@ -81,9 +82,9 @@ def test_the_command_line_takes_them(tmp_path, capsys):
 def test_config_files_with_and_without_a_mark(mark, tmp_path):
     file = tmp_path / "config.toml"
     file.write_bytes(mark + "# σ\r\ndata = 'ü'\r\n".encode())
-    assert config.read_toml(file) == {"data": "ü"}
+    assert configs.read_toml(file) == {"data": "ü"}
     file.write_bytes(mark + '{"data": "ü"}'.encode())
-    assert store.read_json(file) == {"data": "ü"}
+    assert files.read_json(file) == {"data": "ü"}
 
 
 def test_a_config_file_of_another_encoding_is_refused(tmp_path):
@@ -91,7 +92,7 @@ def test_a_config_file_of_another_encoding_is_refused(tmp_path):
     for encoding in ("latin-1", "utf-16"):
         file.write_bytes("data = 'ü'".encode(encoding))
         with pytest.raises(ValueError, match=r"cannot read .*config\.toml: 'utf-8' codec"):
-            config.read_toml(file)
+            configs.read_toml(file)
 
 
 # In a locale of ASCII, where text files would be too; every text file without an encoding is an
@@ -101,7 +102,7 @@ import json, pathlib, sys, warnings
 for module in ("lnsim", "lnsim_numba"):
     warnings.filterwarnings("error", category=EncodingWarning, module=module)
 import lnsim
-from lnsim import cli
+from lnsim.cli import main as cli
 out, *words = sys.argv[1:]
 run = ["run", "label-noise", "--config", "mine.toml", "--out", out]
 assert cli.main([*run, "--set", *words]) == 0
@@ -119,17 +120,17 @@ def test_no_locale_changes_what_is_read_and_written(tmp_path):
         [sys.executable, "-X", "warn_default_encoding", "-c", ELSEWHERE, "out", *SMALL],
         cwd=tmp_path, env=environment, check=True, timeout=300, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    assert config.read_toml(tmp_path / "out" / "config.toml")["sigma"] == 1.0
+    assert configs.read_toml(tmp_path / "out" / "config.toml")["sigma"] == 1.0
 
 
 def test_names_of_files_that_are_no_text_are_written_as_they_are(tmp_path):
     name = os.fsdecode("ü".encode() + b"\xff")
-    store.write_text(tmp_path / "file", config.to_toml({"data": name}))
+    files.write_text(tmp_path / "file", configs.to_toml({"data": name}))
     assert (tmp_path / "file").read_bytes() == b'data = "\xc3\xbc\xff"\n'
     in_ascii = "ü.npz".encode().decode("ascii", "surrogateescape")
-    store.write_text(tmp_path / "file", config.to_toml({"data": in_ascii}))
+    files.write_text(tmp_path / "file", configs.to_toml({"data": in_ascii}))
     assert tomllib.loads((tmp_path / "file").read_text(encoding="utf-8")) == {"data": "ü.npz"}
-    store.write_json(tmp_path / "file", {"data": name})
+    files.write_json(tmp_path / "file", {"data": name})
     assert json.loads((tmp_path / "file").read_text(encoding="utf-8")) == {"data": name}
 
 
@@ -141,7 +142,7 @@ def test_commands_that_are_printed_can_be_pasted(name):
     command = _how_to_resume(Path("runs") / name)
     assert shlex.split(command) == ["lnsim", "run", "--resume", "--out", f"runs/{name}"]
     said = subprocess.run(
-        ["sh", "-c", f"printf %s {store.in_shell(Path(name))}"], capture_output=True, check=True
+        ["sh", "-c", f"printf %s {files.in_shell(Path(name))}"], capture_output=True, check=True
     ).stdout.decode()
     assert Path(said) == Path(name) and not said.startswith("-")
 

@@ -8,8 +8,8 @@ import pytest
 import lnsim
 from lnsim.experiments import label_noise
 from lnsim.experiments.label_noise import Config
-from lnsim.theory_case import config_of
-from lnsim.theory_table import table
+from lnsim.verdicts.case import config_of
+from lnsim.verdicts.table import table
 
 SHORT = Config(
     samples=100, test_samples=10, dim=5, width=50, lr=4e-3, sigma=2.0,

@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F
-from lnsim_torch.expansion import backward_mode, forward_mode
-from lnsim_torch.linearization import linearize
-from lnsim_torch.ntk import empirical_ntk
+from lnsim_torch.linearization.descent import linearize
+from lnsim_torch.linearization.expansion import backward_mode, forward_mode
+from lnsim_torch.ntk.kernel import empirical_ntk
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lnsim_torch.linearization import linearize
+from lnsim_torch.linearization.descent import linearize
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

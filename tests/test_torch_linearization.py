@@ -6,14 +6,14 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lnsim_torch.linearization import (
+from lnsim_torch.linearization.descent import (
     effective_rank,
     kernel_change,
     label_alignment,
     linearize,
     mse_predictor,
 )
-from lnsim_torch.ntk import empirical_ntk
+from lnsim_torch.ntk.kernel import empirical_ntk
 from torch import nn
 
 INFINITY = float("inf")

@@ -13,12 +13,12 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F
 from lnsim_torch import networks
-from lnsim_torch.augment import crop_and_flip, moves
-from lnsim_torch.batches import batches
-from lnsim_torch.training import Execution, Plan, Result, evaluate, place, smoothed, train
+from lnsim_torch.training.augment import crop_and_flip, moves
+from lnsim_torch.training.batches import batches
+from lnsim_torch.training.train import Execution, Plan, Result, evaluate, place, smoothed, train
 from torch import nn
 
-from lnsim.images import Images
+from lnsim.images.data import Images
 
 CLASSES = 4
 PLAN = Plan(steps=12, record_every=3, lr=0.2, batch_size=7)
@@ -411,7 +411,7 @@ def test_the_training_loss_can_be_of_some_images():
 def test_evaluation_adds_batches_up(monkeypatch):
     network, data = small_mlp(), small_data()
     whole = evaluate(network, data.train, "squared")
-    monkeypatch.setattr("lnsim_torch.evaluation.AT_ONCE", 4)
+    monkeypatch.setattr("lnsim_torch.training.evaluation.AT_ONCE", 4)
     assert evaluate(network, data.train, "squared") == pytest.approx(whole, rel=1e-12)
 
 

@@ -10,9 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F
-from lnsim_torch import networks, randomness
+from lnsim_torch import networks
 from lnsim_torch.distributed import Group
-from lnsim_torch.training import Plan, evaluate, place, train
+from lnsim_torch.training import randomness
+from lnsim_torch.training.train import Plan, evaluate, place, train
 from test_training import CLASSES, _one_thread, same, small_data, small_images  # noqa: F401
 from torch import nn
 

@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lnsim import archive, simulate
-from lnsim import verify as verifying
-from lnsim.cli import main
+from lnsim import simulate
+from lnsim.base import archive
+from lnsim.cli.main import main
 from lnsim.dynamics import SGD
-from lnsim.network import ntk_init
-from lnsim.problem import gaussian_regression
-from lnsim.recorder import WAYPOINTS_HOLD, waypoint_records
-from lnsim.trajectory import Status, Trajectory
-from lnsim.verify import verify
+from lnsim.models.problem import gaussian_regression
+from lnsim.models.two_layer import ntk_init
+from lnsim.simulation import verify as verifying
+from lnsim.simulation.recorder import WAYPOINTS_HOLD, waypoint_records
+from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.simulation.verify import verify
 
 SMALL = ["samples=20", "test_samples=10", "dim=4", "width=12", "lr=1e-2", "steps=200",
          "record_every=20", "tracked=2"]  # fmt: skip

@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from lnsim import verify_rounding
-from lnsim.cli import main
-from lnsim.trajectory import Status, Trajectory
-from lnsim.verify import verify
+from lnsim.cli.main import main
+from lnsim.simulation import rounding
+from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.simulation.verify import verify
 
 
 def write_images(path, seed):
@@ -172,7 +172,7 @@ def curve(values, status="OK"):
     ],
 )
 def test_how_far_a_run_is_compared(moved, status, last, amplified):
-    limit = verify_rounding.allowed(curve([4, 2, 1, 1]), curve(moved, status))
+    limit = rounding.allowed(curve([4, 2, 1, 1]), curve(moved, status))
     assert (limit.last_step, limit.amplified) == (last, amplified)
     assert limit.at_the_end == (last == 15)
     kept = limit.tolerance[: last // 5 + 1]
@@ -181,8 +181,8 @@ def test_how_far_a_run_is_compared(moved, status, last, amplified):
 
 def test_records_that_neither_has_are_alike_where_both_have_ended():
     diverged = curve([4, 2, np.nan], "DIVERGED")
-    assert verify_rounding.allowed(diverged, diverged).at_the_end
+    assert rounding.allowed(diverged, diverged).at_the_end
     stopped = curve([4, 2, np.nan], "STOPPED")
     for moved in (stopped, curve([4, 2, 1])):
-        limit = verify_rounding.allowed(stopped, moved)
+        limit = rounding.allowed(stopped, moved)
         assert (limit.last_step, limit.at_the_end, limit.amplified) == (5, False, False)

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim import streams
-from lnsim._checks import FloatArray, per_replica
-from lnsim._threads import in_blocks
 from lnsim.backend import Gradient, State
+from lnsim.base.checks import FloatArray, per_replica
+from lnsim.base.threads import in_blocks
 from lnsim.dynamics import Dynamics, Oscillation
-from lnsim.linearized import Twin
-from lnsim.problem import Problem
+from lnsim.models.problem import Problem
+from lnsim.models.twin import Twin
 from lnsim_numba import batches, kernels, oscillation
 from lnsim_numba import twin as twins_of_batches
 from lnsim_numba.common import MOMENTUM

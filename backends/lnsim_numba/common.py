@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lnsim._cache import compiled
 from lnsim.backend import DIVERGED_ABOVE
+from lnsim.base.compiled import compiled
 
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 # Only flags that keep NaN and infinity honest: divergence is found by them.

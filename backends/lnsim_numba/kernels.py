@@ -38,7 +38,7 @@ from __future__ import annotations
 import numpy as np
 from numba import config
 
-from lnsim._cache import compiled
+from lnsim.base.compiled import compiled
 from lnsim_numba.common import (
     EXACT,
     FAST,

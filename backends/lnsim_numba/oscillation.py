@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lnsim._cache import compiled
+from lnsim.base.compiled import compiled
 from lnsim_numba.common import EXACT, FAST, LR, aligned, descent, has_diverged
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lnsim_torch.linear import TorchEngine
-from lnsim_torch.linearization import linearize, mse_predictor
-from lnsim_torch.ntk import empirical_ntk
+from lnsim_torch.linearization.descent import linearize, mse_predictor
+from lnsim_torch.ntk.kernel import empirical_ntk
 
 __all__ = ["TorchEngine", "empirical_ntk", "linear_engine", "linearize", "mse_predictor"]
 

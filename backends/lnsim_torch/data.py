@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torchvision.datasets import CIFAR10
 
-from lnsim.images import Images, checked
+from lnsim.images.data import Images, checked
 
 
 def cifar10(root: str) -> Images:

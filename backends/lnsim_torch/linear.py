@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lnsim import streams
-from lnsim._checks import FloatArray, per_replica
 from lnsim.backend import DIVERGED_ABOVE, Gradient, State
+from lnsim.base.checks import FloatArray, per_replica
 from lnsim.dynamics import FULL_BATCH, Dynamics, Oscillation
-from lnsim.linearized import Twin
-from lnsim.problem import Problem
+from lnsim.models.problem import Problem
+from lnsim.models.twin import Twin
 from lnsim_torch.devices import check_device
 from lnsim_torch.threads import held
 

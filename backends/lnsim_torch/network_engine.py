@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn, set_num_threads
 
-from lnsim import function_space
-from lnsim._checks import FloatArray
+from lnsim.base.checks import FloatArray
+from lnsim.images import erf_network
 from lnsim_torch.distributed import group, joined
-from lnsim_torch.evaluation import evaluate
-from lnsim_torch.linearization import kernel_change, mse_predictor
+from lnsim_torch.linearization.descent import kernel_change, mse_predictor
 from lnsim_torch.networks import resnet18, wide_resnet
-from lnsim_torch.ntk import empirical_ntk
-from lnsim_torch.pruning import pruning_curve
+from lnsim_torch.ntk.kernel import empirical_ntk
 from lnsim_torch.samples import Data, Samples, place
 from lnsim_torch.threads import held
-from lnsim_torch.training import Result, train
-from lnsim_torch.training_plan import Execution, Plan
+from lnsim_torch.training.evaluation import evaluate
+from lnsim_torch.training.plan import Execution, Plan
+from lnsim_torch.training.pruning import pruning_curve
+from lnsim_torch.training.train import Result, train
 
 __all__ = [
     "Execution",
@@ -100,7 +100,7 @@ class Tangent:
         with torch.no_grad():
             f, f_test = network(self._x), network(x_test)
         targets = [
-            function_space.one_hot(samples.labels, self._data.classes)
+            erf_network.one_hot(samples.labels, self._data.classes)
             for samples in (self._data.train, self._data.test)
         ]
         predict = mse_predictor(
@@ -108,7 +108,7 @@ class Tangent:
             empirical_ntk(network, x_test, self._x), f_test,
         )  # fmt: skip
         return {
-            f"{part}_loss": function_space.loss(of_part(steps, discrete=True).cpu().numpy(), y)
+            f"{part}_loss": erf_network.loss(of_part(steps, discrete=True).cpu().numpy(), y)
             for part, of_part, y in zip(
                 ("train", "test"), (predict.train, predict.test), targets, strict=True
             )

@@ -10,7 +10,7 @@ with b ~ N(0, 1) in `mlp`, b = 0 at first in `resnet18`, none in `wide_resnet`. 
 function at initialisation.  Gradient descent sees them differently: under "ntk" the tangent kernel
 has a limit as the width grows, and does not grow with it (Jacot, Gabriel, Hongler 2018).  The
 factor stands at the layer's input, so that the layer itself is a plain nn.Conv2d or nn.Linear, for
-which ntk_layers.py has exact rules.
+which ntk/layers.py has exact rules.
 
 `alpha` multiplies the output: the larger, the lazier the training (Chizat, Oyallon, Bach 2019).
 
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from lnsim import _checks
+from lnsim.base import checks
 from lnsim.streams import check_seed
 
 PARAMETERIZATIONS = ("ntk", "standard")
@@ -39,7 +39,7 @@ GAINS = {"erf": 1.0, "relu": math.sqrt(2.0)}
 TORCH_GAIN = 1.0 / math.sqrt(3.0)
 """That of the weights torch draws for a layer, uniform on +-1/sqrt(n)."""
 
-# A purpose of numpy.random.default_rng([seed, purpose]); function_space.py has those up to 6.
+# A purpose of numpy.random.default_rng([seed, purpose]); images/erf_network.py has those up to 6.
 _INIT = 7
 
 
@@ -56,10 +56,10 @@ def mlp(
     Takes samples of any shape, (N, ...), and flattens them.  `activation`: "relu" or "erf"; two
     sizes make a linear model.  Raises ValueError or TypeError for what it does not know.
     """
-    widths = [_checks.integer("sizes", size, 1) for size in sizes]
+    widths = [checks.integer("sizes", size, 1) for size in sizes]
     if len(widths) < 2:
         raise ValueError(f"sizes must have at least 2 entries, inputs and outputs, got {sizes}")
-    gain = GAINS[_checks.choice("activation", activation, GAINS)]
+    gain = GAINS[checks.choice("activation", activation, GAINS)]
     make = _Layers(parameterization, seed)
     layers: list[nn.Module] = [nn.Flatten()]
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
@@ -86,8 +86,8 @@ def wide_resnet(
 
     Source: the example of neural-tangents (Novak et al. 2020), after Zagoruyko, Komodakis 2016.
     """
-    block_size = _checks.integer("block_size", block_size, 1)
-    k = _checks.integer("k", k, 1)
+    block_size = checks.integer("block_size", block_size, 1)
+    k = checks.integer("k", k, 1)
     make = _Layers(parameterization, seed)
     layers: list[nn.Module] = [make.conv(3, 16, gain=1.0)]
     channels = 16
@@ -116,7 +116,7 @@ def resnet18(
 
     Source: He, Zhang, Ren, Sun 2016; the stem is that of their networks for CIFAR-10.
     """
-    width = _checks.integer("width", width, 1)
+    width = checks.integer("width", width, 1)
     make = _Layers(parameterization, seed)
     layers: list[nn.Module] = [make.conv(3, width), nn.BatchNorm2d(width), nn.ReLU()]
     channels = width
@@ -161,7 +161,7 @@ class _Layers:
     """Makes layers of one parameterisation, their weights in order from one generator."""
 
     def __init__(self, parameterization: str, seed: int) -> None:
-        self._ntk = _checks.choice("parameterization", parameterization, PARAMETERIZATIONS) == "ntk"
+        self._ntk = checks.choice("parameterization", parameterization, PARAMETERIZATIONS) == "ntk"
         self._random = np.random.default_rng([check_seed(seed), _INIT])
 
     def conv(
@@ -225,13 +225,13 @@ def _head(
     make: _Layers, channels: int, classes: int, alpha: float, gain: float, bias: float | None
 ) -> list[nn.Module]:
     """The average over all pixels, a dense layer, and `alpha`."""
-    classes = _checks.integer("classes", classes, 1)
+    classes = checks.integer("classes", classes, 1)
     dense = make.dense(channels, classes, gain, bias)
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense, Scale(_alpha(alpha))]
 
 
 def _alpha(alpha: float) -> float:
-    value = _checks.real("alpha", alpha, above=0.0)
+    value = checks.real("alpha", alpha, above=0.0)
     if not isinstance(value, float):
         raise TypeError(f"alpha must be one number, got {alpha!r}")
     return value

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lnsim import _checks
-from lnsim.images import CLASSES, Images, checked
+from lnsim.base import checks
+from lnsim.images.data import CLASSES, Images, checked
 from lnsim_torch.devices import check_device
 
 NORMALIZATIONS = ("channel", "global")
@@ -82,7 +82,7 @@ def place(
     device that is not there, and for what is no images of `classes` classes.
     """
     check_device(device)
-    _checks.choice("normalization", normalization, NORMALIZATIONS)
+    checks.choice("normalization", normalization, NORMALIZATIONS)
     images = checked(*Images(*images), source="images", classes=classes)
     statistics = [_statistics(images.train_images, normalization)]
     statistics.append(

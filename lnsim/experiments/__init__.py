@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from lnsim import _checks
-from lnsim.config import nearest
+from lnsim.base import checks
+from lnsim.base.config import nearest
 
 NAMES = {
     "label-noise": "two phases of label noise SGD (Figure 2)",
@@ -55,5 +55,5 @@ def with_preset(
         raise ValueError(f"the configuration is of preset {named!r}, not {preset!r}")
     if named is None:
         named = experiment.default_preset(backend, device)
-    _checks.choice("preset", named, experiment.PRESETS)
+    checks.choice("preset", named, experiment.PRESETS)
     return {**experiment.PRESETS[named], **values, "preset": named}

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lnsim import _threads
-from lnsim._checks import FloatArray
 from lnsim.backend import NetworkEngine
-from lnsim.images import Images
-from lnsim.simulate import record_steps
-from lnsim.trajectory import Status, Trajectory, check_continues, provenance
+from lnsim.base import threads as _threads
+from lnsim.base.checks import FloatArray
+from lnsim.images.data import Images
+from lnsim.simulation.simulate import record_steps
+from lnsim.simulation.trajectory import Status, Trajectory, check_continues, provenance
 
 Records = dict[str, FloatArray]
 Assemble = Callable[[Mapping[str, Records], Mapping[str, Records]], Mapping[str, NDArray[Any]]]

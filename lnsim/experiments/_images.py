@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from lnsim import _checks, images, streams
+from lnsim import streams
 from lnsim.backend import load_networks
-from lnsim.images import Images
-from lnsim.trajectory import Trajectory
+from lnsim.base import checks
+from lnsim.images import data as images
+from lnsim.images.data import Images
+from lnsim.simulation.trajectory import Trajectory
 
 BACKEND = "torch"
 """The backend of these experiments, unless another is named."""
 
-# A purpose of numpy.random.default_rng([seed, purpose]): that of function_space.py, so that all
+# A purpose of numpy.random.default_rng([seed, purpose]): that of images/erf_network.py, so that all
 # experiments choose the same images.
 _CHOICE_OF_IMAGES = 5
 
@@ -65,7 +67,7 @@ def choose(config: Setting) -> Images:
 
     The same seed chooses the same images as in `linearization`.
     """
-    if _checks.integer("threads", config.threads, 1) > MOST_THREADS:
+    if checks.integer("threads", config.threads, 1) > MOST_THREADS:
         raise ValueError(f"threads must be at most {MOST_THREADS}, got {config.threads}")
     source = images.load(config.data, config.data_root)
     if source.train_images.ndim != 4 or source.train_images.shape[-1] != 3:
@@ -79,7 +81,7 @@ def choose(config: Setting) -> Images:
         ("samples", source.train_images, source.train_labels),
         ("test_samples", source.test_images, source.test_labels),
     ):
-        count = _checks.integer(name, getattr(config, name), 0) or len(labels)
+        count = checks.integer(name, getattr(config, name), 0) or len(labels)
         if count > len(labels):
             raise ValueError(
                 f"{name} must be at most the {len(labels)} images of data, got {count}"

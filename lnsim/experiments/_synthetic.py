@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lnsim import _checks
-from lnsim._checks import FloatArray
+from lnsim.base import checks
+from lnsim.base.checks import FloatArray
 from lnsim.dynamics import SGD, Alternating, Dynamics, LabelNoise
-from lnsim.network import Network, ntk_init
-from lnsim.problem import Problem, gaussian_regression
-from lnsim.simulate import simulate
-from lnsim.trajectory import Trajectory
+from lnsim.models.problem import Problem, gaussian_regression
+from lnsim.models.two_layer import Network, ntk_init
+from lnsim.simulation.simulate import simulate
+from lnsim.simulation.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ C = TypeVar("C", bound=Setting)
 
 def start(config: Setting) -> tuple[Problem, Network]:
     """The problem and the network at the start.  Raises ValueError for sizes out of range."""
-    _checks.real("theta_norm", config.theta_norm, least=0.0)
+    checks.real("theta_norm", config.theta_norm, least=0.0)
     problem = gaussian_regression(
         config.samples,
         config.dim,

@@ -4,8 +4,7 @@ A Wide ResNet in NTK parameterisation without normalisation, squared loss (1 / 2
 full-batch gradient descent, each set of images normalised by its own mean and deviation as in the
 notebook.  Beside it the linearised network is trained by the same descent: with K the tangent
 kernel of all outputs at the start, f_t - y = (1 - lr K / nC)^t (f_0 - y), of which one
-eigendecomposition gives every t (lnsim_torch/linearization.py).  A resumed run goes on bit for
-bit.
+eigendecomposition gives every t (linearization/descent.py).  A resumed run goes on bit for bit.
 
 The paper leaves depth, width, learning rate and time open.  Preset "paper" has those of the
 architecture's source (block_size 4, k 1) and the notebook's 10,000 steps; preset "small" a block to
@@ -22,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lnsim import _checks
 from lnsim.backend import NetworkEngine, load_networks
+from lnsim.base import checks
 from lnsim.experiments import _images
 from lnsim.experiments._arms import Arms, Records
-from lnsim.simulate import record_steps
-from lnsim.trajectory import Trajectory
+from lnsim.simulation.simulate import record_steps
+from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,13 +131,13 @@ def report(trajectory: Trajectory) -> list[str]:
 
 def figure(trajectory: Trajectory, cls: type[Setting], *words: str) -> Figure:
     """Losses, first-layer norm and kernel distance of all curves; `words` say what the arms are."""
-    from lnsim import figures_networks
+    from lnsim.figures import networks
 
     config = trajectory.config
     shape = [f"Wide ResNet of block size {config['block_size']}, k = {config['k']}"]
     lr = f"lr {config['lr']:g} (linearised: stable below {trajectory['largest_stable_lr']:.3g})"
     caption = _images.caption(trajectory, cls, PRESETS, [*shape, lr, *words])
-    return figures_networks.four_panels(trajectory, caption)
+    return networks.four_panels(trajectory, caption)
 
 
 def _each(values: Mapping[str, Any], form: str) -> str:
@@ -148,9 +147,9 @@ def _each(values: Mapping[str, Any], form: str) -> str:
 
 
 def _check(config: Setting) -> None:
-    _checks.choice("preset", config.preset, PRESETS)
-    every = _checks.integer("record_every", config.record_every, 1)
-    if _checks.integer("kernel_every", config.kernel_every, 0) % every:
+    checks.choice("preset", config.preset, PRESETS)
+    every = checks.integer("record_every", config.record_every, 1)
+    if checks.integer("kernel_every", config.kernel_every, 0) % every:
         raise ValueError(
             f"kernel_every must be a multiple of record_every {every}, got {config.kernel_every}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import fields
 
-from lnsim import config as configs
+from lnsim.base import config as configs
 from lnsim.experiments import load
 
 WIDTH = 80

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lnsim._checks import FloatArray
+from lnsim.base.checks import FloatArray
 from lnsim.experiments import _synthetic
-from lnsim.trajectory import Trajectory
+from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def run(config: Config, *, backend: str = "numba", **driver: Any) -> Trajectory:
 
 def law_of_modes(trajectory: Trajectory) -> tuple[FloatArray | None, str]:
     """The predicted |W(t)|_F^2 at the records, (records,), or None and why there is none."""
-    from lnsim import modes
+    from lnsim.theory import modes
 
     config = _synthetic.config_of(Config, trajectory)
     if config.momentum or config.weight_decay:
@@ -66,21 +66,22 @@ def law_of_modes(trajectory: Trajectory) -> tuple[FloatArray | None, str]:
 
 def figure(trajectory: Trajectory) -> Figure:
     """Figure 2 of this run, with the law of modes beside |W|_F^2."""
-    from lnsim import figures
+    from lnsim.figures import two_phases
 
     curve, reason = law_of_modes(trajectory)
-    return figures.two_phases(trajectory, law_of_modes=curve, without=reason)
+    return two_phases.two_phases(trajectory, law_of_modes=curve, without=reason)
 
 
 def extra_figures(trajectory: Trajectory) -> dict[str, Figure]:
     """Further figures by file name: that of the norm ledger, where it was kept."""
-    from lnsim import figures, theory
+    from lnsim.figures import two_phases
+    from lnsim.theory import paper
 
     if "ledger_removed" not in trajectory.arrays:
         return {}
     config = _synthetic.config_of(Config, trajectory)
-    lemma = theory.lemma_3(config.width, config.dim, config.sigma)
-    return {"ledger": figures.ledger(trajectory, lemma)}
+    lemma = paper.lemma_3(config.width, config.dim, config.sigma)
+    return {"ledger": two_phases.ledger(trajectory, lemma)}
 
 
 def report(trajectory: Trajectory) -> list[str]:

@@ -3,7 +3,7 @@
 Two-layer erf networks on 64 images of CIFAR-10: one trained on clean labels, one with labels
 redrawn at every step, and the linearisation of both at their start.  The clean run follows the
 linearisation, so it is lazy; the noisy one leaves it: higher training loss, lower test loss, and
-first-layer norms that fall more.  The science is in function_space.py and label_flips.py.
+first-layer norms that fall more.  The science is in images/erf_network.py and label_flips.py.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lnsim import _checks, function_space, images, streams
-from lnsim._checks import FloatArray
+from lnsim import streams
 from lnsim.backend import DIVERGED_ABOVE
-from lnsim.function_space import Start, State, Task
-from lnsim.images import CLASSES
-from lnsim.label_flips import FLIPS, check_tau, flip_labels
-from lnsim.simulate import progress_bar, record_steps
-from lnsim.trajectory import Status, Trajectory, check_continues, provenance
+from lnsim.base import checks
+from lnsim.base.checks import FloatArray
+from lnsim.images import data as images
+from lnsim.images import erf_network
+from lnsim.images.data import CLASSES
+from lnsim.images.erf_network import Start, State, Task
+from lnsim.images.label_flips import FLIPS, check_tau, flip_labels
+from lnsim.simulation.simulate import progress_bar, record_steps
+from lnsim.simulation.trajectory import Status, Trajectory, check_continues, provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +86,7 @@ def run(
     Raises ValueError or TypeError for bad input.
     """
     _check(config)
-    engine = function_space.load_engine(backend)
+    engine = erf_network.load_engine(backend)
     engine.check_device(device)
     recorder = _Recorder(config, backend, device)
     step = recorder.restore(resume) if resume is not None else 0
@@ -116,9 +119,9 @@ def run(
 
 def figure(trajectory: Trajectory) -> Figure:
     """Training loss, test loss, and mean and deviation of the first-layer norms."""
-    from lnsim import figures_linearization
+    from lnsim.figures import linearization
 
-    return figures_linearization.four_panels(trajectory)
+    return linearization.four_panels(trajectory)
 
 
 def report(trajectory: Trajectory) -> list[str]:
@@ -146,12 +149,12 @@ def _check(config: Config) -> None:
     for name, least in (
         ("samples", 0), ("test_samples", 0), ("width", 1), ("steps", 0), ("record_every", 1)
     ):  # fmt: skip
-        _checks.integer(name, getattr(config, name), least)
-    if not isinstance(_checks.real("lr", config.lr, above=0.0), float):
+        checks.integer(name, getattr(config, name), least)
+    if not isinstance(checks.real("lr", config.lr, above=0.0), float):
         raise TypeError(f"lr must be one number, got {config.lr!r}")
     check_tau(config.tau)
-    _checks.choice("flip", config.flip, FLIPS)
-    _checks.choice("dtype", config.dtype, function_space.DTYPES)
+    checks.choice("flip", config.flip, FLIPS)
+    checks.choice("dtype", config.dtype, erf_network.DTYPES)
     streams.check_seed(config.seed)
 
 
@@ -170,15 +173,15 @@ class _Recorder:
         self._config = {"experiment": "linearization", "backend": backend, **asdict(config)}
         self._device = device
         source = images.load(config.data, config.data_root)
-        self.task = function_space.choose(
+        self.task = erf_network.choose(
             source, config.samples, config.test_samples, CLASSES, config.seed
         )
-        network = function_space.standard_init(
+        network = erf_network.standard_init(
             config.width, self.task.X.shape[1], CLASSES, config.seed
         )
-        self.start: Start = function_space.reduce(self.task, network)
-        self.state: State = function_space.state_at_start(network, len(self.task.labels), len(RUNS))
-        self._linear = function_space.linearize(self.state, self.start, self.task, config.lr)
+        self.start: Start = erf_network.reduce(self.task, network)
+        self.state: State = erf_network.state_at_start(network, len(self.task.labels), len(RUNS))
+        self._linear = erf_network.linearize(self.state, self.start, self.task, config.lr)
         self._plan = record_steps(config.steps, config.record_every)
         self._count = 0
         self._arrays = {name: np.full(len(self._plan), np.nan) for name in SERIES}
@@ -202,11 +205,11 @@ class _Recorder:
     def _values(self, step: int) -> dict[str, float]:
         """Every one of SERIES at the present state."""
         state, start, task = self.state, self.start, self.task
-        H, H_test = function_space.preactivations(state, start)
-        norms = function_space.neuron_norms(H, state, start)
+        H, H_test = erf_network.preactivations(state, start)
+        norms = erf_network.neuron_norms(H, state, start)
         of_runs = {
-            "train_loss": function_space.loss(function_space.outputs(H, state), task.y),
-            "test_loss": function_space.loss(function_space.outputs(H_test, state), task.y_test),
+            "train_loss": erf_network.loss(erf_network.outputs(H, state), task.y),
+            "test_loss": erf_network.loss(erf_network.outputs(H_test, state), task.y_test),
             "norm_mean": norms.mean(axis=1),
             "norm_std": norms.std(axis=1),
             "ntk_distance": self._ntk_distance(H),
@@ -217,14 +220,14 @@ class _Recorder:
             for s, run in enumerate(RUNS)
         }
         f, f_test = self._linear.train(step), self._linear.test(step)
-        values["linearized_train_loss"] = float(function_space.loss(f, task.y))
-        values["linearized_test_loss"] = float(function_space.loss(f_test, task.y_test))
+        values["linearized_train_loss"] = float(erf_network.loss(f, task.y))
+        values["linearized_test_loss"] = float(erf_network.loss(f_test, task.y_test))
         return values
 
     def _ntk_distance(self, H: FloatArray) -> FloatArray:
         """|K(t) - K(0)|_F / |K(0)|_F of both runs, (2,)."""
         start = self._linear.kernel
-        moved = function_space.mean_kernel(H, H, self.state.W2, self.start.gram) - start
+        moved = erf_network.mean_kernel(H, H, self.state.W2, self.start.gram) - start
         return np.linalg.norm(moved, axis=(1, 2)) / np.linalg.norm(start)
 
     def trajectory(self, status: Status) -> Trajectory:

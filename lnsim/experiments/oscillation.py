@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lnsim import theory
 from lnsim.experiments import _chain, _synthetic
-from lnsim.trajectory import Trajectory
+from lnsim.simulation.trajectory import Trajectory
+from lnsim.theory import paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,14 +41,14 @@ def run(config: Config, *, backend: str = "numba", **driver: Any) -> Trajectory:
 
 def figure(trajectory: Trajectory) -> Figure:
     """Losses, norms with Lemma 4's level and time, alignment, and the chains at the start."""
-    from lnsim import figures
+    from lnsim.figures import two_phases
 
     config = _synthetic.config_of(Config, trajectory)
     # The draws of a step do not depend on what is recorded, so this is the same run.
     steps = min(EARLY, trajectory.status.step)
     early = replace(config, steps=steps, record_every=1)
     chains = run(early, backend=trajectory.config["backend"])
-    return figures.oscillation(trajectory, chains, _lemma(config.lr))
+    return two_phases.oscillation(trajectory, chains, _lemma(config.lr))
 
 
 def report(trajectory: Trajectory) -> list[str]:
@@ -61,9 +61,9 @@ def report(trajectory: Trajectory) -> list[str]:
     ]
 
 
-def _lemma(lr: float) -> theory.Lemma4 | None:
+def _lemma(lr: float) -> paper.Lemma4 | None:
     """Lemma 4, which is of steps below 1."""
-    return theory.lemma_4(lr) if lr < 1 else None
+    return paper.lemma_4(lr) if lr < 1 else None
 
 
 def _lemma_line(trajectory: Trajectory) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lnsim.dynamics import Alternating
 from lnsim.experiments import _chain, _synthetic
-from lnsim.trajectory import Trajectory
+from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,9 +37,9 @@ def run(config: Config, *, backend: str = "numba", **driver: Any) -> Trajectory:
 
 def figure(trajectory: Trajectory) -> Figure:
     """Losses, norms and second-layer weights over the windows."""
-    from lnsim import figures
+    from lnsim.figures import two_phases
 
-    return figures.windows(trajectory, trajectory.config["period"], most=2)
+    return two_phases.windows(trajectory, trajectory.config["period"], most=2)
 
 
 def report(trajectory: Trajectory) -> list[str]:

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lnsim import _checks
 from lnsim.backend import NetworkEngine, load_networks
+from lnsim.base import checks
 from lnsim.experiments import _images
 from lnsim.experiments._arms import Arms, Records
-from lnsim.simulate import record_steps
-from lnsim.trajectory import Trajectory
+from lnsim.simulation.simulate import record_steps
+from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,7 +135,7 @@ def run(
 
 def figure(trajectory: Trajectory) -> Figure:
     """Figure 1 of this run: test loss and accuracy against the epoch, and pruned accuracy."""
-    from lnsim import figures_networks
+    from lnsim.figures import networks
 
     config = trajectory.config
     words = [
@@ -145,7 +145,7 @@ def figure(trajectory: Trajectory) -> Figure:
         f"{config['epochs']} epochs",
     ]
     caption = _images.caption(trajectory, Config, PRESETS, words)
-    return figures_networks.epochs_and_pruning(trajectory, caption)
+    return networks.epochs_and_pruning(trajectory, caption)
 
 
 def report(trajectory: Trajectory) -> list[str]:
@@ -176,9 +176,9 @@ def _pruned_line(trajectory: Trajectory, arm: int) -> str:
 
 def _check(config: Config) -> None:
     """Refuses what would be seen only once training is over, and lists that are none."""
-    _checks.choice("preset", config.preset, PRESETS)
+    checks.choice("preset", config.preset, PRESETS)
     for name, least in (("epochs", 0), ("record_every", 1), ("batch_size", 0)):
-        _checks.integer(name, getattr(config, name), least)
+        checks.integer(name, getattr(config, name), least)
     for name in ("tau", "kept_percent"):
         values = getattr(config, name)
         if not values or len({_number(name, value) for value in values}) < len(values):
@@ -189,7 +189,7 @@ def _check(config: Config) -> None:
 
 
 def _number(name: str, value: Any) -> float:
-    number = _checks.real(name, value)
+    number = checks.real(name, value)
     if not isinstance(number, float):
         raise TypeError(f"{name} must be a list of numbers, got {value!r} in it")
     return number

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lnsim.dynamics import SAM, LabelNoise
 from lnsim.experiments import _synthetic
-from lnsim.trajectory import Trajectory
+from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,9 +41,9 @@ def run(config: Config, *, backend: str = "numba", **driver: Any) -> Trajectory:
 
 def figure(trajectory: Trajectory) -> Figure:
     """Figure 4 of this run."""
-    from lnsim import figures
+    from lnsim.figures import two_phases
 
-    return figures.two_phases(trajectory)
+    return two_phases.two_phases(trajectory)
 
 
 def report(trajectory: Trajectory) -> list[str]:

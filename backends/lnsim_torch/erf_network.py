@@ -1,0 +1,98 @@
+"""The two-layer erf network on torch: the same training, its gradients by autograd.
+
+The reduction is in lnsim/images/erf_network.py: a step of gradient descent on the first layer is
+A <- A - lr dL/dH, so what autograd is asked for is the gradient at the preactivations H, and at
+the second layer: some thirty small kernels a step.  On a GPU all runs share them.  On the CPU a
+run has a thread of its own: threads that share so small products wait for each other, and where
+another program has taken a core they wait ten times as long as they work.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from lnsim.base.threads import in_blocks
+from lnsim.images.erf_network import Start, State
+from lnsim_torch.devices import check_device
+from lnsim_torch.threads import held
+
+__all__ = ["advance", "check_device"]
+
+
+def advance(
+    state: State,
+    start: Start,
+    labels: NDArray[np.int64],
+    lr: float,
+    *,
+    dtype: str,
+    device: str = "cpu",
+) -> None:
+    """See function_space.Engine."""
+    real = getattr(torch, dtype)
+    if torch.device(device).type != "cpu":
+        _descend(state, start, labels, lr, real, device)
+        return
+
+    def descend(runs: slice) -> None:
+        torch.set_num_threads(1)  # of the thread that calls this
+        own = State(*(values[runs] for values in vars(state).values()))
+        _descend(own, start, labels[runs], lr, real, device)
+
+    with held(1):
+        in_blocks(descend, len(state.b2))
+
+
+def _descend(
+    state: State,
+    start: Start,
+    labels: NDArray[np.int64],
+    lr: float,
+    real: torch.dtype,
+    device: str,
+) -> None:
+    """Takes all runs of `state` through T steps together."""
+    runs, classes = state.b2.shape
+
+    def place(array: NDArray[np.generic]) -> Tensor:
+        return torch.tensor(array, device=device)
+
+    gram = place(start.gram).expand(runs, -1, -1)
+    preactivation = place(start.preactivation)
+    masters = [place(values) for values in vars(state).values()]
+    targets = torch.eye(classes, dtype=torch.float64, device=device)[place(labels.swapaxes(0, 1))]
+    coefficients, W2, b2 = masters
+    for target in targets.mT:
+        H = torch.baddbmm(preactivation, gram, coefficients)
+        gradients = _gradients(H, W2, b2, target, real)
+        for master, gradient in zip(masters, gradients, strict=True):
+            master.sub_(gradient, alpha=lr)
+    for values, master in zip(vars(state).values(), masters, strict=True):
+        values[...] = master.cpu().numpy()
+
+
+def _gradients(
+    H: Tensor, W2: Tensor, b2: Tensor, target: Tensor, real: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Gradients of the loss at H, W2 and b2, of type `real`.  `target` : (S, C, n).
+
+    The loss is differentiated in double precision, the network in `real`: late in training f - y
+    is a small difference of large numbers, and an error of f would not fade as one of a gradient.
+    So the f on autograd's tape takes the value computed in double precision.
+    """
+    moving = [value.detach().to(real).requires_grad_() for value in (H, W2, b2)]
+    f = _outputs(*moving).double()
+    if real != torch.float64:
+        f.detach().copy_(_outputs(H, W2, b2))
+    # The loss of every run, added up: runs share no parameter.
+    loss = mse_loss(f, target, reduction="sum") / (2 * target[0].numel())
+    return torch.autograd.grad(loss, moving)
+
+
+def _outputs(H: Tensor, W2: Tensor, b2: Tensor) -> Tensor:
+    """f at preactivations H, (S, C, n): so laid out, the products of both passes are fastest."""
+    return torch.baddbmm(b2[:, :, None], W2, torch.erf(H).mT)

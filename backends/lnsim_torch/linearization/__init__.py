@@ -1,0 +1,1 @@
+"""Networks linearised at their parameters, and descent on them in closed form."""

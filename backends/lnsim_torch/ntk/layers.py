@@ -1,0 +1,313 @@
+"""The kernel of one layer, from what went in and the gradients at what came out.
+
+Derivation
+----------
+The kernel is a sum over parameters, so over layers. Let a layer of sample n see patches
+P_n (L positions × K features) and let D_nc (L × O) be the gradient of output c at what the layer
+gave. A weight used as Z_n = P_n Wᵀ + b has the per-sample gradients
+
+    ∂f_c(x_n)/∂W = D_ncᵀ P_n        (O × K),        ∂f_c(x_n)/∂b = Σ_l D_nc[l].
+
+Linear layers (K = features, L = 1, or the length of a sequence), convolutions (K = channels ×
+kernel, L = pixels) and embeddings (P_n one-hot) are all of this form. Their share of the kernel,
+
+    Θ[nc, mc'] = ⟨D_ncᵀ P_n, D_mc'ᵀ P_m⟩ = Σ_ll' A_nm[l, l'] E_nc,mc'[l, l'],
+    A_nm = P_n P_mᵀ,   E_nc,mc' = D_nc D_mc'ᵀ,   and A + 1 in place of A adds the bias,
+
+is computed by `ntk_products`.
+
+For a normalisation layer, z = γ ∘ x̂ + β, the gradients Σ_l D ∘ x̂ and Σ_l D are as small as γ and β
+and are formed at once. The kernel traced over the outputs is that of ONE output whose D has C·O
+channels, so it takes the same code.
+
+Rows and columns of a kernel block are ordered (output, sample): the passes run output by output.
+"""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from math import prod
+from types import BuiltinFunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lnsim_torch.ntk.products import add_product, add_weighted, joined, slices
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORM = (*_BATCH_NORM, nn.LayerNorm, nn.GroupNorm)
+# The modules that have a rule, and the function of torch.nn.functional that each calls.
+_RULES: dict[type, str] = {
+    nn.Linear: "linear",
+    nn.Embedding: "embedding",
+    nn.LayerNorm: "layer_norm",
+    nn.GroupNorm: "group_norm",
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.Conv3d: "conv3d",
+    nn.BatchNorm1d: "batch_norm",
+    nn.BatchNorm2d: "batch_norm",
+    nn.BatchNorm3d: "batch_norm",
+}
+
+
+def has_rule(module: nn.Module) -> bool:
+    """Whether calls of `module` can be contracted here: its very type, doing what torch does."""
+    if type(module) not in _RULES or not _does_as_made(module):
+        return False
+    parameters = [p for p in module._parameters.values() if p is not None]
+    if any(type(p) is not nn.Parameter or p.is_complex() for p in parameters):
+        return False
+    if isinstance(module, nn.Embedding):
+        # These change the weight in the forward pass, or scale the gradient by batch statistics.
+        return module.max_norm is None and not module.scale_grad_by_freq
+    return True
+
+
+def _does_as_made(module: nn.Module) -> bool:
+    """Whether what makes the module's result is torch's own code, not a replacement of it.
+
+    A replacement may bear the name and the module of what it replaces, not the file of its code.
+    """
+    function = getattr(F, _RULES[type(module)])
+    if not isinstance(function, BuiltinFunctionType) and _file(function) != F.__file__:
+        return False
+    for name in ("forward", "_conv_forward"):
+        owner = next((base for base in type(module).__mro__ if name in vars(base)), None)
+        if name in vars(module) or (
+            owner and _file(vars(owner)[name]) != sys.modules[owner.__module__].__file__
+        ):
+            return False
+    return True
+
+
+def _file(function: Any) -> str | None:
+    code = getattr(function, "__code__", None)
+    return code and code.co_filename
+
+
+def layer_for(
+    module: nn.Module,
+    x: Tensor,
+    claim: tuple[bool, bool],
+    traced: bool = False,
+    reduced: int | None = None,
+) -> "Layer":
+    """The rule for one call of `module` on x; claim: see Layer's weight and bias.
+
+    reduced: form the weight's gradients at once, with so many bytes for the patches.
+    """
+    if type(module) in _NORM:
+        return Norm(module, x, *claim, traced)
+    if reduced is not None:
+        return Reduced(module, x, *claim, traced, reduced)
+    return Weighted(module, x, *claim, traced)
+
+
+def can_be_reduced(module: nn.Module) -> bool:
+    """Whether `layer_for` knows a reduced form."""
+    return type(module) in (nn.Linear, *_CONV)
+
+
+class Layer(ABC):
+    """One call of a layer on n samples: the input, and the gradients of each output as they come.
+
+    weight, bias: which of the module's parameters belong to the kernel and are this call's alone.
+    """
+
+    def __init__(self, module: nn.Module, x: Tensor, weight: bool, bias: bool, traced: bool):
+        self.module, self.x, self.weight, self.bias, self.traced = module, x, weight, bias, traced
+        self.gradients: list[Tensor] = []
+
+    def add(self, gradients: Tensor) -> None:
+        """Take the gradients of the next outputs at this call's result, (outputs, n, …)."""
+        self.gradients += gradients.unbind()
+
+    def held_nbytes(self, result: int, itemsize: int) -> int:
+        """Bytes held for each output once its gradient is taken, the result having so many."""
+        return result
+
+    @abstractmethod
+    def contribute(self, other: "Layer", kernel: Tensor, workspace: int) -> None:
+        """Add this layer's share to kernel (C, n, C, m), or (1, n, 1, m) if traced."""
+
+
+class Rows(Layer):
+    """Parameters whose gradients are simply held: (C·n, R), or (n, C·R) if traced."""
+
+    def __init__(self, rows: Tensor):
+        self.rows = rows
+
+    def contribute(self, other: Layer, kernel: Tensor, workspace: int) -> None:
+        assert isinstance(other, Rows)
+        theirs = None if other is self else other.rows.to(kernel.dtype)
+        add_product(kernel, self.rows.to(kernel.dtype), theirs)
+
+
+class Formed(Layer):
+    """A layer whose gradients are formed as they come, (n, R) for each output."""
+
+    def contribute(self, other: Layer, kernel: Tensor, workspace: int) -> None:
+        mine = Rows(joined(self.gradients, self.traced))
+        theirs = mine if other is self else Rows(joined(other.gradients, self.traced))
+        mine.contribute(theirs, kernel, workspace)
+
+    def held_nbytes(self, result: int, itemsize: int) -> int:
+        return itemsize * sum(p.numel() for p in self.module.parameters(recurse=False))
+
+
+class Norm(Formed):
+    """LayerNorm, GroupNorm, BatchNorm in eval mode."""
+
+    def add(self, gradients: Tensor) -> None:
+        parts = []
+        if self.weight:
+            parts.append(self._reduce(gradients * self._normalised()))
+        if self.bias:
+            parts.append(self._reduce(gradients))
+        super().add(torch.cat(parts, 2))
+
+    def _reduce(self, z: Tensor) -> Tensor:
+        """Sum z (C, n, …) over the positions that share a parameter, to (C, n, parameters)."""
+        if isinstance(self.module, nn.LayerNorm):
+            return z.reshape(*z.shape[:2], -1, prod(self.module.normalized_shape)).sum(2)
+        return z.flatten(3).sum(3) if z.ndim > 3 else z
+
+    def _normalised(self) -> Tensor:
+        module = self.module
+        if isinstance(module, nn.LayerNorm):
+            return F.layer_norm(self.x, module.normalized_shape, eps=module.eps)
+        if isinstance(module, nn.GroupNorm):
+            return F.group_norm(self.x, module.num_groups, eps=module.eps)
+        assert isinstance(module, _BATCH_NORM)
+        return F.batch_norm(self.x, module.running_mean, module.running_var, eps=module.eps)
+
+
+class Weighted(Layer):
+    """Linear, convolution or embedding: gradients held as (n, L, O) for each output."""
+
+    def __init__(self, module: nn.Module, x: Tensor, weight: bool, bias: bool, traced: bool):
+        super().__init__(module, x, weight, bias, traced)
+        self.groups = module.groups if isinstance(module, _CONV) else 1
+        self.kernel_size = prod(module.kernel_size) if isinstance(module, _CONV) else 1
+        if isinstance(module, _CONV):
+            self.in_channels = module.in_channels // self.groups
+        else:
+            self.in_channels = module.weight.shape[-1] if isinstance(module, nn.Linear) else 1
+
+    def add(self, gradients: Tensor) -> None:
+        channels_last = gradients.movedim(2, -1) if isinstance(self.module, _CONV) else gradients
+        c, n, *places, channels = channels_last.shape
+        super().add(channels_last.reshape(c, n, prod(places), channels))
+
+    def contribute(self, other: Layer, kernel: Tensor, workspace: int) -> None:
+        assert isinstance(other, Weighted)
+        add_weighted(self, other, kernel, workspace)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """As the kernel sees it: samples, outputs C, positions L, channels O, features K."""
+        n, length, channels = self.gradients[0].shape
+        outputs = len(self.gradients)
+        if self.traced:
+            outputs, channels = 1, outputs * channels
+        return n, outputs, length, channels, self.in_channels * self.kernel_size
+
+    # The two factors, in the layouts that the three ways ask for.
+
+    def gradients_by_output(self, dtype: torch.dtype) -> Tensor:
+        """All D, (C, n, L, O)."""
+        whole = torch.cat(self.gradients, 2)[None] if self.traced else torch.stack(self.gradients)
+        return whole.to(dtype)
+
+    def gradients_by_sample(self, dtype: torch.dtype) -> Tensor:
+        """All D, transposed: (n, C, O, L)."""
+        gradients = [g.transpose(1, 2) for g in self.gradients]
+        whole = torch.cat(gradients, 1)[:, None] if self.traced else torch.stack(gradients, 1)
+        return whole.to(dtype, memory_format=torch.contiguous_format)
+
+    def patches(self, samples: slice, channels: slice) -> Tensor:
+        """P of the samples and input channels named, (n, L, channels · kernel size)."""
+        module, x = self.module, self.x[samples]
+        if not isinstance(module, _CONV):
+            return x.reshape(len(x), -1, x.shape[-1])[:, :, channels]
+        x = x[:, channels]
+        padding = module._reversed_padding_repeated_twice
+        if any(padding):
+            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            x = F.pad(x, padding, mode=mode)
+        settings = zip(x.shape[2:], module.kernel_size, module.stride, module.dilation, strict=True)
+        places = [(size - (k - 1) * gap - 1) // step + 1 for size, k, step, gap in settings]
+        strides = x.stride()[2:]
+        steps = [s * step for s, step in zip(strides, module.stride, strict=True)]
+        gaps = [s * gap for s, gap in zip(strides, module.dilation, strict=True)]
+        windows = x.as_strided(
+            (len(x), *places, *module.kernel_size, x.shape[1]),
+            (x.stride(0), *steps, *gaps, x.stride(1)),
+        )
+        return windows.reshape(len(x), prod(places), -1)
+
+    def inputslices(self, nbytes: int, with_rows: bool = False) -> Iterator[slice]:
+        """Input channels in runs (of whole groups) whose patches, and J if asked, fit in nbytes."""
+        n, length, channels = self.gradients[0].shape
+        if with_rows:
+            length = max(length, len(self.gradients) * channels // self.groups)
+        channel = n * length * self.kernel_size * self.x.element_size()
+        return slices(self.in_channels * self.groups, nbytes // max(channel, 1), self._unit)
+
+    def outputslices(self, inputs: slice, nbytes: int) -> Iterator[slice]:
+        """The output channels that these input channels reach, in runs whose J fits."""
+        n, _, channels = self.gradients[0].shape
+        if self.groups > 1:
+            share = channels // self.groups
+            first, last = inputs.start // self.in_channels, inputs.stop // self.in_channels
+            return iter([slice(first * share, last * share)])
+        width = (inputs.stop - inputs.start) * self.kernel_size
+        column = len(self.gradients) * n * width * self.x.element_size()
+        return slices(channels, nbytes // max(column, 1), 1)
+
+    @property
+    def _unit(self) -> int:
+        return self.in_channels if self.groups > 1 else 1
+
+    def gradient_rows(
+        self, patches: Tensor, part: slice, outputs: Sequence[int], buffer: Tensor
+    ) -> Tensor:
+        """J of one slice of the weight, PᵀD with a row for each (output, sample), in `buffer`."""
+        n, length, _ = patches.shape
+        groups = patches.shape[2] // (self.in_channels * self.kernel_size) if self.groups > 1 else 1
+        by_group = patches.view(n, length, self.kernel_size, groups, -1).permute(0, 3, 2, 4, 1)
+        by_group = by_group.reshape(n * groups, -1, length)
+        channels = (part.stop - part.start) // groups
+        rows = buffer.resize_(len(outputs), n * groups, by_group.shape[1], channels)
+        for c, out in zip(outputs, rows, strict=True):
+            gradient = self.gradients[c][:, :, part].to(patches.dtype)
+            gradient = gradient.view(n, length, groups, channels).transpose(1, 2)
+            torch.bmm(by_group, gradient.reshape(n * groups, length, channels), out=out)
+        return rows.view(len(outputs) * n, -1)
+
+
+class Reduced(Formed):
+    """Linear or convolution with fewer weights than results, where memory is short."""
+
+    def __init__(
+        self, module: nn.Module, x: Tensor, weight: bool, bias: bool, traced: bool, nbytes: int
+    ):
+        super().__init__(module, x, weight, bias, traced)
+        self.nbytes = nbytes
+
+    def add(self, gradients: Tensor) -> None:
+        for gradient in gradients.split(1):
+            one = Weighted(self.module, self.x, self.weight, self.bias, False)
+            one.add(gradient)
+            parts = []
+            for inputs in one.inputslices(self.nbytes, with_rows=True) if self.weight else ():
+                patches = one.patches(slice(None), inputs)
+                for part in one.outputslices(inputs, self.nbytes):
+                    parts.append(one.gradient_rows(patches, part, [0], self.x.new_empty(0)))
+            if self.bias:
+                parts.append(one.gradients[0].sum(1))
+            self.gradients.append(torch.cat([p.to(gradient.dtype) for p in parts], 1))

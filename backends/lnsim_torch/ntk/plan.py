@@ -1,0 +1,398 @@
+"""How a kernel will be computed: which rules apply, in which stages, how many samples at a time.
+
+All of it is decided before the work begins, on one sample alone: what the network does with it
+shows the uses of every parameter and the bytes per sample. Whether the first axis of every layer is
+the samples', and whether samples keep to themselves, shows in the work itself (`ntk_rows`), or,
+should that prove the plan wrong, on two samples together.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from lnsim_torch.ntk.graph import (
+    Bottleneck,
+    Call,
+    Graph,
+    bottlenecks,
+    outputs_of,
+    parameter_uses,
+    record,
+)
+from lnsim_torch.ntk.layers import can_be_reduced, has_rule, layer_for
+from lnsim_torch.ntk.rows import Irregular, check_outputs, check_rows, close
+from lnsim_torch.untouched import Untouched
+
+# One part in so many of the budget is for the products of one layer.
+_WORKSPACE = 8
+_NAMES = ("weight", "bias")
+
+Claims = tuple[tuple[bool, bool], ...]
+
+
+class TooSmall(Irregular):
+    """One sample does not fit into the budget."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Calls are numbered in the order in which `record` meets them."""
+
+    network: Untouched
+    tapped: list[nn.Module]  # the modules that are recorded
+    probe: Tensor  # one sample
+    alone: Graph  # what the network does with it
+    claims: Claims  # per call: its weight goes by the rule, its bias does
+    plain: tuple[tuple[nn.Parameter, ...], ...]  # those that go by plain autograd, in groups
+    stages: tuple[frozenset[int], ...]  # the calls above the end of each stage
+    outputs: int
+    outputs_at_once: int
+    tile: int  # samples
+    workspace: int  # bytes for the products of one layer
+    traced: bool  # the kernel is summed over the outputs
+    reduced: frozenset[int]  # the calls whose weight gradients are formed at once
+    dtype: torch.dtype
+    layout: torch.memory_format
+
+    def run(self, x: Tensor, check: bool) -> tuple[Graph, list[tuple[list[int], Bottleneck]]]:
+        """Record the samples x, and find in the graph the calls and the end of every stage.
+
+        check: whether to look if every sample keeps to its row and to itself.
+
+        Raises Irregular if a layer or a parameter is not used as the plan has it, ValueError if
+        the output of a sample depends on its neighbours.
+        """
+        graph = _record(self.network, self.tapped, x, self.layout)
+        row = None
+        if torch.equal(x[-1:], self.probe):
+            row = len(x) - 1
+            check_outputs(self.alone.output[0], graph.output[row], self._alone)
+        uses = parameter_uses(graph)
+        claims = _claims(self.alone, graph, row, uses)
+        if not _contains(claims, self.claims):
+            raise Irregular
+        if check and len(x) > 1:
+            trusted = {graph.calls[i] for i in _claimed(self.claims)}
+            check_rows(self.network, self.tapped, x, graph, trusted, self._alone, self.layout)
+        graph.release()
+        pairs = zip(graph.calls, self.claims, strict=True)
+        covered = {*chain(*self.plain), *(p for call, claim in pairs for p in _own(call, claim))}
+        if any(uses[p] and p not in covered for p in self.network.trained):
+            raise Irregular
+        ends = {end.above: end for end in bottlenecks(graph, _claimed(self.claims))}
+        if not ends.keys() >= set(self.stages):
+            raise Irregular
+        starts = (frozenset(), *self.stages)
+        calls = [sorted(end - start) for start, end in zip(starts, self.stages, strict=False)]
+        return graph, list(zip(calls, (ends[above] for above in self.stages), strict=True))
+
+    def _alone(self) -> Graph:
+        return _record(self.network, self.tapped, self.probe, self.layout)
+
+
+def make_plan(
+    network: Untouched,
+    x: Tensor,
+    others: Tensor,
+    *,
+    traced: bool,
+    memory: int,
+    looks: int,
+    layout: torch.memory_format,
+) -> Plan:
+    """Plan the kernel of x with others (x itself if symmetric) in `memory` bytes.
+
+    looks: 1 trusts the rules as far as one sample alone shows, 2 as two together show; 0 sends
+    every parameter through plain autograd.
+
+    Raises ValueError if the output of a sample depends on its neighbours; Irregular if no
+    tile would show whether the plan holds; TooSmall if one sample does not fit.
+    """
+    last_two = (x if len(x) >= len(others) else others)[-2:]
+    probe = last_two[-1:]
+    tapped = [module for module in network.modules if _can_be_tapped(module)]
+    alone = partial(_record, network, tapped)
+    one, saved = _first_look(network, alone, probe, layout)
+    if looks:
+        two = one
+        if looks == 2:
+            two = alone(last_two, layout)
+            check_outputs(one.output[0], two.output[-1], lambda: alone(probe, layout))
+        uses = parameter_uses(two)
+        claims = _claims(one, two, len(two.output) - 1, uses)
+        if len(two.output) > 1:
+            trusted = {two.calls[i] for i in _claimed(claims)}
+            check_rows(
+                network, tapped, last_two, two, trusted, lambda: alone(probe, layout), layout
+            )
+        uses += parameter_uses(one)
+    else:
+        # Two at least, to see them together.
+        at_once = max(2, memory // (2 * max(saved, 1)))
+        uses = _survey(network, alone, [x] if others is x else [x, others], at_once, layout)
+        claims = ((False, False),) * len(one.calls)
+    by_rule = {p for call, claim in zip(one.calls, claims, strict=True) for p in _own(call, claim)}
+    plain = [p for p in network.trained if uses[p] and p not in by_rule]
+    outputs = one.output.shape[1]
+    workspace = memory // _WORKSPACE
+    sides = 1 if others is x else 2
+    samples = max(len(x), len(others))
+    for reduced in (False, True):
+        cost = _Cost(one, claims, saved, plain, 1 if traced else outputs, reduced)
+        sizes = _sizes(cost, samples, sides, outputs, traced, memory - workspace)
+        if sizes is not None:
+            break
+    else:
+        least = (1 if sides * samples == 1 else 2) * cost.need(1 if traced else outputs)
+        total = -(-least * _WORKSPACE // (_WORKSPACE - 1)) + _WORKSPACE
+        raise TooSmall(f"memory is too small for one sample: about {total} bytes are needed")
+    tile, at_once, room = sizes
+    stages = cost.stages(at_once, room)
+    one.forget()
+    if (looks == 1 and tile == 1) or (looks and not stages):
+        raise Irregular
+    return Plan(
+        network=network,
+        tapped=tapped,
+        probe=probe,
+        alone=one,
+        claims=claims,
+        plain=cost.groups(at_once, room),
+        stages=stages,
+        outputs=outputs,
+        outputs_at_once=at_once,
+        tile=tile,
+        workspace=workspace,
+        traced=traced,
+        reduced=frozenset(cost.reduced),
+        dtype=one.output.dtype,
+        layout=layout,
+    )
+
+
+def layouts(network: nn.Module, x: Tensor) -> tuple[torch.memory_format, ...]:
+    """The memory formats to try, the fastest first; a network that calls .view() may refuse it."""
+    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    if convolves and x.ndim == 4 and x.is_floating_point() and x.device.type == "cpu":
+        return torch.channels_last, torch.contiguous_format  # up to four times faster convolutions
+    return (torch.contiguous_format,)
+
+
+def _can_be_tapped(module: nn.Module) -> bool:
+    return has_rule(module) and any(p.requires_grad for p in module.parameters(recurse=False))
+
+
+def _record(
+    network: Untouched, tapped: list[nn.Module], x: Tensor, layout: torch.memory_format
+) -> Graph:
+    # A copy, for networks that work in place on what they are given.
+    return record(network, x.clone(memory_format=layout), tapped)
+
+
+Recorder = Callable[[Tensor, torch.memory_format], Graph]
+
+
+def _first_look(
+    network: Untouched, recorder: Recorder, x: Tensor, layout: torch.memory_format
+) -> tuple[Graph, int]:
+    """Record one sample; count the bytes that autograd saves for it."""
+    state = {t.untyped_storage().data_ptr() for t in network.state if t.layout == torch.strided}
+    saved: dict[int, torch.UntypedStorage] = {}  # kept: an address that is free is used again
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in state:
+            saved[storage.data_ptr()] = storage
+        return tensor.detach()
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        graph = recorder(x, layout)
+    return graph, sum(storage.nbytes() for storage in saved.values())
+
+
+def _survey(
+    network: Untouched,
+    recorder: Recorder,
+    sides: list[Tensor],
+    at_once: int,
+    layout: torch.memory_format,
+) -> Counter[Tensor]:
+    """The uses of every parameter by any of the samples alone.
+
+    Raises ValueError if a sample alone and among others gives another output.
+    """
+    uses: Counter[Tensor] = Counter()
+    for samples in chain(*(side.split(at_once) for side in sides)):
+        together = outputs_of(network, samples.clone(memory_format=layout))
+        for i, sample in enumerate(samples.split(1)):
+            alone = recorder(sample, layout)
+            check_outputs(alone.output[0], together[i], partial(recorder, sample, layout))
+            uses += parameter_uses(alone)
+    return uses
+
+
+def _is_row(alone: Call, call: Call, row: int | None, samples: int) -> bool:
+    """Whether axis 0 of `call` is the samples', and holds at `row` what the sample gives alone.
+
+    The shapes alone would let a (T, N, …) network pass when T = N.
+    """
+    here, there = alone.input.shape, call.input.shape
+    return (
+        call.input_intact
+        and here[:1] == alone.output_shape[:1] == (1,)
+        and there == (samples, *here[1:])
+        and call.output_shape == (samples, *alone.output_shape[1:])
+        and (alone is call or row is None or close(alone.input[0], call.input[row]))
+    )
+
+
+def _own(call: Call, claim: tuple[bool, bool] = (True, True)) -> list[nn.Parameter]:
+    both = (call.module._parameters.get(name) for name in _NAMES)
+    return [p for p, claimed in zip(both, claim, strict=True) if claimed and p is not None]
+
+
+def _claims(alone: Graph, graph: Graph, row: int | None, uses: Counter[Tensor]) -> Claims:
+    """Per call: whether weight and bias are used by this call, as its rule says, and no other.
+
+    alone: the same network on one sample only, the one at `row`, if that is known to be there. No
+    call is claimed if there are others in `graph` than there. uses: of the parameters in `graph`.
+    """
+    pairs = list(zip(alone.calls, graph.calls, strict=False))
+    if len(alone.calls) != len(graph.calls) or any(a.module is not b.module for a, b in pairs):
+        return ((False, False),) * len(alone.calls)
+    owners = Counter(p for call in graph.calls for p in _own(call))
+    claims = []
+    for other, call in pairs:
+        regular = _is_row(other, call, row, len(graph.output))
+        both = (call.module._parameters.get(name) for name in _NAMES)
+        weight, bias = (
+            regular
+            and p is not None
+            and p.requires_grad
+            and not p._backward_hooks  # they change what plain autograd finds
+            and uses[p] == owners[p] == 1
+            for p in both
+        )
+        claims.append((weight, bias))
+    return tuple(claims)
+
+
+def _contains(claims: Claims, others: Claims) -> bool:
+    pairs = zip(chain(*claims), chain(*others), strict=True)
+    return all(claimed or not other for claimed, other in pairs)
+
+
+def _claimed(claims: Claims) -> list[int]:
+    return [i for i, claim in enumerate(claims) if any(claim)]
+
+
+class _Cost:
+    """Bytes that one sample takes: `fixed`, and `per_output` for each output taken at once."""
+
+    def __init__(
+        self,
+        one: Graph,
+        claims: Claims,
+        saved: int,
+        plain: list[nn.Parameter],
+        outputs: int,
+        reduced: bool,
+    ) -> None:
+        self.itemsize = one.output.element_size()
+        self.plain = plain
+        self.results: dict[int, int] = {}
+        self.held: dict[int, int] = {}
+        self.reduced = set()
+        for i in _claimed(claims):
+            call = one.calls[i]
+            self.results[i] = call.output_shape.numel() * self.itemsize
+            layer = layer_for(call.module, call.input, claims[i])
+            self.held[i] = layer.held_nbytes(self.results[i], self.itemsize)
+            if reduced and can_be_reduced(call.module):
+                formed = layer_for(call.module, call.input, claims[i], reduced=0)
+                least = formed.held_nbytes(self.results[i], self.itemsize)
+                if least < self.held[i]:
+                    self.held[i] = least
+                    self.reduced.add(i)
+        top = Bottleneck(frozenset())
+        self.ends = [top, *bottlenecks(one, list(self.held))]
+        # Autograd's own working copies: a few times the largest activation.
+        self.saved = saved + 4 * max(self.results.values(), default=0)
+        finest = [self._stage(start, end) for start, end in pairwise(self.ends)]
+        rows = max((numbers(p) * self.itemsize for p in plain), default=0)
+        self.per_output = max(rows, *(per_output for per_output, _ in finest))
+        self.fixed = self.saved + max(results for _, results in finest)
+        per_output, results = self._stage(top, self.ends[-1])
+        if self.reduced and self.need(outputs) > self.saved + results + outputs * max(
+            rows, per_output
+        ):
+            self.per_output, self.fixed = max(rows, per_output), self.saved + results
+
+    def need(self, outputs: int) -> int:
+        """Bytes that one sample takes, so many outputs at once."""
+        return max(1, self.fixed + outputs * self.per_output)
+
+    def _stage(self, start: Bottleneck, end: Bottleneck) -> tuple[int, int]:
+        """Bytes for each output, and for the pass in progress, from one bottleneck to another."""
+        inside = end.above - start.above
+        held = [self.held[i] for i in inside]
+        # One layer's gradients once more, in the layout that its product asks for.
+        per_output = start.nbytes + end.nbytes + sum(held) + max(held, default=0)
+        return per_output, sum(self.results[i] for i in inside)
+
+    def stages(self, outputs: int, room: float) -> tuple[frozenset[int], ...]:
+        """As few stages as fit into room bytes per sample; the finest do."""
+        chosen, start, bottom = [], 0, len(self.ends) - 1
+        while self.held and start < bottom:
+            best = start + 1
+            for end in range(start + 2, bottom + 1):
+                per_output, results = self._stage(self.ends[start], self.ends[end])
+                if self.saved + outputs * per_output + results <= room:
+                    best = end
+            chosen.append(self.ends[best].above)
+            start = best
+        return tuple(chosen)
+
+    def groups(self, outputs: int, room: float) -> tuple[tuple[nn.Parameter, ...], ...]:
+        """The plain parameters, as few groups as fit into room bytes per sample."""
+        groups: list[list[nn.Parameter]] = []
+        size = math.inf
+        for p in self.plain:
+            size += numbers(p)
+            if size * outputs * self.itemsize > room:
+                groups.append([])
+                size = numbers(p)
+            groups[-1].append(p)
+        return tuple(tuple(group) for group in groups)
+
+
+def numbers(p: nn.Parameter) -> int:
+    """Real numbers in a parameter."""
+    return p.numel() * (2 if p.is_complex() else 1)
+
+
+def _sizes(
+    cost: _Cost, samples: int, sides: int, outputs: int, traced: bool, memory: int
+) -> tuple[int, int, float] | None:
+    """Samples a tile, outputs at once, and the bytes left for one sample of one side.
+
+    None if one sample does not fit.
+    """
+    at_once = outputs
+    if traced:  # its outputs are independent: taking fewer at once costs little
+        fitting = (memory / (sides * samples) - cost.fixed) // max(cost.per_output, 1)
+        at_once = int(max(1, min(fitting, outputs)))
+    need = cost.need(at_once)
+    if sides * samples * need <= memory:
+        return samples, at_once, memory / (sides * samples)
+    tile = memory // (2 * need)
+    if tile == 0:
+        return None
+    return -(-samples // -(-samples // tile)), at_once, memory / (2 * tile)

@@ -1,0 +1,1 @@
+"""Training of networks on images: plans, batches, state, measures, pruning."""

@@ -1,0 +1,106 @@
+"""What a run of training is (Plan), and how it is computed (Execution)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lnsim.base import checks
+from lnsim.images.label_flips import FLIPS, check_tau
+from lnsim.streams import check_seed
+
+LOSSES = ("cross_entropy", "squared")
+SCHEDULES = ("constant", "cosine")
+PRECISIONS = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What determines a run's numbers.
+
+    `steps` of size `lr`, recorded every `record_every`; `batch_size` 0 is the full batch.
+    `schedule`: "constant", or "cosine" from lr to 0 over all steps.  `rho` > 0 makes it SAM.
+    `tau`: the probability that a label is drawn anew, `flip` from which classes ("other" than the
+    true one, or "any"); `sigma`: the noise of the targets, for the squared loss.  `augment`: crop
+    and flip.  `smoothing`: see training.smoothed.  `train_measured`: of how many training images,
+    evenly spaced, the recorded training loss and accuracy are; 0 for all.
+
+    Raises ValueError or TypeError for numbers and words out of range.
+    """
+
+    steps: int
+    record_every: int
+    lr: float
+    batch_size: int = 0
+    schedule: str = "constant"
+    rho: float = 0.0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    loss: str = "squared"
+    tau: float = 0.0
+    flip: str = "other"
+    sigma: float = 0.0
+    augment: bool = False
+    smoothing: float = 0.9
+    train_measured: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "train_measured"):
+            checks.integer(name, getattr(self, name), 0)
+        checks.integer("record_every", self.record_every, 1)
+        _number("lr", self.lr, above=0.0)
+        for name in ("rho", "weight_decay", "sigma"):
+            _number(name, getattr(self, name))
+        for name in ("momentum", "smoothing"):
+            if _number(name, getattr(self, name)) >= 1.0:
+                raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
+        checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.choice("loss", self.loss, LOSSES)
+        checks.choice("flip", self.flip, FLIPS)
+        check_tau(self.tau)
+        check_seed(self.seed)
+        if self.sigma > 0 and self.loss != "squared":
+            raise ValueError(f"sigma must be 0 unless loss is squared, got {self.sigma}")
+
+    def lr_at(self, step: int) -> float:
+        """The size of step number `step`, from 0."""
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run is computed, on the device where its data lie; it changes a run by rounding alone.
+
+    `precision`: "float32" leaves the network's own type, "bfloat16" is autocast; weights, losses
+    and sums stay as they are.  `compile`: by torch.compile.  `channels_last`: how images and
+    weights lie in memory; it is a quarter faster on the CPU too.  bfloat16 and compile need CUDA.
+    """
+
+    precision: str = "float32"
+    compile: bool = False
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        checks.choice("precision", self.precision, PRECISIONS)
+
+    def check(self, device: str) -> None:
+        """Raises ValueError for what a `device` of this type cannot do."""
+        if device != "cuda":
+            if self.precision != "float32":
+                raise ValueError(f"precision must be float32 on {device}, got {self.precision!r}")
+            if self.compile:
+                raise ValueError(f"compile must be off on {device}: it is for CUDA")
+
+
+PLAIN = Execution()
+
+
+def _number(name: str, value: Any, *, above: float = -math.inf) -> float:
+    number = checks.real(name, value, least=0.0, above=above)
+    if not isinstance(number, float):
+        raise TypeError(f"{name} must be one number, got {value!r}")
+    return number

@@ -1,0 +1,419 @@
+"""Arguments in, exit codes out.
+
+Exit codes: 0 done, 1 verify found a difference, 2 bad input, 3 the run diverged, 4 done but for a
+figure or for what was to be printed, 130 stopped by Ctrl-C (SIGINT), 143 by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from lnsim import experiments
+from lnsim.base import config as configs
+from lnsim.base import threads
+from lnsim.base.files import RunFolder, free_path, in_shell, locked
+from lnsim.cli import plot, surroundings, sweep
+from lnsim.cli.surroundings import LOST
+from lnsim.figures import output as figures_run
+from lnsim.figures import style
+from lnsim.figures.output import Undrawn
+from lnsim.simulation.trajectory import Trajectory
+
+MISMATCH, BAD_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
+CHECKPOINT = "checkpoint.npz"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    with surroundings.settled() as output:
+        code = _command(argv)
+    return output.code(code)
+
+
+def _command(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        threads.check()
+        with style.use(getattr(arguments, "style", None)):
+            code: int = arguments.command(arguments)
+    except Undrawn as error:
+        print(f"lnsim: {error}", file=sys.stderr)
+        return LOST
+    except KeyboardInterrupt:
+        print("lnsim: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except MemoryError as error:
+        print(
+            f"lnsim: not enough memory: {error}; lower width, dim, samples or batch_size",
+            file=sys.stderr,
+        )
+        return BAD_INPUT
+    except (ValueError, TypeError, OSError) as error:
+        print(f"lnsim: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"lnsim: {message} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for, which takes a while."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *asked: object) -> NoReturn:
+        from importlib import metadata
+
+        try:
+            print(f"lnsim {metadata.version('lnsim')}")
+        except metadata.PackageNotFoundError:  # found on the path, as sources or in an archive
+            print("lnsim of a version unknown, as it is not installed")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lnsim",
+        description="How noise in training carries a network from the lazy to the rich regime.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which lnsim this is")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="name the experiments, or the keys of one")
+    listing.set_defaults(command=_list)
+    listing.add_argument("experiment", nargs="?", help="say what its keys are, and mean")
+
+    run = commands.add_parser(
+        "run",
+        help="run an experiment and write its run folder",
+        description="Runs an experiment; writes its numbers, its figure and how to repeat it.",
+    )
+    run.set_defaults(command=_run)
+    run.add_argument("experiment", nargs="?", help="one of those that `lnsim list` names")
+    _add_assignments(run)
+    run.add_argument(
+        "--config", type=Path, metavar="FILE.toml", help="read keys from a file, such as a run's"
+    )
+    run.add_argument("--seed", type=int, help="short for --set seed=SEED")
+    run.add_argument(
+        "--backend", help="what trains: numba (default), or torch (default for networks on images)"
+    )
+    run.add_argument(
+        "--device", help="where torch trains: cpu (default), cuda or cuda:N (cuda is the default"
+        " for networks on images where there is one)",
+    )  # fmt: skip
+    run.add_argument(
+        "--preset", help="for networks on images: paper (default on cuda) or small (default on"
+        " the cpu); --set and --config go over it",
+    )  # fmt: skip
+    run.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="the run folder (default: runs/EXPERIMENT, or -2, -3, ...)",
+    )
+    existing = run.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    existing.add_argument("--force", action="store_true", help="write over what is in DIR")
+    run.add_argument(
+        "--checkpoint-every", type=float, default=60.0, metavar="SECONDS",
+        help="write a checkpoint this often (default: %(default)g)",
+    )  # fmt: skip
+    plot.add_style(run)
+
+    verifying = commands.add_parser(
+        "verify",
+        help="recompute a random segment of a run and compare",
+        description="Recomputes a random segment of a run from a state kept inside it, and compares"
+        " every number.",
+    )
+    verifying.set_defaults(command=_verify)
+    verifying.add_argument("folder", type=Path, metavar="RUN_FOLDER")
+    verifying.add_argument("--seed", type=int, help="choose the segment by this seed")
+    verifying.add_argument(
+        "--seconds", type=float, default=60.0, help="stop after so long (default: %(default)g)"
+    )
+
+    theory = commands.add_parser(
+        "theory",
+        help="what the theory says of a setting, beside what a run measured",
+        description="Prints conditions, times and bounds for a setting; for a run folder, measured"
+        " beside predicted.",
+    )
+    theory.set_defaults(command=_theory)
+    theory.add_argument("folder", nargs="?", type=Path, help="a run folder")
+    _add_assignments(theory)
+
+    sweeping = commands.add_parser(
+        "sweep",
+        help="run an experiment at every point of a grid",
+        description="Runs an experiment at every point of a grid; keeps a summary of each in"
+        " DIR/sweep.sqlite. Stopped in any way, the same command goes on where it was.",
+    )
+    _add_assignments(sweeping)
+    sweep.add_sweep(sweeping)
+
+    plotting = commands.add_parser(
+        "plot",
+        help="draw a sweep, a run again or as a film, or runs compared",
+        description="Draws a sweep: a phase diagram over two swept keys, a curve with its power law"
+        " over one. Of a run folder it draws the run's figures again; of several, their curves,"
+        " named by what their configurations differ in, as curves.png.",
+    )
+    plot.add_plot(plotting)
+
+    everything = commands.add_parser(
+        "reproduce",
+        help="run every synthetic experiment and write one page of claims and verdicts",
+        description="Runs every synthetic experiment of the paper; writes index.html, with each"
+        " claim, our figure, measured against predicted, and a verdict.",
+    )
+    everything.set_defaults(command=_reproduce)
+    everything.add_argument("--out", type=Path, required=True, metavar="DIR")
+    everything.add_argument("--force", action="store_true", help="write over what is in DIR")
+    everything.add_argument("--backend", default="numba", help="default: %(default)s")
+
+    about = commands.add_parser(
+        "info", help="versions, backends, devices, and what to do about what is missing"
+    )
+    about.set_defaults(command=_info)
+    plot.add_style(everything)
+    return parser
+
+
+def _add_assignments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="assignments",
+        help="change keys of the configuration; may be given many times",
+    )  # fmt: skip
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    if arguments.experiment is not None:
+        from lnsim.experiments import keys
+
+        print("\n".join(keys.described(arguments.experiment)))
+        return 0
+    for name, meaning in experiments.NAMES.items():
+        print(f"{name:<22}{meaning}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    name, experiment, backend, config = _configured(arguments)
+    if hasattr(experiment, "join"):
+        with experiment.join(backend, arguments.device) as (device, leads):
+            train = partial(experiment.run, config, backend=backend, device=device)
+            if leads:
+                return _write_run(arguments, name, experiment, train)
+            return _follow(arguments, train)
+    options: dict[str, Any] = {}
+    if arguments.device is not None:
+        if "device" in inspect.signature(experiment.run).parameters:
+            options["device"] = arguments.device
+        else:
+            backend = f"{backend}:{arguments.device}"
+    train = partial(experiment.run, config, backend=backend, **options)
+    return _write_run(arguments, name, experiment, train)
+
+
+def _configured(arguments: argparse.Namespace) -> tuple[str, ModuleType, str, Any]:
+    """The experiment's name and module, the backend, and the configuration asked for."""
+    values: dict[str, Any] = {}
+    if arguments.resume and arguments.out is None:
+        raise ValueError("--resume needs --out DIR, the run folder to go on with")
+    source = arguments.config or (arguments.out if arguments.resume else None)
+    if arguments.config is not None:
+        values = configs.read_toml(arguments.config)
+    elif arguments.resume:
+        values = dict(_newest(arguments.out).config)
+    named = values.pop("experiment", None)
+    # After --set KEY=VALUE the experiment's name would be read as one more assignment.
+    words = [text for text in arguments.assignments if "=" not in text]
+    if arguments.experiment is None and words:
+        arguments.experiment = words[0]
+        arguments.assignments.remove(words[0])
+    name = arguments.experiment or named
+    if not isinstance(name, str | None):
+        raise TypeError(f"experiment must be a name, got {name!r}")
+    if name is None:
+        raise ValueError("name an experiment, or a --config FILE.toml that names one")
+    if named not in (None, name):
+        raise ValueError(f"{source} is of experiment {named!r}, not {name!r}")
+    experiment = experiments.load(name)
+    usual = getattr(experiment, "BACKEND", "numba")
+    backend = arguments.backend or values.pop("backend", usual)
+    values.pop("backend", None)
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a name, got {backend!r}")
+    if not arguments.checkpoint_every >= 0.0:
+        raise ValueError(f"--checkpoint-every must be at least 0, got {arguments.checkpoint_every}")
+    assigned = dict(configs.parse_assignment(text) for text in arguments.assignments)
+    preset = assigned.pop("preset", arguments.preset)
+    values |= assigned
+    if arguments.seed is not None:
+        values["seed"] = arguments.seed
+    values = experiments.with_preset(experiment, preset, values, backend, arguments.device)
+    return name, experiment, backend, configs.build(experiment.Config, values)
+
+
+def _follow(arguments: argparse.Namespace, train: Callable[..., Trajectory]) -> int:
+    """Trains beside the process that leads, which alone writes and prints."""
+    with _interrupt() as stop:
+        trajectory = train(stop=stop, resume=_newest(arguments.out) if arguments.resume else None)
+    return {"OK": 0, "STOPPED": stop.code, "DIVERGED": DIVERGED}[trajectory.status.code]
+
+
+def _write_run(
+    arguments: argparse.Namespace,
+    name: str,
+    experiment: ModuleType,
+    train: Callable[..., Trajectory],
+) -> int:
+    """Trains, writes the run folder, and says what came of it."""
+    out = arguments.out or free_path(Path("runs"), name)
+    reuse = arguments.resume or arguments.force
+    with RunFolder(out, reuse=reuse), locked(out), _hinting(out), _interrupt() as stop:
+        trajectory = train(
+            progress=True,
+            resume=_newest(out) if arguments.resume else None,
+            checkpoint=lambda partial: partial.save(out, CHECKPOINT),
+            checkpoint_every=arguments.checkpoint_every,
+            stop=stop,
+        )
+        if trajectory.status.code == "STOPPED":
+            trajectory.save(out, CHECKPOINT)
+            print(f"{trajectory.status}; go on with: {_how_to_resume(out)}")
+            return stop.code
+        trajectory.save(out)
+        (out / CHECKPOINT).unlink(missing_ok=True)
+        undrawn = figures_run.write(trajectory, out)
+    for line in experiment.report(trajectory):
+        print(line)
+    print(f"run folder    {out}")
+    if undrawn:
+        again = f"the numbers are kept; draw them with: lnsim plot {in_shell(out)}"
+        print(f"lnsim: {undrawn}; {again}", file=sys.stderr)
+    if trajectory.status.code == "DIVERGED":
+        print(f"lnsim: the run {trajectory.status}: try a smaller lr", file=sys.stderr)
+        return DIVERGED
+    return LOST if undrawn else 0
+
+
+def _theory(arguments: argparse.Namespace) -> int:
+    from lnsim.experiments.label_noise import Config
+    from lnsim.verdicts import case, table
+
+    trajectory = None
+    if arguments.folder is None:
+        values = dict(configs.parse_assignment(text) for text in arguments.assignments)
+        config = configs.build(Config, values)
+    else:
+        if arguments.assignments:
+            raise ValueError("--set changes nothing about a run that is over: give either")
+        trajectory = _newest(arguments.folder)
+        config = case.config_of(trajectory)
+    for line in table.table(config, trajectory):
+        print(line)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from lnsim.simulation.verify import verify
+
+    result = verify(_newest(arguments.folder), seed=arguments.seed, seconds=arguments.seconds)
+    for line in result.lines:
+        print(line)
+    return 0 if result.same else MISMATCH
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from lnsim.verdicts.reproduce import reproduce
+
+    folder = RunFolder(arguments.out, reuse=arguments.force, resumable=False)
+    undrawn: list[str] = []
+    with folder, locked(arguments.out):
+        verdicts = reproduce(
+            arguments.out, backend=arguments.backend, progress=True, undrawn=undrawn.append
+        )
+    for verdict in verdicts:
+        print(verdict)
+    print(f"page          {arguments.out / 'index.html'}")
+    for line in undrawn:
+        print(f"lnsim: {line}", file=sys.stderr)
+    return LOST if undrawn else 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from lnsim.cli import info
+
+    for line in info.report():
+        print(line)
+    return 0
+
+
+def _newest(folder: Path) -> Trajectory:
+    """What a run folder holds: the checkpoint of a run that was stopped, or the finished run."""
+    stopped = (folder / CHECKPOINT).is_file()
+    return Trajectory.load(folder, CHECKPOINT if stopped else "trajectory.npz")
+
+
+def _how_to_resume(out: Path) -> str:
+    return f"lnsim run --resume --out {in_shell(out)}"
+
+
+@contextmanager
+def _hinting(out: Path) -> Iterator[None]:
+    """Adds to what the system could not do that there is a checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        if not (out / CHECKPOINT).is_file():
+            raise
+        raise OSError(
+            f"{error}; go on from the last checkpoint with: {_how_to_resume(out)}"
+        ) from error
+
+
+class _Stop:
+    """Tells, when called, whether Ctrl-C was pressed or SIGTERM came; `code` to exit with then."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self) -> bool:
+        return self.number > 0
+
+    @property
+    def code(self) -> int:
+        return 128 + (self.number or signal.SIGINT)
+
+    def handle(self, number: int, frame: object) -> None:
+        """Notes the first signal; a Ctrl-C after it interrupts at once."""
+        if self.number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = self.number or number  # batch systems send SIGTERM more than once
+
+
+@contextmanager
+def _interrupt() -> Iterator[_Stop]:
+    """Inside, Ctrl-C and SIGTERM are noted, to stop where nothing is lost."""
+    stop = _Stop()
+    before = {n: signal.signal(n, stop.handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

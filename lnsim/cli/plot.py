@@ -1,0 +1,147 @@
+"""The command `plot`: arguments in, exit codes out, as in main.py."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lnsim.base import config as configs
+from lnsim.base.files import RunFolder
+from lnsim.figures.output import guarded
+
+CURVES = "curves"
+"""The file name of a figure of named curves, or of several runs: it leaves a run's own alone."""
+
+
+def add_style(parser: argparse.ArgumentParser) -> None:
+    """--style, which cli.main obeys."""
+    parser.add_argument(
+        "--style", choices=("paper", "screen"), help="figures at print size, which is the default,"
+        " or larger for slides and pages",
+    )  # fmt: skip
+
+
+def add_plot(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `plot`."""
+    parser.set_defaults(command=_plot)
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR",
+        help="a run folder, run folders to compare, or sweep folders to draw side by side",
+    )  # fmt: skip
+    parser.add_argument(
+        "--column", action="extend", nargs="+", default=[], metavar="NAME", dest="columns",
+        help="what to draw, one panel each: of a sweep (default: regime, or last_escape), or of"
+        " runs, such as norm_mean",
+    )  # fmt: skip
+    parser.add_argument(
+        "--where", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
+        help="draw or export only the points at which a swept key, or seed, has this value",
+    )  # fmt: skip
+    parser.add_argument(
+        "--csv", metavar="FILE", help="write the points of a sweep to FILE, - for standard output"
+    )
+    parser.add_argument(
+        "--animate", type=Path, metavar="FILE",
+        help="write a film of a run's neurons to FILE, a .gif, or an .mp4 where there is ffmpeg",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the figure goes (default: the first folder)"
+    )
+    add_style(parser)
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    if _is_run(arguments.folders[0]):
+        return _plot_runs(arguments)
+    return _plot_sweeps(arguments)
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("trajectory.npz", "checkpoint.npz"))
+
+
+def _plot_sweeps(arguments: argparse.Namespace) -> int:
+    from lnsim.sweeps.store import FILE
+    from lnsim.sweeps.sweep import Sweep
+
+    _refuse(arguments, ("animate",), "run", "sweeps")
+    where: dict[str, Any] = dict(configs.parse_assignment(text) for text in arguments.where)
+    for folder in arguments.folders:
+        if not (folder / FILE).is_file():
+            raise ValueError(f"{folder} is no folder of a run or a sweep: it has no {FILE}")
+    sweeps = [Sweep.load(folder).where(where) for folder in arguments.folders]
+    if arguments.csv is not None:
+        if len(sweeps) > 1:
+            raise ValueError(f"--csv is of one sweep folder, got {len(sweeps)}")
+        if arguments.csv == "-":
+            sys.stdout.write(sweeps[0].csv())
+        else:
+            sweeps[0].to_csv(arguments.csv)
+        return 0
+    with guarded():
+        from lnsim.sweeps import figure as figures_sweep
+
+    # The file says what is drawn, so that no figure is written over another's.
+    parts = [*arguments.columns, *arguments.where]
+    stem = "-".join(re.sub(r"[^\w.=+-]", "_", part) for part in parts) or "figure"
+    return _save(arguments, lambda: {stem: figures_sweep.figure(sweeps, arguments.columns)})
+
+
+def _plot_runs(arguments: argparse.Namespace) -> int:
+    """Draws a run's figures again, from its files alone, or the curves or the film asked for."""
+    from lnsim.cli import main
+
+    _refuse(arguments, ("where", "csv"), "sweep", "runs")
+    runs = [main._newest(folder) for folder in arguments.folders]
+    if arguments.animate is not None:
+        return _animate(arguments, runs)
+    with guarded():
+        from lnsim.figures import curves, two_phases
+    if len(runs) == 1 and not arguments.columns:
+        return _save(arguments, lambda: two_phases.of_run(runs[0]))
+    names = [str(folder) for folder in arguments.folders]
+    labels = curves.labels([run.config for run in runs], names) if len(runs) > 1 else [""]
+    for i, status in enumerate(run.status for run in runs):
+        if status.code != "OK":
+            labels[i] += f" ({status.code.lower()} at {status.step:,})"
+    return _save(arguments, lambda: {CURVES: curves.figure(runs, labels, arguments.columns)})
+
+
+def _animate(arguments: argparse.Namespace, runs: Sequence[Any]) -> int:
+    with guarded():
+        from lnsim.figures import animation
+
+    if len(runs) > 1:
+        raise ValueError(f"--animate is of one run folder, got {len(runs)}")
+    if arguments.columns:
+        raise ValueError("--column chooses curves, and --animate shows neurons: give either")
+    if not arguments.animate.parent.is_dir():
+        raise ValueError(f"cannot write {arguments.animate}: No such file or directory")
+    with guarded(ValueError):
+        count = animation.write(runs[0], arguments.animate)
+    print(f"animation     {arguments.animate}, {count} recorded clouds")
+    return 0
+
+
+def _refuse(arguments: argparse.Namespace, options: Sequence[str], kind: str, got: str) -> None:
+    for option in options:
+        if getattr(arguments, option):
+            raise ValueError(f"--{option} is for {kind} folders, not for {got}")
+
+
+def _save(arguments: argparse.Namespace, draw: Callable[[], dict[str, Any]]) -> int:
+    """Writes the figures that `draw` gives by file name; a ValueError of its is bad input."""
+    from lnsim.figures import two_phases
+
+    out = arguments.out or arguments.folders[0]
+    with guarded(ValueError):
+        drawn = draw()
+    with RunFolder(out, reuse=True), guarded():
+        for stem, figure in drawn.items():
+            two_phases.save(figure, out, stem)
+    print(f"figure        {out / next(iter(drawn))}.png")
+    return 0

@@ -1,0 +1,63 @@
+"""The command `sweep`: arguments in, exit codes out, as in main.py."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from lnsim.base import config as configs
+from lnsim.base.files import in_shell
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `sweep`; --set is main.py's."""
+    parser.set_defaults(command=_sweep)
+    parser.add_argument("experiment", help="one of those on the two-layer linear network")
+    parser.add_argument(
+        "--grid", action="extend", nargs="+", required=True, metavar="KEY=VALUES",
+        help="FIRST:LAST:COUNT, FIRST:LAST:COUNT:log or V1,V2,...; may be given many times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="run every point with N seeds"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the sweep folder")
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="run on a Dask cluster: its address, or local for one on this machine",
+    )  # fmt: skip
+    parser.add_argument("--backend", default="numba", help="default: %(default)s")
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from lnsim.cli import main
+    from lnsim.sweeps.grid import parse_axis
+    from lnsim.sweeps.sweep import sweep
+
+    grid: dict[str, str] = {}
+    for text in arguments.grid:
+        key, values = parse_axis(text)
+        if key in grid:
+            raise ValueError(f"{key} has two grids, {grid[key]!r} and {values!r}: give one")
+        grid[key] = values
+    with main._interrupt() as stop:
+        result = sweep(
+            arguments.experiment,
+            grid,
+            out=arguments.out,
+            seeds=arguments.seeds,
+            base=dict(configs.parse_assignment(text) for text in arguments.assignments),
+            backend=arguments.backend,
+            scheduler=arguments.scheduler,
+            progress=True,
+            stop=stop,
+        )
+    if result.missing:
+        print(f"stopped with {result.missing:,} points to go; the same command goes on")
+        return stop.code
+    earlier = "" if result.new else ": nothing to do, all were there"
+    print(f"points        {len(result.rows):,}, {result.new:,} of them run now{earlier}")
+    counts = Counter(str(row["regime"]) for row in result.rows)
+    print(f"regimes       {', '.join(f'{word} {counts[word]:,}' for word in sorted(counts))}")
+    print(f"sweep folder  {arguments.out}; draw it with: lnsim plot {in_shell(arguments.out)}")
+    return 0

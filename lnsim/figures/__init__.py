@@ -1,0 +1,1 @@
+"""Figures: their style, their panels, and a file for each kind."""

@@ -1,0 +1,81 @@
+"""The cloud of neurons in the norm-alignment plane, from record to record.
+
+A frame is a cloud as it was recorded, nothing is interpolated; as clouds are kept at times that
+grow by a factor of about sqrt(2) (recorder.py), the animation runs on a logarithmic clock.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matplotlib import rcParams
+from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
+from matplotlib.figure import Figure
+
+from lnsim.base import files
+from lnsim.figures import panels
+from lnsim.figures.style import ONE_COLUMN, drawing, rc
+from lnsim.figures.two_phases import blank
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+    from lnsim.figures.panels import Series
+    from lnsim.simulation.trajectory import Trajectory
+
+KINDS = (".gif", ".mp4")
+FRAMES_PER_SECOND = 4
+LAST = 8
+"""Times that the last cloud is shown, for the eye to rest before the film begins again."""
+
+
+def write(trajectory: Trajectory, path: str | os.PathLike[str]) -> int:
+    """Writes the film of a run's clouds to `path`, a .gif or .mp4, atomically; how many clouds.
+
+    Of an ensemble the first replica is shown.  Raises ValueError for another ending, a trajectory
+    without clouds, and an .mp4 where there is no ffmpeg; OSError where it cannot be written.
+    """
+    target = Path(path)
+    # Where the user has ffmpeg is no look.
+    settings = {**rc(), "animation.ffmpeg_path": rcParams["animation.ffmpeg_path"]}
+    with drawing(settings):
+        writer = _writer(target.suffix.lower())
+    if "cloud_norm" not in trajectory.arrays:
+        raise ValueError("this run has no clouds of neurons to animate")
+    series = panels.first_replica(trajectory)
+    count = len(series["cloud_step"])
+    with tempfile.TemporaryDirectory() as folder, drawing(settings):
+        film = Path(folder) / target.name
+        figure, axes, points = _stage(series)
+        with writer.saving(figure, str(film), dpi=150):
+            for k in [*range(count), *[count - 1] * (LAST - 1)]:
+                points.set_data(*panels.cloud(series, k))
+                axes.set_title(panels.cloud_time(series, k))
+                writer.grab_frame()
+        files.write_bytes(target, film.read_bytes())
+    return count
+
+
+def _writer(ending: str) -> AbstractMovieWriter:
+    if ending not in KINDS:
+        raise ValueError(f"an animation must end in {' or '.join(KINDS)}, got {ending!r}")
+    if ending == ".gif":
+        return PillowWriter(fps=FRAMES_PER_SECOND)
+    if not FFMpegWriter.isAvailable():
+        raise ValueError("an .mp4 needs ffmpeg, which is not found: install it, or write a .gif")
+    return FFMpegWriter(fps=FRAMES_PER_SECOND)
+
+
+def _stage(series: Series) -> tuple[Figure, Axes, Line2D]:
+    """The figure, its axes, and the points that move; its limits hold all clouds."""
+    figure = blank(ONE_COLUMN, 2.8)
+    place = {"left": 0.15, "right": 0.96, "bottom": 0.16, "top": 0.9}
+    axes = figure.subplots(gridspec_kw=place)
+    points = panels.draw_cloud(axes, series, 0)
+    points.set_markersize(2 * points.get_markersize())  # one panel, where a figure has four
+    panels.cloud_axes(axes, series, slice(None))
+    return figure, axes, points

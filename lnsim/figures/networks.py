@@ -1,0 +1,145 @@
+"""The figures of real networks: `wide-resnet`, `wide-resnet-sam` and `resnet`, in the one style.
+
+Each says at its foot which preset made it, what was changed of it, and on what data.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lnsim.figures import panels
+from lnsim.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    TWO_COLUMNS,
+    VERMILION,
+    drawing,
+    letters,
+    pt,
+)
+from lnsim.figures.two_phases import blank
+from lnsim.run import curves
+
+if TYPE_CHECKING:
+    from lnsim.simulation.trajectory import Trajectory
+
+CURVES = {
+    "clean": ("gradient descent", BLUE, "-"),
+    "noisy": ("label noise", VERMILION, "-"),
+    "sam": ("SAM", GREEN, "-"),
+    "linearized": ("linearised", BLACK, "--"),
+}
+"""Every curve of a Wide ResNet by its prefix: name, colour, line."""
+PANELS = (
+    ("train_loss", "training loss (clean labels)"),
+    ("test_loss", "test loss"),
+    ("first_layer_norm", r"first layer $\|W_1(t)\|_F$"),
+    ("ntk_distance", r"kernel $\|K_t - K_0\|_F\,/\,\|K_0\|_F$"),
+)
+"""The end of the arrays' names, and the axis's label."""
+ARMS = (BLACK, SKY, BLUE, VERMILION, ORANGE, GREEN, PURPLE)
+"""Colours of the label noise levels, in order; more of them begin again."""
+CAPTION_WIDTH = 140
+"""Characters to a line of the caption."""
+
+
+def ending(trajectory: Trajectory) -> list[str]:
+    """What did not get to its end, a few words each."""
+    return [
+        f"{CURVES.get(arm, (arm,))[0]} {how}".strip()
+        for arm, how in curves.ends(trajectory).items()
+    ]
+
+
+def four_panels(trajectory: Trajectory, caption: str) -> Figure:
+    """Training loss, test loss, first-layer norm and kernel distance of a Wide ResNet's runs.
+
+    The last is left out where the kernel was never measured.
+    """
+    shown = PANELS if trajectory["kernel_step"].size else PANELS[:3]
+    with drawing():
+        figure, bottom = _with_caption(4.3, caption)
+        margins = {"left": 0.095, "right": 0.98, "bottom": bottom, "top": 0.94}
+        spaces = {"wspace": 0.28, "hspace": 0.42}
+        axes = figure.subplots(2, 2, gridspec_kw={**margins, **spaces}).ravel()
+        for place in axes[len(shown) :]:
+            place.remove()
+        for place, letter, (what, label) in zip(axes, "abcd", shown, strict=False):
+            steps = trajectory["kernel_step" if what == "ntk_distance" else "step"]
+            of_all = {
+                prefix: trajectory[f"{prefix}_{what}"]
+                for prefix in CURVES
+                if f"{prefix}_{what}" in trajectory.arrays
+            }
+            for prefix, values in of_all.items():
+                name, colour, style = CURVES[prefix]
+                if np.isfinite(values).any():
+                    panels.plot(place, steps, values, color=colour, ls=style, label=name)
+            if what.endswith("loss"):
+                panels.network_losses_axis(place, of_all)
+            panels.time_axis(place, trajectory["step"], log=False)
+            place.set_ylabel(label)
+            panels.letter(place, letter)
+        axes[0].legend(loc="best")
+        axes[2].ticklabel_format(axis="y", useOffset=False)
+        if len(shown) == 4:
+            axes[3].legend(loc="best")
+            axes[3].set_ylim(bottom=0.0)
+    return figure
+
+
+def epochs_and_pruning(trajectory: Trajectory, caption: str) -> Figure:
+    """Test loss and accuracy against the epoch, and accuracy against the share of weights kept.
+
+    Accuracy: thin as measured, thick its exponential moving average.
+    """
+    with drawing():
+        figure, bottom = _with_caption(2.7, caption)
+        place: dict[str, Any] = {"left": 0.075, "right": 0.985, "bottom": bottom, "top": 0.91}
+        loss, accuracy, pruned = figure.subplots(1, 3, gridspec_kw={**place, "wspace": 0.33})
+        epochs, kept = trajectory["epoch"], trajectory["kept_percent"]
+        for i, tau in enumerate(trajectory["tau"]):
+            if np.isnan(trajectory["test_loss"][i]).all():
+                continue
+            style: dict[str, Any] = {"color": ARMS[i % len(ARMS)]}
+            label = rf"$\tau$ = {tau:g}"
+            panels.plot(loss, epochs, trajectory["test_loss"][i], label=label, **style)
+            raw, smooth = (
+                100 * trajectory[f"{name}test_accuracy"][i] for name in ("", "smoothed_")
+            )
+            panels.plot(accuracy, epochs, raw, lw=pt(0.5), alpha=0.45, **style)
+            panels.plot(accuracy, epochs, smooth, lw=pt(1.5), label=label, **style)
+            panels.plot(
+                pruned, kept, 100 * trajectory["pruned_accuracy"][i], label=label, marker="o",
+                ms=pt(2), **style,
+            )  # fmt: skip
+        for axes, label in (
+            (loss, "test loss (cross-entropy)"),
+            (accuracy, "test accuracy (%)"),
+        ):
+            panels.time_axis(axes, epochs, log=False)
+            axes.set_xlabel("epoch")
+            axes.set_ylabel(label)
+        panels.percent_axis(pruned)
+        pruned.set_ylabel("pruned test accuracy (%)")
+        for axes, letter in zip((loss, accuracy, pruned), "abc", strict=True):
+            panels.letter(axes, letter)
+        pruned.legend(loc="best")
+    return figure
+
+
+def _with_caption(height: float, caption: str) -> tuple[Figure, float]:
+    """A figure of `height` inches with a line or two at its foot, and where its axes may begin."""
+    lines = textwrap.wrap(caption, CAPTION_WIDTH)
+    foot = 0.08 + 0.125 * len(lines)
+    figure = blank(TWO_COLUMNS, height + foot)
+    figure.text(0.01, 0.04 / (height + foot), "\n".join(lines), fontsize=letters(7), va="bottom")
+    return figure, (foot + 0.47) / (height + foot)

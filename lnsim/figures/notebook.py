@@ -1,0 +1,109 @@
+"""How trajectories and sweeps show in a notebook: a small table, and a small figure within it."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim.figures.output import Undrawn, guarded
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lnsim.simulation.trajectory import Trajectory
+    from lnsim.sweeps.sweep import Sweep
+
+SHOWN = slice(1, 4)
+"""Which of the usual curves a small figure has: the test loss, and what follows."""
+
+
+def dataframe(columns: Mapping[str, NDArray[Any]]) -> Any:
+    """The columns as a pandas.DataFrame.  Raises ValueError where pandas is not installed."""
+    try:
+        import pandas
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"a table needs {error.name}, which is not installed: pip install 'lnsim[notebook]'"
+        ) from error
+    return pandas.DataFrame(dict(columns))
+
+
+def of_trajectory(trajectory: Trajectory) -> str:
+    """HTML: how the run ended, and what is usually drawn of it at both ends and in a figure."""
+    from lnsim.run import curves
+
+    rows, several = [], False
+    usual = curves.usual(trajectory)
+    for name in usual:
+        for curve in curves.find(trajectory, name):
+            ends = np.median(curve.values, axis=0)[[0, -1]]
+            several |= len(curve.values) > 1
+            words = f"{name}, {curve.arm}" if curve.arm else name
+            rows.append([words, *(f"{end:.4g}" for end in ends)])
+    shown = usual[SHOWN] or usual
+    title, notes = repr(trajectory), ["medians over replicas"] if several else []
+    picture = ""
+    if shown:
+        picture, fault = _picture(title, lambda: _curves(trajectory, shown))
+        notes += fault
+    return _page(title, ("", "at the start", "at the end"), rows, picture, notes)
+
+
+def _curves(trajectory: Trajectory, names: Sequence[str]) -> Figure:
+    from lnsim.figures import curves as figures_curves
+
+    return figures_curves.figure([trajectory], [""], names)
+
+
+def of_sweep(sweep: Sweep) -> str:
+    """HTML: the swept keys, how the points ended, and the figure, where there is one."""
+    rows = []
+    for key in (*sweep.swept, "seed") if sweep.rows else ():
+        values = sorted({row[key] for row in sweep.rows})
+        few = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (values[0], values[-1])]
+        rows.append([key, f"{len(values)}", *few])
+    counts = Counter(str(row["regime"]) for row in sweep.rows)
+    tally = ", ".join(f"{word} {count:,}" for word, count in sorted(counts.items()))
+    title = repr(sweep)
+    picture, fault = _picture(title, sweep.plot)
+    notes = [f"regimes: {tally}", *fault] if tally else fault
+    return _page(title, ("", "values", "first", "last"), rows, picture, notes)
+
+
+def _picture(title: str, draw: Callable[[], Figure]) -> tuple[str, list[str]]:
+    """The figure as HTML, or nothing and why: the table shows without it."""
+    try:
+        with guarded(ValueError):
+            from lnsim.figures import two_phases
+
+            content = two_phases.render(draw(), "png", dpi=100)
+    except ValueError as error:
+        return "", [f"no figure: {error}"]
+    except Undrawn as error:
+        return "", [str(error)]
+    data = base64.b64encode(content).decode()
+    return f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">', []
+
+
+def _page(
+    title: str,
+    heads: Iterable[str],
+    rows: Iterable[Sequence[str]],
+    picture: str,
+    notes: Sequence[str],
+) -> str:
+    head = "".join(f"<th>{escape(word)}</th>" for word in heads)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
+    note = "; ".join(notes)
+    return (
+        f"<div><b>{escape(title.strip('<>'))}</b><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table>{f'<p>{escape(note)}</p>' if note else ''}{picture}</div>"
+    )

@@ -1,0 +1,110 @@
+"""The one style of all figures: palette, fonts and widths, at the size of a paper or of a screen.
+
+"paper" is print size: a figure over one or two columns goes into a paper as it is, with letters of
+8 to 9 points.  "screen" is half as large again in all, with sans-serif letters, for slides and
+pages.  The style in use is that of the innermost `use`; figures keep the one they were made in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from lnsim.base import checks
+
+# Okabe and Ito's palette, told apart by colour-blind readers too.
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+
+COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+"""The order in which curves are coloured."""
+
+ONE_COLUMN, TWO_COLUMNS = 3.35, 7.0
+"""Width of a figure over one column and over two on paper, inches."""
+
+STYLES = {"paper": (1.0, 1.0), "screen": (1.5, 1.3)}
+"""The styles, and how many times as large as on paper lengths and letters are.
+
+Of the same size in points, the letters of a screen's font look larger than those of paper's.
+"""
+
+_FONTS: dict[str, dict[str, Any]] = {
+    "paper": {"font.family": "STIXGeneral", "mathtext.fontset": "stix"},
+    "screen": {"font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"},
+}
+_LETTERS = {
+    "font.size": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+_LENGTHS = {
+    "axes.linewidth": 0.6,
+    "axes.labelpad": 4,
+    "axes.titlepad": 6,
+    "lines.linewidth": 1.1,
+    **{f"{x}tick.{part}": value for x in "xy" for part, value in (
+        ("major.size", 3.5), ("minor.size", 2.0), ("major.width", 0.8), ("minor.width", 0.6),
+        ("major.pad", 3.5), ("minor.pad", 3.4),
+    )},
+}  # fmt: skip
+"""Sizes of letters and lengths on paper, points."""
+
+_SHARED: dict[str, Any] = {
+    "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "legend.labelspacing": 0.25,
+    "legend.borderaxespad": 0.2,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+
+_in_use: ContextVar[str] = ContextVar("style", default="paper")
+
+
+@contextmanager
+def use(style: str | None) -> Iterator[None]:
+    """Within it figures are made in `style`; None leaves the style as it is.
+
+    Raises ValueError for a style that is none of STYLES.
+    """
+    token = _in_use.set(_in_use.get() if style is None else checks.choice("style", style, STYLES))
+    try:
+        yield
+    finally:
+        _in_use.reset(token)
+
+
+def pt(points: float) -> float:
+    """A length of so many points, or inches, on paper, in the style in use."""
+    return points * STYLES[_in_use.get()][0]
+
+
+def letters(points: float) -> float:
+    """Letters of so many points on paper, in the style in use."""
+    return points * STYLES[_in_use.get()][1]
+
+
+def drawing(settings: Mapping[str, Any] | None = None) -> AbstractContextManager[None]:
+    """Within it matplotlib draws with `settings`, by default `rc()`, over its own defaults.
+
+    The user's matplotlibrc, and what was set since it was read, are back afterwards.
+    """
+    from matplotlib import style  # what needs no figure goes without matplotlib
+
+    return style.context(dict(rc() if settings is None else settings), after_reset=True)
+
+
+def rc() -> dict[str, Any]:
+    """What the style in use sets of matplotlib, over its defaults."""
+    lengths = {name: pt(value) for name, value in _LENGTHS.items()}
+    sizes = {name: letters(value) for name, value in _LETTERS.items()}
+    return {**_SHARED, **_FONTS[_in_use.get()], **lengths, **sizes}

@@ -1,0 +1,1 @@
+"""The two-layer linear network: problem, reduction, linearised twin, norm ledger."""

@@ -1,0 +1,1 @@
+"""What any run has: curves and phases of what was recorded."""

@@ -1,0 +1,169 @@
+"""What of a trajectory is a curve: an array over the records, or over some other times.
+
+A single run has a curve's values as (records,), an ensemble as (S, records), networks trained at
+several tau as (arms, records).  Networks whose arms are told apart by their arrays' names, such as
+clean_test_loss and noisy_test_loss, have "test_loss" as a curve of every arm.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim.base.checks import FloatArray
+from lnsim.base.config import nearest
+from lnsim.simulation.trajectory import Trajectory
+
+NO_CURVES = ("tau", "kept_percent", "theta_star", "lazy_escape", "final_W", "final_a")
+"""Arrays of numbers that are not over times, though as many numbers may be in them."""
+
+OF_NEURONS = ("tracked_", "cloud_", "ledger_")
+"""How arrays begin that have a number for every neuron."""
+
+SYNTHETIC = ("train_loss", "test_loss", "norm_mean", "alignment_mean", "cosine_mean")
+NETWORKS = (
+    "train_loss",
+    "test_loss",
+    "test_accuracy",
+    "first_layer_norm",
+    "norm_mean",
+    "ntk_distance",
+    "pruned_accuracy",
+)
+"""What is drawn of a run on the two-layer linear network, and of others, where it is there."""
+
+
+ARMS = ("clean", "linearized", "noisy", "sam")
+"""How the names begin of what a run has several networks for."""
+
+ENDS = {"DIVERGED": "diverged at step {:,}", "STOPPED": "stopped at step {:,}"}
+"""How a run ended before its end, in few words."""
+
+
+class Curve(NamedTuple):
+    """One curve, `values` : (replicas, times); `arm` says which it is where there are several."""
+
+    arm: str
+    times: NDArray[Any]
+    values: FloatArray
+
+
+def names(trajectory: Trajectory) -> list[str]:
+    """The arrays of a trajectory that are curves."""
+    return [name for name in trajectory.arrays if _is_curve(trajectory, name)]
+
+
+def find(trajectory: Trajectory, name: str) -> list[Curve]:
+    """The curves of an array, or of a quantity of all arms, such as "test_loss".
+
+    Raises ValueError, naming the nearest, for what is neither.
+    """
+    known = names(trajectory)
+    if name in known:
+        times, values = trajectory[axis(trajectory, name)], trajectory[name]
+        if "tau" in trajectory.arrays:
+            labels = [f"τ = {tau:g}" for tau in trajectory["tau"]]
+            rows = zip(labels, values[:, None], strict=True)
+            return [Curve(label, times, row) for label, row in rows]
+        return [Curve("", times, np.atleast_2d(values))]
+    arms = {known_name.removesuffix(f"_{name}"): known_name for known_name in known}
+    found = [
+        curve._replace(arm=arm)
+        for arm, array in arms.items()
+        if arm in ARMS
+        for curve in find(trajectory, array)
+    ]
+    if not found:
+        raise ValueError(f"no curve {name!r} in this trajectory: {nearest(name, known)}")
+    return found
+
+
+def ends(trajectory: Trajectory) -> dict[str, str]:
+    """What did not get to its end, and how it ended: arms by their name, the run as "".
+
+    An arm that was not begun because another diverged is not among them: it has no curve.
+    """
+    found = {"": (trajectory.status.code, trajectory.status.step)}
+    arms = [name for name in trajectory.state if name.endswith(".status")]
+    if arms:
+        found = {_arm(name): json.loads(str(trajectory.state[name])) for name in arms}
+    words = {arm: ENDS[code].format(step) for arm, (code, step) in found.items() if code in ENDS}
+    gone = trajectory.arrays.get("diverged_at", np.empty(0))
+    if gone.size > 1 and (gone >= 0).any():
+        first = gone[gone >= 0].min()
+        return {"": f"{(gone >= 0).sum()} of {gone.size} replicas diverged, from step {first:,} on"}
+    return words
+
+
+def _arm(name: str) -> str:
+    """The name of the arm whose status the state has under this name, as its curves have it."""
+    arm, _, tau = name.removesuffix(".status").partition("tau = ")
+    return arm or f"τ = {float(tau):g}"
+
+
+def usual(trajectory: Trajectory) -> list[str]:
+    """The quantities to draw of a trajectory where none is named: those that have a value."""
+    of_neurons = "alignment_mean" in trajectory.arrays
+    known = names(trajectory)
+    return [
+        name
+        for name in (SYNTHETIC if of_neurons else NETWORKS)
+        if any(array == name or array.endswith(f"_{name}") for array in known)
+        and any(np.isfinite(curve.values).any() for curve in find(trajectory, name))
+    ]
+
+
+def axis(trajectory: Trajectory, name: str) -> str:
+    """The array of the times, or of the shares of weights kept, that a curve is over."""
+    if name.startswith("lemma_3"):
+        return "cloud_step"
+    if name == "pruned_accuracy":
+        return "kept_percent"
+    if name.endswith("ntk_distance") and "kernel_step" in trajectory.arrays:
+        return "kernel_step"
+    return "epoch" if "epoch" in trajectory.arrays else "step"
+
+
+def table(trajectory: Trajectory) -> dict[str, NDArray[Any]]:
+    """All curves over the records as columns, of replicas or arms one below the other.
+
+    What was not measured at a record is NaN there; what is not over time is left out.
+    """
+    steps, count = trajectory.steps, _count(trajectory)
+    several: dict[str, NDArray[Any]] = {"replica": np.arange(count)} if count > 1 else {}
+    if "tau" in trajectory.arrays:
+        several = {"tau": trajectory["tau"]}
+    columns = {name: np.repeat(values, steps.size) for name, values in several.items()}
+    for name in ("step", "epoch"):
+        if name in trajectory.arrays:
+            columns[name] = np.tile(trajectory[name], count)
+    for name in names(trajectory):
+        over = axis(trajectory, name)
+        if over == "kept_percent":
+            continue
+        at = slice(None) if over in ("step", "epoch") else np.isin(steps, trajectory[over])
+        values = np.full((count, steps.size), np.nan)
+        values[:, at] = trajectory[name]
+        columns[name] = values.ravel()
+    return columns
+
+
+def _count(trajectory: Trajectory) -> int:
+    """How many replicas, or arms at several tau, a trajectory has."""
+    several = trajectory.arrays.get("tau", trajectory.arrays.get("diverged_at"))
+    return 1 if several is None else max(1, several.size)
+
+
+def _is_curve(trajectory: Trajectory, name: str) -> bool:
+    values = trajectory[name]
+    if values.dtype.kind != "f" or name in NO_CURVES or name.startswith(OF_NEURONS):
+        return False
+    over = trajectory.arrays.get(axis(trajectory, name), np.empty(0))
+    if over.size == 0:  # it was never measured
+        return False
+    several = _count(trajectory) > 1 or "tau" in trajectory.arrays
+    replicas = (_count(trajectory),) if several else ()
+    return values.shape == (*replicas, over.size)

@@ -1,0 +1,89 @@
+"""Where the phases of a run begin, measured from what was recorded.
+
+Lazy escape.  Neuron i is lazy at step t while |w_i(t) - w_i(0)| <= 1/sqrt(m) (Definition 1).  Its
+escape is when it first is not, interpolated between the steps watched (four an octave, whatever is
+recorded; simulate.watch_steps).  The first and the last neuron's escape begin and end the way out
+of the lazy regime.
+
+Alignment and convergence.  Let c(t) be the mean |cos(w_i(t), theta_star)|.  Phase II, in which the
+neurons turn to the interpolator, is taken to begin when c has come half of the way from c(0) to
+1, and to have converged when it has come nine tenths; between two records c is interpolated.
+The decay rate of |W|_F^2 in Phase I is minus the slope of log |W|_F^2 by least squares over the
+records between the last escape and the alignment, per step; NaN with fewer than two of them.
+(The paper lets Phase II begin when all |w_i| and |a_i| are below sqrt(lr); with a stationary
+|W|_F of about (|theta_star| sqrt(d))^(1/2) that never happens at the figures' setting.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim.base.checks import FloatArray
+
+if TYPE_CHECKING:
+    from lnsim.simulation.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Steps at which each phase began, NaN for what did not happen; shape (S,) for an ensemble."""
+
+    first_escape: FloatArray
+    last_escape: FloatArray
+    alignment: FloatArray
+    convergence: FloatArray
+    decay_rate: FloatArray
+
+
+def measure(trajectory: Trajectory) -> Phases:
+    """The phases of a two-layer linear run, for each replica.  Source: see above."""
+    escape = trajectory["lazy_escape"].astype(np.float64)
+    escape[escape < 0] = np.nan
+    anyone = ~np.isnan(escape).all(axis=-1)
+    first = np.where(
+        anyone, np.min(escape, axis=-1, where=~np.isnan(escape), initial=np.inf), np.nan
+    )
+    last = np.max(escape, axis=-1)
+    cosine = trajectory["cosine_mean"]
+    alignment = _reached(trajectory.steps, cosine, 0.5)
+    return Phases(
+        first_escape=first,
+        last_escape=last,
+        alignment=alignment,
+        convergence=_reached(trajectory.steps, cosine, 0.9),
+        decay_rate=_decay_rate(trajectory.steps, trajectory["norm_squared"], last, alignment),
+    )
+
+
+def _decay_rate(
+    steps: NDArray[np.int64], norm_squared: FloatArray, begin: FloatArray, end: FloatArray
+) -> FloatArray:
+    """Minus the slope of log norm_squared, (..., records), between the steps begin and end."""
+    rows = np.atleast_2d(norm_squared)
+    result = np.full(len(rows), np.nan)
+    for i, (row, low, high) in enumerate(zip(rows, *np.atleast_1d(begin, end), strict=True)):
+        inside = (steps >= low) & (steps <= high) & (row > 0.0)
+        if np.count_nonzero(inside) > 1:
+            t, log = steps[inside].astype(np.float64), np.log(row[inside])
+            t -= t.mean()
+            result[i] = -(t @ log) / (t @ t)
+    return result.reshape(norm_squared.shape[:-1])
+
+
+def _reached(steps: NDArray[np.int64], series: FloatArray, share: float) -> FloatArray:
+    """Where each series, (..., records), first comes `share` of the way from its start to 1."""
+    rows = np.atleast_2d(series)
+    result = np.full(len(rows), np.nan)
+    for i, row in enumerate(rows):
+        level = row[0] + share * (1.0 - row[0])
+        above = np.flatnonzero(row >= level)
+        if above.size and above[0] > 0:
+            k = above[0]
+            result[i] = np.interp(level, row[k - 1 : k + 1], steps[k - 1 : k + 1])
+        elif above.size:
+            result[i] = steps[0]
+    return result.reshape(series.shape[:-1])

@@ -1,0 +1,1 @@
+"""Runs of the two-layer linear network: the driver, what is recorded, and its verification."""

@@ -1,0 +1,289 @@
+"""A user's own rule: how its steps are taken, and whether it may be reduced.
+
+A rule may be trained in the reduced coordinates of reduction.py exactly if it commutes with the way
+back from them: with M = [W | a] = lift(R), a step of the full network must be the lift of a step of
+the small one,
+
+    step(lift(R), X) = lift(step(R, X V)),     lift(R) = Q R [V^T, 1] + [rest, 0].
+
+Any rule that multiplies M by a matrix from the right, made of the data and of M^T M alone, does;
+one that treats entries one by one, counts neurons or shrinks the rest does not.  This is asked of
+the rule itself: STEPS steps from the network at hand and from random networks of other scales, with
+a random rotation between Q and R, taken both ways.  A few states are evidence and no proof: a rule
+that changes its nature elsewhere, such as by a threshold, is to be run with reduce=False.
+
+The difference is measured against the way the weights went, so that a small learning rate hides
+nothing, with room for the rounding of the weights themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim import streams
+from lnsim.backend import DIVERGED_ABOVE, LinearEngine, State
+from lnsim.base.checks import FloatArray, Noting, per_replica
+from lnsim.base.threads import in_blocks
+from lnsim.dynamics import FULL_BATCH, CustomDynamics, Dynamics
+from lnsim.models.problem import Problem
+from lnsim.models.reduction import Reduction, dense
+from lnsim.models.reduction import reduce as reduce_both
+from lnsim.models.twin import Twin
+from lnsim.models.two_layer import Network
+
+STEPS = 3
+SCALES = (1.0, 0.1, 10.0)
+"""Of the random networks, against the entries of the one at hand."""
+
+TOLERANCE = 1e-6
+ROUNDING = 1e8 * np.finfo(np.float64).eps
+"""Share of the weights that counts as moved in any case: TOLERANCE of it is a hundred roundings."""
+
+Weights = tuple[FloatArray, ...]
+"""W and a, then the two arrays of memory where the rule has any."""
+
+
+def reduction_of(
+    rule: CustomDynamics, problem: Problem, network: Network, steps: int, reduce: bool
+) -> Reduction:
+    """The smallest reduction that `rule` commutes with; the dense network where there is none.
+
+    Tried in turn: both sides, the hidden one, the inputs.  Raises TypeError or ValueError where the
+    rule does not return what it should, or returns another thing at a second call.
+    """
+    _check_returns(rule, problem, network)
+    if reduce:
+        for way in (_both, _hidden, _inputs):
+            if departure(rule, problem, network, steps, way) <= TOLERANCE:
+                return way(problem, network)
+    return dense(problem, network)
+
+
+def departure(
+    rule: CustomDynamics,
+    problem: Problem,
+    network: Network,
+    steps: int,
+    way: Callable[[Problem, Network], Reduction],
+) -> float:
+    """How far the reduced and the full network part, over the way they went, at the worst.
+
+    `steps` is the length of the run: no later one is asked of the rule.  Infinite where every
+    trial overflowed.
+    """
+    rng = np.random.default_rng(0)
+    trials = [network] + [_like(network, scale, rng) for scale in SCALES]
+    firsts = (0, 0, steps // 2, max(0, steps - STEPS))
+    found = [
+        _parting(rule, problem, start, way(problem, start), first, steps, rng)
+        for start, first in zip(trials, firsts, strict=True)
+    ]
+    return max((value for value in found if np.isfinite(value)), default=np.inf)
+
+
+def _parting(
+    rule: CustomDynamics,
+    problem: Problem,
+    network: Network,
+    reduction: Reduction,
+    first: int,
+    steps: int,
+    rng: np.random.Generator,
+) -> float:
+    """`departure` from one network."""
+    if reduction.Q is not None:
+        turn, _ = np.linalg.qr(rng.standard_normal((reduction.a.size, reduction.a.size)))
+        reduction = replace(
+            reduction, Q=reduction.Q @ turn, W=turn.T @ reduction.W, a=turn.T @ reduction.a
+        )
+    full = _with_memory(rule, network.W, network.a)
+    small = _with_memory(rule, reduction.W, reduction.a)
+    with np.errstate(all="ignore"):
+        for t in range(first, first + STEPS):
+            index, y = _batch(rule, problem, rng)
+            step = min(t, max(0, steps - 1))
+            full = _call(rule, full, problem.X[index], y, step)
+            small = _call(rule, small, reduction.problem.X[index], y, step)
+        lifted = _stacked(*reduction.lift(small[0], small[1], 1.0))
+        start, end = _stacked(network.W, network.a), _stacked(full[0], full[1])
+        way = np.linalg.norm(end - start) + ROUNDING * np.linalg.norm(start)
+        return float(np.linalg.norm(end - lifted) / way)
+
+
+def _both(problem: Problem, network: Network) -> Reduction:
+    return reduce_both(problem, network)
+
+
+def _inputs(problem: Problem, network: Network) -> Reduction:
+    return reduce_both(problem, network, hidden=False)
+
+
+def _hidden(problem: Problem, network: Network) -> Reduction:
+    if network.width <= network.dim + 1:
+        return dense(problem, network)
+    Q, R = np.linalg.qr(_stacked(network.W, network.a))
+    return Reduction(problem, R[:, :-1].copy(), R[:, -1].copy(), Q, None, None)
+
+
+def _stacked(W: FloatArray, a: FloatArray) -> FloatArray:
+    """M = [W | a]."""
+    return np.column_stack([W, a])
+
+
+def _like(network: Network, scale: float, rng: np.random.Generator) -> Network:
+    """A network of the same shape: Gaussian entries, `scale` times as large as those at hand."""
+    size = scale * (float(np.sqrt(np.mean(_stacked(network.W, network.a) ** 2))) or 1.0)
+    W, a = rng.standard_normal(network.W.shape), rng.standard_normal(network.a.shape)
+    return Network(size * W, size * a)
+
+
+def _batch(
+    rule: CustomDynamics, problem: Problem, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], FloatArray]:
+    """The samples of a step and their labels, with noise of the size asked for."""
+    index = np.arange(problem.samples)
+    if rule.batch_size != FULL_BATCH:
+        index = rng.integers(problem.samples, size=rule.batch_size)
+    sigma = 0.0 if rule.noise is None else float(np.max(rule.noise.sigma))
+    return index, problem.y[index] + sigma * rng.standard_normal(index.size)
+
+
+def _with_memory(rule: CustomDynamics, W: FloatArray, a: FloatArray) -> Weights:
+    if rule.memory == 0:
+        return W, a
+    return W, a, np.zeros((rule.memory, *W.shape)), np.zeros((rule.memory, *a.shape))
+
+
+def _call(rule: CustomDynamics, weights: Weights, X: FloatArray, y: FloatArray, t: int) -> Weights:
+    """One step on copies: a rule may work in place.  What it raises says what it was given."""
+    W, a, *memory = (array.copy() for array in weights)
+    arrays = zip(("W", "a", "X", "y", "V_W", "V_a"), (W, a, X, y, *memory), strict=False)
+    given = ", ".join(f"{name} {array.shape}" for name, array in arrays)
+    with Noting(f"raised by the rule's own step, given {given} and t = {t}"):
+        result: Weights = rule.step(W, a, X.copy(), y.copy(), t, *memory)
+    return result
+
+
+def _check_returns(rule: CustomDynamics, problem: Problem, network: Network) -> None:
+    """Refuses a rule that does not return arrays like those it was given, twice the same."""
+    weights = _with_memory(rule, network.W, network.a)
+    index, y = _batch(rule, problem, np.random.default_rng(0))
+    first, second = (_call(rule, weights, problem.X[index], y, 0) for _ in range(2))
+    names = ("W", "a", "V_W", "V_a")[: len(weights)]
+    if not isinstance(first, tuple) or len(first) != len(names):
+        raise TypeError(f"step must return ({', '.join(names)}), got {type(first).__name__}")
+    for name, like, value, again in zip(names, weights, first, second, strict=True):
+        if not isinstance(value, np.ndarray) or value.dtype != np.float64:
+            kind = getattr(value, "dtype", type(value).__name__)
+            raise TypeError(f"step must return {name} as a float64 array, got {kind}")
+        if value.shape != like.shape:
+            raise ValueError(f"step must return {name} of shape {like.shape}, got {value.shape}")
+        if not np.array_equal(value, again, equal_nan=True):
+            raise ValueError(
+                f"step must depend on its arguments alone: {name} differs when asked twice"
+            )
+
+
+class CustomEngine:
+    """Implements lnsim.backend.LinearEngine for CustomDynamics, in NumPy.
+
+    A rule that Numba has compiled (@numba.njit) is called from a compiled loop, replicas shared
+    among threads; any other from Python, one replica after another.
+    """
+
+    def __init__(self, engine: LinearEngine) -> None:
+        self.gradient = engine.gradient
+
+    def advance(
+        self,
+        state: State,
+        problem: Problem,
+        dynamics: Dynamics,
+        words: NDArray[np.uint64],
+        first_step: int,
+        rows: FloatArray | None = None,
+        twin: Twin | None = None,
+    ) -> None:
+        """See LinearEngine.advance; there is neither a ledger nor a twin."""
+        assert isinstance(dynamics, CustomDynamics) and rows is None and twin is None
+        index, labels = _draws(problem, dynamics, words)
+        compiled = hasattr(dynamics.step, "py_func")
+        if compiled:
+            # Numba takes most of a second to import: only when something runs.
+            from lnsim.simulation.custom_loop import walk
+        else:
+            walk = _walk
+
+        def work(block: slice) -> None:
+            for s in going[block].tolist():
+                done = walk(
+                    dynamics.step, state.W[s], state.a[s], _memory(state, s), problem.X, problem.y,
+                    None if index is None else index[s], labels[s], first_step,
+                )  # fmt: skip
+                if done >= 0:
+                    state.diverged_at[s] = first_step + done
+
+        going = np.flatnonzero(state.diverged_at < 0)
+        if compiled:
+            in_blocks(work, going.size)
+        else:
+            # What is about to diverge may overflow: it is no news, and the status will say so.
+            with np.errstate(over="ignore", invalid="ignore"):
+                work(slice(None))
+
+
+def _draws(
+    problem: Problem, rule: CustomDynamics, words: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64] | None, FloatArray]:
+    """The samples (S, T, B), or None for all of them, and their labels, noise included."""
+    index = None
+    labels = np.broadcast_to(problem.y, (*words.shape[:2], problem.samples))
+    if rule.batch_size != FULL_BATCH:
+        index = streams.sample_index(words, problem.samples)
+        labels = problem.y[index]
+    if rule.noise is not None:
+        sigma = per_replica("sigma", rule.noise.sigma, len(words))
+        labels = labels + sigma[:, None, None] * streams.unit_noise(words, rule.noise.law)
+    return index, labels
+
+
+def _memory(state: State, s: int) -> Weights:
+    """What the rule remembers in replica s."""
+    if state.W_velocity is None or state.a_velocity is None:
+        return ()
+    return state.W_velocity[s], state.a_velocity[s]
+
+
+def _walk(step, W, a, memory, X, y, index, labels, first_step):  # type: ignore[no-untyped-def]
+    """Trains one replica in place; returns the step of the call at which it diverged, or -1.
+
+    index : (T, B), or None for all samples; labels : (T, B) or (T, n).  Divergence is found as in
+    the built-in dynamics, and a step that returns NaN or infinity is not taken: it shows in the
+    next residual.
+    """
+    before = now = (W, a, *memory)
+    done, x, shown = -1, X, y
+    for t in range(len(labels)):
+        if index is not None:
+            x, shown = X.take(index[t], axis=0), labels[t]
+        residual = x @ (now[1] @ now[0]) - shown
+        # Their sum first, which is the fastest: it is the largest or their mean at the least.
+        if not residual @ residual < DIVERGED_ABOVE and _diverged(residual, index is None):
+            done = t
+            break
+        W_t, a_t, *rest = (array.copy() for array in now)
+        before, now = now, step(W_t, a_t, x, labels[t], first_step + t, *rest)
+    if not (np.isfinite(now[0]).all() and np.isfinite(now[1]).all()):
+        now, done = before, (len(labels) if done < 0 else done) - 1
+    for array, value in zip((W, a, *memory), now, strict=True):
+        array[:] = value
+    return done
+
+
+def _diverged(residual: FloatArray, mean: bool) -> bool:
+    squares = residual**2
+    return not float(squares.mean() if mean else squares.max()) < DIVERGED_ABOVE

@@ -1,0 +1,302 @@
+"""What is recorded of a two-layer linear network, each quantity with its formula.
+
+`SCALARS`, `PATHS` and `CLOUDS` map a name to a function of one `View`: a stack of B networks, any
+mixture of steps and replicas of one run, so that the cost of a call is shared by all of them.
+
+A user's own observables are functions of a Network, called at every record (recorder.py).
+
+Everything is taken in reduced coordinates (reduction.py): the trained part of neuron i is row i of
+Q W, (m, r), and the part that no training input reaches, s rest_i, is orthogonal to it, so that
+
+    |w_i|^2 = |(QW)_i|^2 + s^2 |rest_i|^2,
+    <w_i, theta_star> = <(QW)_i, V^T theta_star> + s <rest_i, theta_star>,
+    |w_i(t) - w_i(0)|^2 = |(QW)_i - (QW(0))_i|^2 + (1 - s)^2 |rest_i|^2.
+
+The tangent kernel of f = a^T W x is K(x, x') = x^T A x' with A = W^T W + |a|^2 I.  With
+G = X^T X, |K_t - K_0|_F^2 = tr(D G D G), D = A_t - A_0, so the n-by-n kernel is never formed; A and
+G are r-by-r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import numpy as np
+
+from lnsim.base.checks import FloatArray, Noting
+from lnsim.models.problem import Problem
+from lnsim.models.reduction import Reduction
+from lnsim.models.two_layer import Network
+
+
+class Frame:
+    """What stays fixed along a run: the problem, the reduction, the network at the start."""
+
+    def __init__(self, problem: Problem, reduction: Reduction) -> None:
+        assert problem.theta_star is not None
+        assert reduction.problem.theta_star is not None
+        self.problem = problem
+        self.reduction = reduction
+        self.theta_star = problem.theta_star
+        self.theta_star_norm = float(np.linalg.norm(problem.theta_star))
+        self.reduced_theta_star = reduction.problem.theta_star
+        self.trained_start = reduction.trained(reduction.W)
+        self.width = len(self.trained_start)
+        self.rest_norm_squared = self.rest_alignment = np.zeros(self.width)
+        if reduction.rest is not None:
+            self.rest_norm_squared = np.einsum("md,md->m", reduction.rest, reduction.rest)
+            self.rest_alignment = reduction.rest @ self.theta_star
+            _, a = reduction.lift(reduction.W, reduction.a, 1.0)
+            self.rest_theta = a @ reduction.rest
+            self.twin_start = reduction.a @ reduction.W
+            A = _tangent_matrix(reduction.W[None], reduction.a[None])[0]
+            self.rest_response = reduction.rest.T @ self.trained_start @ np.linalg.pinv(A)
+        self.lazy_radius = 1.0 / np.sqrt(self.width)
+        self.gram = reduction.problem.X.T @ reduction.problem.X
+        self.tangent_start = _tangent_matrix(reduction.W[None], reduction.a[None])
+        self.kernel_norm = _kernel_norm(self.tangent_start, self.gram)[0]
+
+
+class View:
+    """B networks.  W : (B, p, r), a : (B, p) reduced weights, `scale` : (B,) of Reduction.lift.
+
+    twin_theta : (B, r) are the reduced predictors of their linearised twins.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        W: FloatArray,
+        a: FloatArray,
+        scale: FloatArray,
+        twin_theta: FloatArray,
+    ) -> None:
+        self.frame = frame
+        self.twin_theta = twin_theta
+        self.reduced_W = W
+        self.reduced_a = a
+        self.scale = scale
+
+    @cached_property
+    def second_layer(self) -> FloatArray:
+        """a of every network, shape (B, m)."""
+        Q = self.frame.reduction.Q
+        return self.reduced_a if Q is None else _apply(Q, self.reduced_a)
+
+    @cached_property
+    def theta(self) -> FloatArray:
+        """W^T a of every network, shape (B, d)."""
+        V, rest = self.frame.reduction.V, self.frame.reduction.rest
+        theta = np.matmul(self.reduced_a[:, None, :], self.reduced_W)[:, 0]
+        if V is None or rest is None:
+            return theta
+        return _apply(V, theta) + self.scale[:, None] * _apply(rest.T, self.second_layer)
+
+    @cached_property
+    def linearized_theta(self) -> FloatArray:
+        """The predictor of every network's linearised twin, shape (B, d)."""
+        V, rest = self.frame.reduction.V, self.frame.reduction.rest
+        if V is None or rest is None:
+            return self.twin_theta
+        frame, shrunk = self.frame, 2.0 * self.scale[:, None] - 1.0
+        moved = shrunk * frame.twin_start - self.twin_theta
+        untrained = shrunk * frame.rest_theta - _apply(frame.rest_response, moved)
+        return _apply(V, self.twin_theta) + untrained
+
+    @cached_property
+    def _neurons(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        # Numba takes most of a second to import: only when something runs.
+        from lnsim.simulation.neuron_loop import measure_neurons
+
+        frame = self.frame
+        norm_squared, alignment, moved_squared = measure_neurons(
+            frame.reduction.trained(self.reduced_W), frame.trained_start, frame.reduced_theta_star
+        )
+        if frame.reduction.rest is not None:
+            scale = self.scale[:, None]
+            norm_squared += scale**2 * frame.rest_norm_squared
+            alignment += scale * frame.rest_alignment
+            moved_squared += (1.0 - scale) ** 2 * frame.rest_norm_squared
+        return np.sqrt(norm_squared), np.abs(alignment), np.sqrt(moved_squared)
+
+    @property
+    def norms(self) -> FloatArray:
+        """|w_i| of every neuron, shape (B, m)."""
+        return self._neurons[0]
+
+    @property
+    def alignments(self) -> FloatArray:
+        """|<w_i, theta_star>| of every neuron, shape (B, m)."""
+        return self._neurons[1]
+
+    @property
+    def displacements(self) -> FloatArray:
+        """|w_i(t) - w_i(0)| of every neuron, shape (B, m)."""
+        return self._neurons[2]
+
+
+def _apply(matrix: FloatArray, vectors: FloatArray) -> FloatArray:
+    """`matrix` : (k, l) times each of `vectors` : (B, l), shape (B, k).
+
+    One product a vector, not one for all: the last bit must not depend on what else is in a view.
+    """
+    return np.matmul(matrix, vectors[:, :, None])[:, :, 0]
+
+
+def _tangent_matrix(W: FloatArray, a: FloatArray) -> FloatArray:
+    """A = W^T W + |a|^2 I, shape (B, r, r): the tangent kernel is x^T A x'."""
+    A = np.matmul(W.transpose(0, 2, 1), W)
+    diagonal = np.einsum("bii->bi", A)
+    diagonal += np.einsum("bp,bp->b", a, a)[:, None]
+    return A
+
+
+def _kernel_norm(A: FloatArray, gram: FloatArray) -> FloatArray:
+    """Frobenius norm of X A X^T, from gram = X^T X, shape (B,)."""
+    product = A @ gram
+    return np.sqrt(np.maximum(np.einsum("bij,bji->b", product, product), 0.0))
+
+
+def _loss(X: FloatArray | None, y: FloatArray | None, theta: FloatArray) -> FloatArray:
+    """(1/2n) sum (<theta, x_i> - y_i)^2, shape (B,); NaN where there are no data."""
+    if X is None or y is None:
+        return np.full(len(theta), np.nan)
+    residuals = _apply(X, theta) - y
+    return 0.5 * np.einsum("bn,bn->b", residuals, residuals) / residuals.shape[1]
+
+
+def train_loss(view: View) -> FloatArray:
+    """(1/2n) sum (f(x_i) - y_i)^2 on the clean training labels."""
+    return _loss(view.frame.problem.X, view.frame.problem.y, view.theta)
+
+
+def test_loss(view: View) -> FloatArray:
+    """The same on the test set; NaN for a problem without one."""
+    return _loss(view.frame.problem.X_test, view.frame.problem.y_test, view.theta)
+
+
+def linearized_train_loss(view: View) -> FloatArray:
+    """train_loss of the linearised twin."""
+    return _loss(view.frame.problem.X, view.frame.problem.y, view.linearized_theta)
+
+
+def linearized_test_loss(view: View) -> FloatArray:
+    """test_loss of the linearised twin."""
+    return _loss(view.frame.problem.X_test, view.frame.problem.y_test, view.linearized_theta)
+
+
+def norm_mean(view: View) -> FloatArray:
+    """(1/m) sum |w_i|."""
+    return view.norms.mean(axis=1)
+
+
+def norm_squared(view: View) -> FloatArray:
+    """|W|_F^2."""
+    return np.einsum("bm,bm->b", view.norms, view.norms)
+
+
+def second_layer_norm(view: View) -> FloatArray:
+    """|a|."""
+    return np.sqrt(np.einsum("bp,bp->b", view.reduced_a, view.reduced_a))
+
+
+def alignment_mean(view: View) -> FloatArray:
+    """(1/m) sum |<w_i, theta_star>|."""
+    return view.alignments.mean(axis=1)
+
+
+def cosine_mean(view: View) -> FloatArray:
+    """(1/m) sum |cos(w_i, theta_star)|; a neuron or theta_star of norm 0 counts as 0."""
+    scale = view.norms * view.frame.theta_star_norm
+    scale[scale == 0.0] = np.inf
+    return (view.alignments / scale).mean(axis=1)
+
+
+def interpolator_distance(view: View) -> FloatArray:
+    """|theta - theta_star|."""
+    return np.linalg.norm(view.theta - view.frame.theta_star, axis=1)
+
+
+def lazy_fraction(view: View) -> FloatArray:
+    """Share of neurons with |w_i(t) - w_i(0)| <= 1/sqrt(m) (Definition 1)."""
+    return (view.displacements <= view.frame.lazy_radius).mean(axis=1)
+
+
+def ntk_distance(view: View) -> FloatArray:
+    """|K_t - K_0|_F / |K_0|_F on the training inputs."""
+    frame = view.frame
+    change = _tangent_matrix(view.reduced_W, view.reduced_a) - frame.tangent_start
+    return _kernel_norm(change, frame.gram) / frame.kernel_norm
+
+
+SCALARS: dict[str, Callable[[View], FloatArray]] = {
+    function.__name__: function
+    for function in (
+        train_loss,
+        test_loss,
+        norm_mean,
+        norm_squared,
+        second_layer_norm,
+        alignment_mean,
+        cosine_mean,
+        interpolator_distance,
+        lazy_fraction,
+        ntk_distance,
+    )
+}
+"""One number of every network, (B,), kept at every record."""
+
+TWIN_SCALARS: dict[str, Callable[[View], FloatArray]] = {
+    "linearized_train_loss": linearized_train_loss,
+    "linearized_test_loss": linearized_test_loss,
+}
+"""The same of its linearised twin, where there is one."""
+
+PATHS: dict[str, Callable[[View], FloatArray]] = {
+    "tracked_norm": lambda view: view.norms,
+    "tracked_alignment": lambda view: view.alignments,
+    "tracked_second_layer": lambda view: view.second_layer,
+}
+"""Quantities of every neuron, (B, m), kept of the tracked neurons at every record."""
+
+CLOUDS: dict[str, Callable[[View], FloatArray]] = {
+    "cloud_norm": lambda view: view.norms,
+    "cloud_alignment": lambda view: view.alignments,
+}
+"""Quantities of every neuron, (B, m), kept of all neurons at a few records."""
+
+Observable = Callable[[Network], float]
+"""A user's own: a number of a network, which is read-only."""
+
+RESERVED = {
+    *SCALARS, *TWIN_SCALARS, *PATHS, *CLOUDS, "ledger_removed", "ledger_restored",
+    "lemma_3_nonpositive", "lemma_3_decrease", "lazy_escape", "step", "cloud_step", "theta_star",
+    "tracked_neurons", "diverged_at", "final_W", "final_a", "about", "file", "allow_pickle",
+}  # fmt: skip
+"""Names of a trajectory's own arrays, and those that its file cannot hold."""
+
+
+def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observable]:
+    """`observables`, by names that are free.  Raises ValueError or TypeError."""
+    for name, function in observables.items():
+        if not isinstance(name, str) or not name.isidentifier() or name.startswith("state_"):
+            raise ValueError(f"an observable needs a name such as my_loss, got {name!r}")
+        if name in RESERVED:
+            raise ValueError(f"observable {name!r}: a trajectory has an array of that name already")
+        if not callable(function):
+            raise TypeError(f"observable {name!r} must be a function, got {function!r}")
+    return dict(observables)
+
+
+def ask(name: str, function: Observable, network: Network) -> float:
+    """What the observable `name` says of a network.  Raises TypeError if it is no number."""
+    with Noting(f"raised by the observable {name!r}"):
+        value = function(network)
+    found = np.asarray(value)
+    if found.ndim > 0 or found.dtype.kind not in "biuf":
+        shape = f" of shape {found.shape}" if found.ndim else ""
+        raise TypeError(
+            f"observable {name!r} must return a number, got {type(value).__name__}{shape}"
+        )
+    return float(found)

@@ -1,0 +1,363 @@
+"""Takes down what is observed along a run, and makes a trajectory of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim.base.checks import FloatArray, per_replica
+from lnsim.base.threads import in_blocks
+from lnsim.dynamics import Dynamics
+from lnsim.models.ledger import lemma_3_shares
+from lnsim.models.reduction import rest_scale
+from lnsim.models.two_layer import Network
+from lnsim.simulation.observables import (
+    CLOUDS,
+    PATHS,
+    SCALARS,
+    TWIN_SCALARS,
+    Frame,
+    Observable,
+    View,
+    ask,
+)
+from lnsim.simulation.replicas import Replicas
+from lnsim.simulation.trajectory import Status, Trajectory, provenance
+
+WATCHED_ONLY = -1
+"""In place of a record number: a step at which neurons are watched and nothing is recorded."""
+
+RESUMED = ("last_step", "last_W", "last_a", "watched_step", "watched_moved", "escape")
+"""What a recorder needs besides the records to go on."""
+
+WAYPOINTS_HOLD = 16 << 20
+"""Bytes up to which the states on the way are kept."""
+
+OBSERVED_AT_ONCE = 1 << 19
+"""First-layer weights observed at a time (4 MiB): calls are shared, and the caches still serve."""
+
+
+def cloud_records(count: int) -> list[int]:
+    """The records, out of the first `count`, at which all neurons are kept: 0, 1, 2, 4, 5, 8, ...
+
+    These are the integer parts of the powers of sqrt(2), so that the choice does not depend on
+    how long the run goes on.
+    """
+    powers = {int(2 ** (k / 2)) for k in range(2 * count.bit_length())}
+    return sorted(record for record in {0} | powers if record < count)
+
+
+def waypoint_records(count: int) -> list[int]:
+    """The records, out of the first `count`, whose state is kept (verify.py): 1, 2, 4, 8, ..."""
+    return [1 << k for k in range((count - 1).bit_length())]
+
+
+def waypoint(record: int) -> str:
+    """How the names of the state kept at this record begin."""
+    return f"at {record}: "
+
+
+def watch_steps(steps: int) -> list[int]:
+    """The steps at which neurons are watched for lazy escape: four an octave, whatever is recorded.
+
+    So a time of escape does not depend on how often is recorded.
+    """
+    return sorted({int(2 ** (k / 4)) for k in range(4 * steps.bit_length())})
+
+
+_NO_TWIN = np.empty((1, 0))
+
+
+class _Snapshots(NamedTuple):
+    """B networks to observe, reduced, with their twins' predictors; a replica's steps ascend."""
+
+    replica: NDArray[np.int64]
+    record: NDArray[np.int64]
+    step: NDArray[np.int64]
+    W: FloatArray
+    a: FloatArray
+    twin_theta: FloatArray
+
+
+class Recorder:
+    """Collects what is observed of the replicas, and makes a trajectory of it.
+
+    Every array has the replica axis in front; it is dropped at the end where there is one replica.
+    A replica that has diverged keeps the NaN its rows were made of.  Networks wait until there are
+    enough of them to observe at once.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        dynamics: Dynamics,
+        moving: Replicas,
+        plan: list[int],
+        tracked: int,
+        clouds: bool,
+        observables: Mapping[str, Observable],
+    ) -> None:
+        self._frame = frame
+        self._dynamics = dynamics
+        self._moving = moving
+        self._decays = frame.reduction.rest is not None and bool(np.any(dynamics.weight_decay))
+        self._plan = plan
+        self._tracked = np.arange(tracked)
+        self._block = max(1, OBSERVED_AT_ONCE // frame.trained_start.size)
+        self._pending: list[_Snapshots] = []
+        self.count = 0
+        records = cloud_records(len(plan)) if clouds else []
+        self._cloud_of_record = {record: cloud for cloud, record in enumerate(records)}
+        each, width = (len(moving), len(plan)), frame.width
+        self._kinds = SCALARS | (TWIN_SCALARS if moving.twin is not None else {})
+        self._scalars = np.full((len(self._kinds), *each), np.nan)
+        self._paths = np.full((len(PATHS), *each, tracked), np.nan)
+        self._clouds = np.full((len(CLOUDS), len(moving), len(records), width), np.nan)
+        self._observables = observables
+        self._observed = np.full((len(observables), *each), np.nan)
+        ledger = 0 if moving.ledger is None else width
+        self._ledger = np.full((2, *each, ledger), np.nan)
+        self._lemma_3 = np.full((2, len(moving), len(records)), np.nan)
+        self._watched = {t for t in watch_steps(plan[-1]) if t <= plan[-1]}
+        self._escape = np.full((len(moving), width), -1.0)
+        self._watched_step: NDArray[np.int64] = np.zeros(len(moving), dtype=np.int64)
+        self._watched_moved = np.zeros((len(moving), width))
+        # The last network recorded of every replica, reduced.
+        self._last_step: NDArray[np.int64] = np.zeros(len(moving), dtype=np.int64)
+        self._last_W = moving.state.W.copy()
+        self._last_a = moving.state.a.copy()
+        self._waypoint_records = set(waypoint_records(len(plan)) if clouds else ())
+        self._waypoints: dict[str, NDArray[Any]] = {}
+
+    def events(self, step: int) -> Iterator[int]:
+        """The steps from `step` on at which there is something to observe."""
+        planned = set(self._plan[self.count :])
+        for t in sorted(self._watched | planned):
+            if t in planned or (t > step and (self._escape < 0).any()):
+                yield t
+
+    def observe(self, step: int) -> bool:
+        """Takes down every replica that has not diverged; returns whether `step` is a record's."""
+        record = self.count if step == self._plan[self.count] else WATCHED_ONLY
+        self.count += record != WATCHED_ONLY
+        state, twin, ledger = self._moving.state, self._moving.twin, self._moving.ledger
+        asked = state.diverged_at < 0
+        if record == WATCHED_ONLY:
+            asked &= (self._escape < 0).any(axis=1)
+        replicas = np.flatnonzero(asked)
+        W, a = state.W[replicas], state.a[replicas]
+        if record != WATCHED_ONLY:
+            self._last_step[replicas] = step
+            self._last_W[replicas], self._last_a[replicas] = W, a
+            if ledger is not None:
+                for s in replicas.tolist():
+                    self._ledger[:, s, record] = ledger.of_neurons(s, step)
+            if self._observables:
+                for s in replicas.tolist():
+                    self._observed[:, s, record] = self._ask(self._network(s, step))
+        theta = np.full((len(W), W.shape[2]), np.nan) if twin is None else twin.theta[replicas]
+        times = np.full((2, len(W)), [[record], [step]])
+        self._pending.append(_Snapshots(replicas, times[0], times[1], W, a, theta))
+        if sum(len(made.W) for made in self._pending) >= self._block:
+            self._flush()
+        if record in self._waypoint_records:
+            self._keep_waypoint(record)
+        return record != WATCHED_ONLY
+
+    def _keep_waypoint(self, record: int) -> None:
+        """Keeps what is needed to go on from here, while there is room for it."""
+        self._flush()
+        state = {f"{waypoint(record)}{name}": value for name, value in self._state().items()}
+        held = sum(value.nbytes for value in (*self._waypoints.values(), *state.values()))
+        if held <= WAYPOINTS_HOLD:
+            self._waypoints |= state
+
+    def _state(self) -> dict[str, NDArray[Any]]:
+        """A copy of what is needed to go on, besides the records."""
+        state = {name: value.copy() for name, value in self._moving.arrays().items()}
+        return state | {name: getattr(self, f"_{name}").copy() for name in RESUMED}
+
+    def _network(self, s: int, step: int) -> Network:
+        """Replica s after `step` steps, lifted; read-only."""
+        scale = rest_scale(self._dynamics, step, s) if self._decays else 1.0
+        state = self._moving.state
+        W, a = self._frame.reduction.lift(state.W[s].copy(), state.a[s].copy(), scale)
+        W.flags.writeable = a.flags.writeable = False
+        return Network(W, a)
+
+    def _ask(self, network: Network) -> list[float]:
+        """What the user's observables say of a network."""
+        return [ask(name, function, network) for name, function in self._observables.items()]
+
+    def _flush(self) -> None:
+        """Computes what is asked of the networks that wait."""
+        if not self._pending:
+            return
+        waiting = _Snapshots(*map(np.concatenate, zip(*self._pending, strict=True)))
+        self._pending.clear()
+        in_blocks(lambda block: self._compute(waiting, block), len(self._moving))
+
+    def _compute(self, waiting: _Snapshots, replicas: slice) -> None:
+        """Computes what is asked of the networks of these replicas, so many at a time."""
+        here = (waiting.replica >= replicas.start) & (waiting.replica < replicas.stop)
+        numbers = np.flatnonzero(here)
+        # What is about to diverge may overflow: it is no news, and the status will say so.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for first in range(0, numbers.size, self._block):
+                at = numbers[first : first + self._block]
+                self._keep(_Snapshots._make(array[at] for array in waiting))
+
+    def _keep(self, made: _Snapshots) -> None:
+        """Puts what these networks show into its places."""
+        replica, record, step, *networks = made
+        view = self._view(replica, step, *networks)
+        for b, (s, i, t) in enumerate(zip(replica, record, step.tolist(), strict=True)):
+            if t in self._watched:
+                self._watch(s, t, view.displacements[b])
+            if i in self._cloud_of_record:
+                cloud = self._cloud_of_record[i]
+                self._clouds[:, s, cloud] = [f(view)[b] for f in CLOUDS.values()]
+                if self._moving.ledger is not None:
+                    self._lemma_3[:, s, cloud] = self._shares(
+                        s, view.reduced_W[b], view.reduced_a[b]
+                    )
+        kept = record != WATCHED_ONLY
+        at = replica[kept], record[kept]
+        tracked = slice(self._tracked.size)
+        self._scalars[:, *at] = [f(view)[kept] for f in self._kinds.values()]
+        self._paths[:, *at] = [f(view)[kept, tracked] for f in PATHS.values()]
+
+    def _watch(self, s: int, step: int, moved: FloatArray) -> None:
+        """Notes when neurons left the lazy radius, interpolating since the last watch."""
+        escape, radius = self._escape[s], self._frame.lazy_radius
+        gone = (escape < 0) & (moved > radius)
+        start, moved_before = self._watched_step[s], self._watched_moved[s, gone]
+        share = (radius - moved_before) / (moved[gone] - moved_before)
+        escape[gone] = start + (step - start) * share
+        self._watched_step[s], self._watched_moved[s] = step, moved
+
+    def _shares(self, s: int, W: FloatArray, a: FloatArray) -> tuple[float, float]:
+        """Lemma 3's probabilities at a network; of the neurons' parts that training moves."""
+        noise, reduction = self._dynamics.noise, self._frame.reduction
+        sigma = 0.0 if noise is None else float(per_replica("sigma", noise.sigma, s + 1)[s])
+        full_a = a if reduction.Q is None else reduction.Q @ a
+        problem = reduction.problem
+        return lemma_3_shares(problem.X, problem.y, reduction.trained(W), full_a, sigma)
+
+    def _view(
+        self,
+        replica: NDArray[np.int64],
+        step: NDArray[np.int64],
+        W: FloatArray,
+        a: FloatArray,
+        theta: FloatArray,
+    ) -> View:
+        scale = np.ones(len(replica))
+        if self._decays:
+            pairs = zip(step.tolist(), replica.tolist(), strict=True)
+            scale[:] = [rest_scale(self._dynamics, t, s) for t, s in pairs]
+        return View(self._frame, W, a, scale, theta)
+
+    def _recorded(self) -> Iterator[tuple[str, FloatArray]]:
+        """The name and the array, replicas and records in front, of all that is recorded."""
+        yield from zip(self._kinds, self._scalars, strict=True)
+        yield from zip(PATHS, self._paths, strict=True)
+        yield from zip(self._observables, self._observed, strict=True)
+        if self._moving.ledger is not None:
+            yield from zip(("ledger_removed", "ledger_restored"), self._ledger, strict=True)
+
+    def _of_clouds(self) -> Iterator[tuple[str, FloatArray]]:
+        """The name and the array, replicas and clouds in front, of what goes with the clouds."""
+        yield from zip(CLOUDS, self._clouds, strict=True)
+        if self._moving.ledger is not None:
+            yield from zip(("lemma_3_nonpositive", "lemma_3_decrease"), self._lemma_3, strict=True)
+
+    def trajectory(self, status: Status, config: dict[str, Any]) -> Trajectory:
+        """All that was recorded so far, with the last record as the last cloud."""
+        self._flush()
+        steps = np.array(self._plan[: self.count])
+        made = [i for i in self._cloud_of_record if i < self.count]
+        arrays: dict[str, NDArray[Any]] = {
+            name: value[:, : self.count].copy() for name, value in self._recorded()
+        }
+        if made:
+            arrays |= {name: value[:, : len(made)].copy() for name, value in self._of_clouds()}
+            arrays |= self._last_networks(append=made[-1] != self.count - 1, arrays=arrays)
+        arrays["lazy_escape"] = self._escape.copy()
+        if len(self._moving) == 1:
+            arrays = {name: value[0] for name, value in arrays.items()}
+        arrays["step"] = steps
+        if made:
+            arrays["cloud_step"] = np.unique(np.append(steps[made], steps[-1]))
+        arrays["theta_star"] = self._frame.theta_star
+        arrays["tracked_neurons"] = self._tracked
+        arrays["diverged_at"] = self._moving.state.diverged_at.copy()
+        state = self._state() | self._waypoints
+        about = provenance(config) | {"reduced": self._reduced()}
+        return Trajectory(arrays, config, status, state, about)
+
+    def _reduced(self) -> list[str]:
+        """The sides on which the state is smaller than the network."""
+        reduction = self._frame.reduction
+        sides = {"hidden": reduction.Q, "inputs": reduction.V}
+        return [side for side, basis in sides.items() if basis is not None]
+
+    def _last_networks(
+        self, append: bool, arrays: dict[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """The final weights; and, where `append`, the clouds with that of the last record."""
+        names = [name for name, _ in self._of_clouds()]
+        found: dict[str, list[Any]] = {name: [] for name in ("final_W", "final_a", *names)}
+        for s in range(len(self._moving)):
+            reduced_W, reduced_a = self._last_W[s], self._last_a[s]
+            view = self._view(
+                np.array([s]), self._last_step[[s]], reduced_W[None], reduced_a[None], _NO_TWIN
+            )
+            lifted = self._frame.reduction.lift(reduced_W, reduced_a, float(view.scale[0]))
+            last: list[Any] = [*lifted, *(f(view)[0] for f in CLOUDS.values())]
+            if self._moving.ledger is not None:
+                last += self._shares(s, reduced_W, reduced_a)
+            for values, value in zip(found.values(), last, strict=True):
+                values.append(value)
+        stacked = {name: np.stack(values) for name, values in found.items()}
+        for name in names:
+            last_cloud = stacked.pop(name)
+            if append:
+                stacked[name] = np.append(arrays[name], last_cloud[:, None], axis=1)
+        return stacked
+
+    def restore(self, earlier: Trajectory) -> int:
+        """Takes over the records of `earlier`; returns the step it ended at."""
+        step, plan, found = earlier.status.step, self._plan, earlier.steps.tolist()
+        if earlier.status.code == "DIVERGED":
+            raise ValueError(f"cannot resume: the earlier run {earlier.status}")
+        if step > plan[-1]:
+            raise ValueError(f"cannot resume: the earlier run is at step {step}, past the end")
+        # An earlier end may have been recorded where this run records nothing.
+        kept = next((i for i, t in enumerate(found) if i >= len(plan) or t != plan[i]), len(found))
+        if len(found) - kept > 1 or found[-1] > step:
+            raise ValueError("cannot resume: the earlier run was recorded at other steps")
+        if earlier["tracked_neurons"].size != self._tracked.size:
+            raise ValueError("cannot resume: the earlier run tracked other neurons")
+        for name in self._observables:
+            if name not in earlier.arrays:
+                raise ValueError(f"cannot resume: the earlier run has no observable {name!r}")
+
+        def replicas_in_front(name: str) -> NDArray[Any]:
+            return earlier[name] if len(self._moving) > 1 else earlier[name][None]
+
+        self.count = kept
+        for name, values in self._recorded():
+            values[:, :kept] = replicas_in_front(name)[:, :kept]
+        made = sum(1 for i in self._cloud_of_record if i < kept)
+        for name, values in self._of_clouds():
+            values[:, :made] = replicas_in_front(name)[:, :made]
+        for name in RESUMED:
+            getattr(self, f"_{name}")[...] = earlier.state[name]
+        taken = tuple(waypoint(record) for record in waypoint_records(kept))
+        states = earlier.state.items()
+        self._waypoints = {name: value for name, value in states if name.startswith(taken)}
+        return step

@@ -1,0 +1,115 @@
+"""All that moves while a run trains: S replicas of the network, their twins, their ledgers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim.backend import LinearEngine, State
+from lnsim.base.checks import FloatArray
+from lnsim.dynamics import Alternating, Dynamics
+from lnsim.models.ledger import Ledger
+from lnsim.models.problem import Problem
+from lnsim.models.reduction import Reduction
+from lnsim.models.twin import Twin, twin
+from lnsim.streams import WordStream
+
+WORDS_AT_ONCE = 1 << 16
+"""Words held in memory at a time, over all replicas (512 KiB): small enough for the caches."""
+
+LEAST_WORDS = 1 << 9
+"""Words of each replica held at a time (4 KiB): enough to pay for entering a kernel."""
+
+
+@dataclass
+class Replicas:
+    """The replicas of one run, in reduced coordinates, updated in place."""
+
+    state: State
+    twin: Twin | None
+    ledger: Ledger | None
+
+    @classmethod
+    def start(
+        cls,
+        reduction: Reduction,
+        dynamics: Dynamics,
+        count: int,
+        *,
+        linearized: bool,
+        ledger: bool,
+    ) -> Replicas:
+        """`count` copies of the reduced network."""
+        W = np.repeat(reduction.W[None], count, axis=0)
+        a = np.repeat(reduction.a[None], count, axis=0)
+        state = State(
+            W,
+            a,
+            _buffer(dynamics, W),
+            _buffer(dynamics, a),
+            np.full(count, -1, dtype=np.int64),
+            None if dynamics.equivariant else a.copy(),
+        )
+        return cls(
+            state,
+            twin(reduction.W, reduction.a, reduction.problem.X, count) if linearized else None,
+            Ledger(reduction, dynamics, count) if ledger else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.state.W)
+
+    @property
+    def all_diverged(self) -> bool:
+        """Whether no replica is left to train."""
+        return bool((self.state.diverged_at >= 0).all())
+
+    def advance(
+        self,
+        engine: LinearEngine,
+        problem: Problem,
+        dynamics: Dynamics | Alternating,
+        stream: WordStream,
+        draws: int,
+        step: int,
+        most: int,
+    ) -> int:
+        """Takes at most `most` steps from `step`, as many as go at once; returns how many."""
+        now, until = dynamics.at(step)
+        room = max(1, max(WORDS_AT_ONCE // len(self), LEAST_WORDS) // max(1, draws))
+        count = min(most, until - step, room)
+        if self.ledger is not None:
+            count = min(count, self.ledger.room(step))
+        words = stream.take(count * draws).reshape(len(self), count, draws)
+        rows = None if self.ledger is None else self.ledger.rows
+        engine.advance(self.state, problem, now, words, step, rows, self.twin)
+        if self.ledger is not None:
+            self.ledger.note(step + count)
+        return count
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything by name, not copied."""
+        found: dict[str, Any] = dict(vars(self.state))
+        if self.twin is not None:
+            found |= {"twin_theta": self.twin.theta, "twin_velocity": self.twin.velocity}
+        if self.ledger is not None:
+            found |= {"ledger_sums": self.ledger.sums, "ledger_rows": self.ledger.rows}
+        return {name: array for name, array in found.items() if array is not None}
+
+    def restore(self, earlier: Mapping[str, NDArray[Any]]) -> None:
+        """Takes the values of `earlier`, which must be of a run of the same form."""
+        for name, array in self.arrays().items():
+            if name not in earlier or earlier[name].shape != array.shape:
+                raise ValueError(f"cannot resume: the earlier run has another {name}")
+            array[...] = earlier[name]
+
+
+def _buffer(dynamics: Dynamics, weights: FloatArray) -> FloatArray | None:
+    """What `dynamics` remembers of `weights` : (S, ...), zero at the start, or None."""
+    if dynamics.memory > 0:
+        return np.zeros((len(weights), dynamics.memory, *weights.shape[1:]))
+    return np.zeros_like(weights) if np.any(np.asarray(dynamics.momentum) > 0.0) else None

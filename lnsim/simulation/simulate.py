@@ -1,0 +1,215 @@
+"""The driver: reduce, then words -> engine.advance -> observe, record by record."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lnsim import backend as backends
+from lnsim import streams
+from lnsim.base import checks, threads
+from lnsim.dynamics import Alternating, CustomDynamics, Dynamics, Oscillation
+from lnsim.models.problem import Problem
+from lnsim.models.reduction import dense
+from lnsim.models.reduction import reduce as reduce_both
+from lnsim.models.two_layer import Network
+from lnsim.simulation.custom import CustomEngine, reduction_of
+from lnsim.simulation.observables import Frame, Observable, check_observables
+from lnsim.simulation.recorder import Recorder
+from lnsim.simulation.replicas import Replicas
+from lnsim.simulation.trajectory import Status, Trajectory, check_continues
+from lnsim.streams import WordStream
+
+MOST_RECORDS = 10_000_000
+"""Of a run: they are kept in memory, a few hundred bytes each."""
+
+
+@threads.one_blas_thread()
+def simulate(
+    problem: Problem,
+    network: Network,
+    dynamics: Dynamics | Alternating,
+    *,
+    steps: int,
+    record_every: int,
+    seed: int | Sequence[int] = 0,
+    replicas: int = 1,
+    backend: str = "numba",
+    reduce: bool = True,
+    ledger: bool = False,
+    linearized: bool = True,
+    tracked: int = 8,
+    clouds: bool = True,
+    observables: Mapping[str, Observable] | None = None,
+    progress: bool | Callable[[int], object] | None = None,
+    config: dict[str, Any] | None = None,
+    resume: Trajectory | None = None,
+    checkpoint: Callable[[Trajectory], object] | None = None,
+    checkpoint_every: float = 60.0,
+    stop: Callable[[], bool] | None = None,
+) -> Trajectory:
+    """Trains `network` on `problem` by `dynamics` for `steps` steps.
+
+    Records at 0, record_every, 2 record_every, ... and at the last step.  With `replicas` = S,
+    replica c draws from the stream of key [seed, c], any scalar hyperparameter may be an array of
+    length S, and arrays carry the leading axis S.  With S seeds in place of one, replica c is bit
+    for bit the single run of seed[c].  A replica that diverges is left behind; the others go on.
+
+    `reduce=False` trains the dense network.  `ledger` keeps the norm ledger of every neuron
+    (ledger.py), `linearized` trains the linearised twin along (twin.py).  The path of the
+    first `tracked` neurons is kept at every record; `clouds`, all neurons at a few of them and the
+    weights at the end, which are most of the memory of a large ensemble: S m (d + 1) numbers.
+    `observables`: functions of a Network that return a number, by the name under which it is kept
+    at every record.  A CustomDynamics has neither a ledger nor a twin.
+
+    `progress`: True for a bar on a terminal, or a function called with the steps done.  `resume`:
+    a trajectory of the same configuration that ended earlier; the result is bit for bit that of
+    one uninterrupted run.  `checkpoint` is called with the trajectory so far, at the first record,
+    then at one when `checkpoint_every` seconds have passed; `stop` is asked at every record.
+
+    Raises ValueError or TypeError for bad input.  A run that diverges is a result: see its
+    `status`.
+    """
+    threads.check()
+    for name, value, kind in (("problem", problem, Problem), ("network", network, Network)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+    steps = checks.integer("steps", steps, 0, checks.MOST_STEPS)
+    record_every = checks.integer("record_every", record_every, 1)
+    replicas = checks.integer("replicas", replicas, 1)
+    if isinstance(seed, Sequence | np.ndarray):
+        seed = [streams.check_seed(each) for each in seed]
+        replicas = len(seed) if replicas == 1 else replicas
+    tracked = min(checks.integer("tracked", tracked, 0), network.width)
+    if network.dim != problem.dim:
+        raise ValueError(
+            f"W has {network.dim} columns but X has {problem.dim}: they must be the same"
+        )
+    observables = check_observables(observables or {})
+    base = _base(dynamics, replicas)
+    if isinstance(base, Oscillation):
+        seeds = {seed} if isinstance(seed, int) else set(seed)
+        if len(seeds) > 1:
+            raise ValueError("seed must be one for all: the oscillation draws its start from it")
+        network = _with_chain(network, base, seeds.pop())
+    if config is None:
+        config = {
+            "samples": problem.samples,
+            "dim": problem.dim,
+            "width": network.width,
+            "dynamics": _in_full(dynamics),
+            "steps": steps,
+            "record_every": record_every,
+            "seed": seed,
+            "replicas": replicas,
+            "backend": backend,
+        }
+    if isinstance(base, CustomDynamics) and (ledger or backend != "numba"):
+        asked = "ledger" if ledger else f"backend {backend!r}"
+        raise ValueError(f"a CustomDynamics runs in NumPy, without {asked}")
+    engine = backends.load(backend)
+    if isinstance(base, CustomDynamics):
+        engine, linearized = CustomEngine(engine), False
+        reduction = reduction_of(base, problem, network, steps, reduce)
+    elif reduce:
+        reduction = reduce_both(problem, network, base.equivariant)
+    else:
+        reduction = dense(problem, network)
+    moving = Replicas.start(reduction, base, replicas, linearized=linearized, ledger=ledger)
+    plan = record_steps(steps, record_every)
+    frame = Frame(problem, reduction)
+    recorder = Recorder(frame, base, moving, plan, tracked, clouds, observables)
+    step = 0
+    if resume is not None:
+        check_continues(resume, config)
+        step = recorder.restore(resume)
+        moving.restore(resume.state)
+    draws = base.draws(problem.samples, network.width)
+    stream = WordStream(seed, replicas, step * draws)
+    report, close = progress_bar(progress, steps, step)
+    saved = -math.inf
+    try:
+        for target in recorder.events(step):
+            while step < target and not moving.all_diverged:
+                step += moving.advance(
+                    engine, reduction.problem, dynamics, stream, draws, step, target - step
+                )
+                report(step)
+            if moving.all_diverged:
+                at = int(moving.state.diverged_at.max())
+                return recorder.trajectory(Status("DIVERGED", at), config)
+            if not recorder.observe(step):
+                continue
+            if step == steps:
+                break
+            if stop is not None and stop():
+                return recorder.trajectory(Status("STOPPED", step), config)
+            if checkpoint is not None and time.monotonic() - saved >= checkpoint_every:
+                checkpoint(recorder.trajectory(Status("STOPPED", step), config))
+                saved = time.monotonic()
+    finally:
+        close()
+    return recorder.trajectory(Status("OK", step), config)
+
+
+def _in_full(dynamics: Dynamics | Alternating) -> str:
+    """The dynamics with every number of every replica: what a run is resumed by."""
+    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+        return repr(dynamics)
+
+
+def record_steps(steps: int, record_every: int, name: str = "steps") -> list[int]:
+    """0, record_every, 2 record_every, ..., and `steps` itself, which a message calls `name`.
+
+    Raises ValueError for more records than are kept.
+    """
+    checks.integer(name, steps, 0, checks.MOST_STEPS)
+    if steps // record_every > MOST_RECORDS:
+        least = -(-steps // MOST_RECORDS)
+        raise ValueError(
+            f"record_every must be at least {least:,} for {name}={steps:,}, got {record_every:,}: "
+            f"a run has at most {MOST_RECORDS:,} records"
+        )
+    plan = list(range(0, steps + 1, record_every))
+    return plan if plan[-1] == steps else [*plan, steps]
+
+
+def progress_bar(
+    progress: bool | Callable[[int], object] | None, steps: int, done: int
+) -> tuple[Callable[[int], object], Callable[[], object]]:
+    """A function to call with the steps done, and one to call at the end."""
+    if callable(progress):
+        return progress, lambda: None
+    if not progress or sys.stderr is None:  # closed
+        return lambda step: None, lambda: None
+    from tqdm.auto import tqdm
+
+    # disable=None: silent where the output is no terminal.
+    bar = tqdm(total=steps, initial=done, unit="step", unit_scale=True, disable=None)
+    return lambda step: bar.update(step - bar.n), bar.close
+
+
+def _base(dynamics: Dynamics | Alternating, replicas: int) -> Dynamics:
+    """What is done while it is on, checked to have one number, or one per replica, of each kind."""
+    if isinstance(dynamics, type) or not hasattr(dynamics, "at"):
+        raise TypeError(f"dynamics must be SGD, GD, SAM, ... of lnsim, got {dynamics!r}")
+    base, _ = dynamics.at(0)
+    for name in ("lr", "rho", "momentum", "weight_decay"):
+        checks.per_replica(name, getattr(base, name), replicas)
+    if base.noise is not None:
+        checks.per_replica("sigma", base.noise.sigma, replicas)
+    if isinstance(base, Oscillation) and not isinstance(base.amplitude, float):
+        raise ValueError("amplitude must be one number for all replicas: give it beside lr")
+    return base
+
+
+def _with_chain(network: Network, dynamics: Oscillation, seed: int) -> Network:
+    """The network with its second layer at the chain's start: 0, or either sign by halves."""
+    rng = streams.generator(seed, "chain")
+    signs = rng.choice(np.array([-1.0, 0.0, 0.0, 1.0]), size=network.width)
+    return Network(network.W, np.asarray(dynamics.amplitude) * signs)

@@ -1,0 +1,273 @@
+"""Recomputes a random segment of a run and compares it, number by number, with what was recorded.
+
+A run of the two-layer linear network keeps its state at records 1, 2, 4, 8, ... (recorder.py).  A
+segment begins at one of them, or at the start, and ends at the next, or at the end.  Other runs are
+recomputed from their start for as long as there is time.
+
+Same software and same processor: the same bits.  Elsewhere, on a GPU, and of a run of several
+processes, sums are ordered in other ways, and numbers agree to a tolerance; of networks as far as
+their training does not amplify rounding (rounding.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from lnsim import experiments
+from lnsim.base import config as configs
+from lnsim.simulation import rounding
+from lnsim.simulation.observables import CLOUDS
+from lnsim.simulation.recorder import waypoint, waypoint_records
+from lnsim.simulation.rounding import CLOSE_FLOAT32, Allowed, Pair
+from lnsim.simulation.trajectory import Status, Trajectory, provenance
+
+CLOSE = 1e-6
+"""How far numbers may differ, as a share of the largest of their array, where bits may."""
+
+SHOWN = 10
+"""Differences that are named one by one; the records come first."""
+
+AT_THE_END = ("lazy_escape", "final_W", "final_a", "diverged_at")
+WITH_CLOUDS = (*CLOUDS, "lemma_3_nonpositive", "lemma_3_decrease")
+CONSTANT = ("theta_star", "tracked_neurons", "cloud_step")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`lines` say what was compared and what came of it, `same` whether all agreed."""
+
+    lines: list[str]
+    same: bool
+
+
+def verify(
+    trajectory: Trajectory, *, seed: int | None = None, seconds: float = 60.0
+) -> Verification:
+    """Recomputes the segment drawn by `seed` (None: at random), stopping at the first record after
+    `seconds`, and compares.
+
+    Raises ValueError for a trajectory that no experiment made.
+    """
+    if "experiment" not in trajectory.config:
+        raise ValueError("only a run of an experiment can be verified: it has all to repeat it")
+    if not seconds >= 0.0:
+        raise ValueError(f"seconds must be at least 0, got {seconds}")
+    if seed is None:
+        seed = int(np.random.SeedSequence().generate_state(1)[0])
+    module = experiments.load(str(trajectory.config["experiment"]))
+    first, last = _segment(trajectory, seed)
+    run = _repeated(trajectory, module)
+    again = _recompute(trajectory, module, run, first, last, seconds)
+    here = provenance(trajectory.config)
+    reasons = _reasons(trajectory, here, again)
+    limit = _limit(again, run, seconds) if reasons and hasattr(module, "join") else None
+    if limit is None:
+        tolerance = _tolerance(trajectory, bool(reasons))
+        pairs = [pair._replace(tolerance=tolerance) for pair in _pairs(trajectory, again, first)]
+    else:
+        pairs = list(rounding.pairs(trajectory, again, limit))
+    found = _missing(trajectory, again) + _other_run(trajectory, again, here, limit)
+    for pair in pairs:
+        found += _difference(pair, hasattr(module, "join"), trajectory.status.code == "OK")
+    numbers = sum(pair.again.size for pair in pairs)
+    how = f"within a tolerance, as {', '.join(reasons)}" if reasons else "bit for bit"
+    begin = 0 if first is None else int(trajectory.steps[first])
+    part = "" if limit is None or limit.at_the_end else f" up to step {limit.last_step:,}"
+    lines = [
+        f"recomputed    steps {begin:,} to {again.status.step:,}, a segment drawn by seed {seed}",
+        f"compared      {len(pairs)} arrays, {numbers:,} numbers, {how}",
+        *([] if limit is None else [f"rounding      {limit}"]),
+        *(f"differs       {text}" for text in found[:SHOWN]),
+        *([f"differs       {len(found) - SHOWN:,} more"] if len(found) > SHOWN else []),
+        *([] if found else [f"result        all the same{part}"]),
+    ]
+    return Verification(lines, not found)
+
+
+def _segment(trajectory: Trajectory, seed: int) -> tuple[int | None, int | None]:
+    """The records at which the segment begins, None for the start, and ends, None for the end."""
+    count = trajectory.steps.size
+    kept = [
+        record
+        for record in waypoint_records(count - 1)
+        if any(name.startswith(waypoint(record)) for name in trajectory.state)
+    ]
+    borders = [None, *kept, None]
+    at = int(np.random.default_rng(seed).integers(len(borders) - 1))
+    return borders[at], borders[at + 1]
+
+
+def _repeated(trajectory: Trajectory, module: ModuleType) -> Callable[..., Trajectory]:
+    """The experiment's run with the configuration of `trajectory`."""
+    values = {k: v for k, v in trajectory.config.items() if k not in ("experiment", "backend")}
+    config = configs.build(module.Config, values)
+    return partial(module.run, config, backend=str(trajectory.config["backend"]))
+
+
+def _limit(again: Trajectory, run: Callable[..., Trajectory], seconds: float) -> Allowed:
+    """How far rounding lets a run of networks be compared with `again`."""
+    start = rounding.moved_by_a_bit(again, run)
+    deadline = time.monotonic() + seconds
+    return rounding.allowed(again, run(resume=start, stop=lambda: time.monotonic() > deadline))
+
+
+def _recompute(
+    trajectory: Trajectory,
+    module: ModuleType,
+    run: Callable[..., Trajectory],
+    first: int | None,
+    last: int | None,
+    seconds: float,
+) -> Trajectory:
+    """The run once more, from record `first` until record `last` or for so long."""
+    end = np.inf if last is None else trajectory.steps[last]
+    if trajectory.status.code == "STOPPED" and not hasattr(module, "join"):
+        end = min(end, trajectory.status.step)
+    deadline = time.monotonic() + seconds
+    done = 0
+
+    def note(step: int) -> None:
+        nonlocal done
+        done = step
+
+    def stop() -> bool:
+        return done >= end or time.monotonic() > deadline
+
+    resume = None if first is None else _at(trajectory, first)
+    return run(resume=resume, progress=note, stop=stop)
+
+
+def _at(trajectory: Trajectory, record: int) -> Trajectory:
+    """The run as it was at a record whose state was kept."""
+    prefix = waypoint(record)
+    kept = {
+        name.removeprefix(prefix): value
+        for name, value in trajectory.state.items()
+        if name.startswith(prefix)
+    }
+    steps = trajectory.steps[: record + 1]
+    return replace(
+        trajectory,
+        arrays={**trajectory.arrays, "step": steps},
+        state={**trajectory.state, **kept},
+        status=Status("STOPPED", int(steps[-1])),
+    )
+
+
+def _reasons(trajectory: Trajectory, here: dict[str, Any], again: Trajectory) -> list[str]:
+    """Why bits may differ: what is another than it was, and devices that give no promise."""
+    there = trajectory.provenance
+    if not isinstance(there.get("versions"), dict):
+        return ["environment.json does not say where it ran"]
+    torch = str(trajectory.config["backend"]).startswith("torch")
+    packages = ("lnsim", "numpy", "numba", "scipy", *(("torch",) if torch else ()))
+    pairs = [(name, there["versions"].get(name), here["versions"][name]) for name in packages]
+    pairs += [(name, there.get(name), here.get(name)) for name in ("python", "machine", "cpu")]
+    pairs.append(("processes", there.get("processes", 1), again.provenance.get("processes", 1)))
+    reasons = [f"{name} was {old} and is {new}" for name, old, new in pairs if old != new]
+    devices = [trajectory.config["backend"], there.get("device"), again.provenance.get("device")]
+    return reasons + (["it ran on cuda"] if any("cuda" in str(name) for name in devices) else [])
+
+
+def _tolerance(trajectory: Trajectory, elsewhere: bool) -> float:
+    """How far an array may be from what was recorded, as a share of its largest number."""
+    if not elsewhere:
+        return 0.0
+    return CLOSE if trajectory.config.get("dtype", "float64") == "float64" else CLOSE_FLOAT32
+
+
+def _other_run(
+    trajectory: Trajectory, again: Trajectory, here: dict[str, Any], limit: Allowed | None
+) -> list[str]:
+    """Another configuration, and another end where rounding decides nothing."""
+    found = []
+    if trajectory.provenance.get("config_sha256", "") not in ("", here["config_sha256"]):
+        found.append("environment.json is of another configuration")
+    codes = (trajectory.status.code, again.status.code)
+    end = min(again.status.step, trajectory.status.step)
+    comparable = "STOPPED" not in codes and (limit is None or end <= limit.last_step)
+    if comparable and again.status != trajectory.status:
+        found.append(f"the run {trajectory.status}; recomputed, it {again.status}")
+    return found
+
+
+def _missing(trajectory: Trajectory, again: Trajectory) -> list[str]:
+    """The arrays that only one of the two has."""
+    there, here = trajectory.arrays.keys(), again.arrays.keys()
+    return [f"{name} is not recorded" for name in sorted(here - there)] + [
+        f"{name} is none of this experiment's arrays" for name in sorted(there - here)
+    ]
+
+
+def _pairs(trajectory: Trajectory, again: Trajectory, first: int | None) -> Iterator[Pair]:
+    """Everything that was recomputed, beside what was recorded."""
+    begin = 0 if first is None else first + 1
+    count = min(trajectory.steps.size, again.steps.size)
+    steps = trajectory.steps[begin:count]
+    ended = _ended_alike(trajectory, again)
+    for name in sorted(again.arrays.keys() & trajectory.arrays.keys()):
+        ours, theirs = trajectory[name], again[name]
+        if name in WITH_CLOUDS:
+            yield _of_clouds(trajectory, again, name, steps[0] if steps.size else 0)
+        elif name in CONSTANT or name in AT_THE_END or ours.shape[:1] != trajectory.steps.shape:
+            if ended or (name not in AT_THE_END and name != "cloud_step"):
+                yield Pair(name, ours, theirs)
+        else:
+            yield Pair(name, ours[begin:count], theirs[begin:count], steps)
+    taken = tuple(waypoint(record) for record in waypoint_records(count) if record >= begin)
+    for name in sorted(again.state.keys() & trajectory.state.keys()):
+        if name.startswith(taken) or (ended and not name.startswith("at ")):
+            yield Pair(f"state {name}", trajectory.state[name], again.state[name])
+
+
+def _ended_alike(trajectory: Trajectory, again: Trajectory) -> bool:
+    """Whether both ended at one step and, of a run of several networks, every network did."""
+    names = [name for name in trajectory.state if name.endswith(".status")]
+    return again.status == trajectory.status and all(
+        np.array_equal(trajectory.state[name], again.state.get(name, "")) for name in names
+    )
+
+
+def _of_clouds(trajectory: Trajectory, again: Trajectory, name: str, first_step: int) -> Pair:
+    """The clouds that both have, from a step on."""
+    steps, ours, theirs = np.intersect1d(
+        trajectory["cloud_step"], again["cloud_step"], return_indices=True
+    )
+    kept = steps >= first_step
+    return Pair(name, trajectory[name][ours[kept]], again[name][theirs[kept]], steps[kept])
+
+
+def _difference(pair: Pair, unfinished: bool, complete: bool) -> list[str]:
+    """In words, where the two differ first, if they do.
+
+    `unfinished`: what was not reached in recomputing is NaN; `complete`: nothing recorded is so.
+    """
+    recorded, again = pair.recorded, pair.again
+    if recorded.shape != again.shape or recorded.dtype != again.dtype:
+        return [
+            f"{pair.name} has {recorded.dtype} {recorded.shape}, not {again.dtype} {again.shape}"
+        ]
+    same = recorded == again
+    if recorded.dtype.kind == "f":
+        unknown = np.isnan(again), np.isnan(recorded)
+        same |= unknown[0] & unknown[1]
+        if unfinished:
+            same |= unknown[0] if complete else unknown[0] | unknown[1]
+        if np.any(pair.tolerance):
+            largest = np.max(np.abs(again), initial=0.0, where=np.isfinite(again))
+            with np.errstate(all="ignore"):
+                same |= np.abs(recorded - again) <= pair.tolerance * largest + pair.margin
+    if np.all(same):
+        return []
+    place = tuple(int(i) for i in np.argwhere(~np.atleast_1d(same))[0])
+    values = (np.atleast_1d(array)[place].item() for array in (recorded, again))
+    at = "" if pair.steps is None else f" at the record of step {pair.steps[place[0]]:,}"
+    where = f"{pair.name}{list(place[1:] if pair.steps is not None else place) or ''}"
+    return ["{}{}: recorded {!r}, recomputed {!r}".format(where, at, *values)]

@@ -1,0 +1,1 @@
+"""Grids of runs: their points, their workers, their results file, their figures."""

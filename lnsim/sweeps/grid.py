@@ -1,0 +1,124 @@
+"""The points of a sweep: the values that the swept keys take, and every complete configuration.
+
+A key's values are written KEY=FIRST:LAST:COUNT (evenly spaced, both ends included),
+KEY=FIRST:LAST:COUNT:log (evenly spaced in the logarithm) or KEY=V1,V2,...  Values of a range are
+rounded to 12 significant digits, those of a key that takes whole numbers to whole numbers: a value
+is then what its printed form says, and the same on every machine, whatever its powers round to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import product
+from typing import Any, get_type_hints
+
+import numpy as np
+
+from lnsim.base import checks
+from lnsim.base import config as configs
+from lnsim.experiments import load
+from lnsim.experiments._synthetic import Setting
+
+MOST_POINTS = 10_000_000
+"""A grid of more points is taken for a slip of the pen."""
+
+SQL_MOST = 2**63 - 1
+"""The results file (store.py) holds no larger integer."""
+
+Values = Iterable[Any] | str
+
+
+def configuration(experiment: str) -> type[Setting]:
+    """The Config of an experiment that can be swept.  Raises ValueError for any other."""
+    cls = load(experiment).Config
+    if not issubclass(cls, Setting):
+        raise ValueError(
+            f"experiment {experiment!r} cannot be swept: it is none of the two-layer linear network"
+        )
+    return cls
+
+
+def parse_axis(text: str) -> tuple[str, str]:
+    """("lr", "1e-4:1e-2:25:log") from "lr=1e-4:1e-2:25:log"."""
+    key, equals, values = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"expected KEY=VALUES, got {text!r}")
+    return key.strip(), values.strip()
+
+
+def axes(cls: type[Setting], grid: Mapping[str, Values]) -> dict[str, list[Any]]:
+    """The values of every swept key, of the type that `cls` has for it.
+
+    Raises ValueError or TypeError for an unknown key, a value of another type, a malformed range,
+    or a value that occurs twice.
+    """
+    if not grid:
+        raise ValueError("a sweep needs a grid of at least one key")
+    result = {}
+    for key, values in grid.items():
+        if key == "seed":
+            raise ValueError("seed is no key of a grid: say how many seeds instead")
+        kind = get_type_hints(cls).get(key)
+        found = _of_text(key, values, kind) if isinstance(values, str) else list(values)
+        if not found:
+            raise ValueError(f"{key} has no values")
+        plain = (v.item() if isinstance(v, np.generic) else v for v in found)
+        typed = [getattr(configs.build(cls, {key: value}), key) for value in plain]
+        if len(set(typed)) < len(typed):
+            twice = next(value for value in typed if typed.count(value) > 1)
+            raise ValueError(f"{key} has the value {twice!r} twice")
+        result[key] = typed
+    return result
+
+
+def _of_text(key: str, text: str, kind: type | None) -> list[Any]:
+    if ":" not in text:
+        return [configs.parse_assignment(f"{key}={word}")[1] for word in text.split(",")]
+    first, last, *rest = text.split(":")
+    try:
+        ends, count = (float(first), float(last)), int(rest[0])
+    except (ValueError, IndexError):
+        count = 0
+    if count < 2 or rest[1:] not in ([], ["log"]) or not all(map(math.isfinite, ends)):
+        raise ValueError(
+            f"{key}: expected FIRST:LAST:COUNT, FIRST:LAST:COUNT:log with COUNT at least 2, "
+            f"or V1,V2,..., got {text!r}"
+        )
+    if count > MOST_POINTS:
+        raise ValueError(f"{key}: at most {MOST_POINTS} values, got {count}")
+    logarithmic = len(rest) == 2
+    if logarithmic and min(ends) <= 0:
+        raise ValueError(f"{key}: the ends of a log range must be above 0, got {text!r}")
+    values = (np.geomspace if logarithmic else np.linspace)(*ends, count).tolist()
+    if kind is int:
+        return [round(value) for value in values]
+    return [ends[0], *(float(f"{value:.12g}") for value in values[1:-1]), ends[1]]
+
+
+def points(
+    cls: type[Setting], base: Mapping[str, Any], swept: Mapping[str, list[Any]], seeds: int
+) -> list[Setting]:
+    """Every configuration: seeds from the base's on, and for each the product of `swept`.
+
+    `base` holds the keys that are set once.  Raises ValueError or TypeError for bad ones, and for
+    values out of range, each named.
+    """
+    seeds = checks.integer("seeds", seeds, 1)
+    for key in swept:
+        if key in base:
+            raise ValueError(f"{key} is swept and set to {base[key]!r}: give either")
+    settled = configs.build(cls, base)
+    given = {key: getattr(settled, key) for key in base}
+    count = seeds * math.prod(len(values) for values in swept.values())
+    if count > MOST_POINTS:
+        raise ValueError(f"a sweep has at most {MOST_POINTS} points, got {count}")
+    for key, values in {**vars(settled), **swept, "seed": [settled.seed + seeds - 1]}.items():
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, int) and not isinstance(value, bool):
+                checks.integer(key, value, -SQL_MOST, SQL_MOST)
+    return [
+        cls(**{**given, **dict(zip(swept, values, strict=True)), "seed": settled.seed + k})
+        for k in range(seeds)
+        for values in product(*swept.values())
+    ]

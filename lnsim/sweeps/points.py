@@ -1,0 +1,213 @@
+"""What is kept of every point of a sweep, and how a chunk of points is run.
+
+Summary.  Times are in steps; what was not reached, or is not defined, is None and never a number.
+Of a run that diverged nothing is measured but when.
+
+    status, diverged_at    OK or DIVERGED, and the step
+    regime                 the first of these that is so:
+                           diverged   the run diverged
+                           collapsed  |W|_F |a| < |theta_star|/2 at the end, and less than half of
+                                      what it was: as |W^T a| <= |W|_F |a|, the network has become
+                                      too small to come nearer than half way to the interpolator
+                           rich       every neuron has left the lazy regime (Theorem 2's event)
+                           lazy       some have not
+    first_escape, last_escape, alignment, convergence, decay_rate     as phases.py measures them
+    decay_time             when |W|_F^2 first is a factor e below its start; between two records
+                           its logarithm is interpolated
+    train_loss ... ntk_distance       observables at the last step (observables.py)
+
+Predictions.  Where the statements cover the setting (label noise of +-sigma, one sample a step,
+neither momentum nor weight decay), else None:
+
+    predicted_last_escape        T_1 of Theorem 2
+    predicted_decay_time         1/(lr sigma)^2, the leading order of the law of modes
+    predicted_norm_squared       |W|_F^2 and
+    predicted_second_layer_norm  |a| in the stationary state
+    predicted_instability        (lr/2) tr(A Sigma) at the start, A = W^T W + |a|^2 I: from 1 on the
+                                 noise in the loss feeds itself and no stationary loss exists
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from lnsim.base.checks import FloatArray
+from lnsim.experiments import load
+from lnsim.experiments._synthetic import Setting, start
+from lnsim.simulation.trajectory import Trajectory
+from lnsim.theory import paper
+
+SCALARS = ("lr", "sigma", "rho", "momentum", "weight_decay")
+"""Keys in which the points of one chunk may differ."""
+
+TIMES = ("first_escape", "last_escape", "alignment", "convergence", "decay_rate")
+LAST = (
+    "train_loss", "test_loss", "norm_mean", "norm_squared", "second_layer_norm", "alignment_mean",
+    "cosine_mean", "interpolator_distance", "lazy_fraction", "ntk_distance",
+)  # fmt: skip
+PREDICTED = (
+    "predicted_last_escape", "predicted_decay_time", "predicted_norm_squared",
+    "predicted_second_layer_norm", "predicted_instability",
+)  # fmt: skip
+
+COLUMNS: dict[str, str] = {
+    "status": "TEXT",
+    "diverged_at": "INTEGER",
+    "regime": "TEXT",
+    **dict.fromkeys((*TIMES, "decay_time", *LAST, *PREDICTED), "REAL"),
+}
+"""The summary of a point, with the types that SQLite stores."""
+
+Summary = dict[str, Any]
+
+
+def run_points(
+    experiment: str, configs: Sequence[Setting], backend: str = "numba"
+) -> list[Summary]:
+    """The summary of every configuration, in order; they agree in all but SCALARS.
+
+    A point's numbers are those of its run alone, bit for bit, whatever it was run with.
+    Raises ValueError or TypeError for values out of range.
+    """
+    first, seeds = configs[0], [config.seed for config in configs]
+    differing = {key for key in SCALARS if len({getattr(c, key, None) for c in configs}) > 1}
+    arrays: dict[str, Any] = {k: np.array([getattr(c, k) for c in configs]) for k in differing}
+    ensemble = load(experiment).run(
+        replace(first, **arrays),
+        backend=backend,
+        seed=seeds,
+        linearized=False,
+        tracked=0,
+        clouds=False,
+    )
+    measured = summarize(ensemble)
+    predicted = predictions(experiment, configs)
+    return [{**m, **p} for m, p in zip(measured, predicted, strict=True)]
+
+
+def shared(config: Setting) -> tuple[Any, ...]:
+    """What the points of one chunk must agree in."""
+    return tuple(getattr(config, f.name) for f in fields(config) if f.name not in SCALARS)
+
+
+def summarize(trajectory: Trajectory) -> list[Summary]:
+    """What was measured, one summary per replica, of one run or of an ensemble."""
+    phases = trajectory.phases()
+    decay = np.atleast_1d(decay_time(trajectory))
+    times = {name: np.atleast_1d(getattr(phases, name)) for name in TIMES}
+    series = {name: np.atleast_2d(trajectory[name]) for name in LAST}
+    half = 0.5 * float(np.linalg.norm(trajectory["theta_star"]))
+    summaries = []
+    for s, diverged_at in enumerate(trajectory["diverged_at"].tolist()):
+        if diverged_at >= 0:
+            empty = dict.fromkeys((*TIMES, "decay_time", *LAST))
+            regime = "diverged"
+            summaries.append(
+                {"status": "DIVERGED", "diverged_at": diverged_at, "regime": regime, **empty}
+            )
+            continue
+        row: Summary = {name: _plain(values[s]) for name, values in times.items()}
+        row["decay_time"] = _plain(decay[s])
+        row |= {name: _plain(values[s, -1]) for name, values in series.items()}
+        size = np.sqrt(series["norm_squared"][s]) * series["second_layer_norm"][s]
+        regime = "lazy" if row["last_escape"] is None else "rich"
+        if size[-1] < min(half, 0.5 * size[0]):
+            regime = "collapsed"
+        summaries.append({"status": "OK", "diverged_at": None, "regime": regime, **row})
+    return summaries
+
+
+def decay_time(trajectory: Trajectory) -> FloatArray:
+    """When |W|_F^2 first is |W(0)|_F^2/e or less, NaN where never; () or, of an ensemble, (S,)."""
+    steps, squares = trajectory.steps.astype(np.float64), trajectory["norm_squared"]
+    result = np.array([_first_fall(steps, row) for row in np.atleast_2d(squares)])
+    return result.reshape(squares.shape[:-1])
+
+
+def _first_fall(steps: FloatArray, squares: FloatArray) -> float:
+    level = squares[0] / math.e
+    below = np.flatnonzero(squares <= level)
+    if not squares[0] > 0.0 or not below.size:
+        return math.nan
+    k = below[0]
+    logs = np.log(np.maximum(squares[k - 1 : k + 1], np.finfo(float).tiny))
+    share = (logs[0] - math.log(level)) / (logs[0] - logs[1])
+    return float(steps[k - 1] + share * (steps[k] - steps[k - 1]))
+
+
+def predictions(experiment: str, configs: Sequence[Setting]) -> list[Summary]:
+    """What the theory says of every configuration; they agree in all but SCALARS."""
+    problem, network = start(configs[0])
+    Sigma = problem.gram
+    A = network.W.T @ network.W + float(network.a @ network.a) * np.eye(problem.dim)
+    trace = float(np.sum(A * Sigma))
+    assert problem.theta_star is not None
+    # What of W no training input reaches stays as it is.
+    reached = network.W @ np.linalg.pinv(problem.X) @ problem.X
+    outside = float(np.sum(network.W**2) - np.sum(reached**2))
+    try:
+        first, second = paper.stationary_norms(problem.theta_star, Sigma)
+    except ValueError:  # no input reaches theta_star
+        first, second = math.nan, math.nan
+    rows = []
+    for config in configs:
+        row: Summary = dict.fromkeys(PREDICTED)
+        lr, sigma = config.lr, covered_noise(experiment, vars(config))
+        if sigma is not None and lr < 1:
+            row["predicted_instability"] = lr * trace / 2
+        if sigma and lr < 1:
+            row["predicted_decay_time"] = _plain(paper.decay_time(lr, sigma))
+            row["predicted_norm_squared"] = _plain(np.maximum(first + outside, 0.0))
+            row["predicted_second_layer_norm"] = _plain(math.sqrt(second))
+            if config.width > 1:
+                bound = paper.lazy_escape_bound(config.width, lr, sigma)
+                row["predicted_last_escape"] = _plain(bound)
+        rows.append(row)
+    return rows
+
+
+def covered_noise(experiment: str, config: Mapping[str, Any]) -> float | None:
+    """sigma, where the statements on label noise cover the setting, else None."""
+    plain = (
+        experiment in ("label-noise", "sam")
+        and config["law"] == "rademacher"
+        and config["batch_size"] == 1
+        and not any(config.get(key) for key in ("rho", "momentum", "weight_decay"))
+    )
+    return config["sigma"] if plain else None
+
+
+def decay_time_by_modes(experiment: str, config: Mapping[str, Any]) -> float:
+    """`decay_time` as the law of modes has it (modes.py); NaN where it says nothing.
+
+    Looked for until four times its leading order.  It takes tenths of a second, and so is no part
+    of a point's summary.
+    """
+    from lnsim.theory import modes
+
+    sigma = covered_noise(experiment, config)
+    if not sigma:
+        return math.nan
+    known = {f.name for f in fields(Setting)}
+    problem, network = start(Setting(**{k: v for k, v in config.items() if k in known}))
+    assert problem.theta_star is not None
+    last = min(config["steps"], 4 * paper.decay_time(config["lr"], sigma))
+    steps = np.linspace(0.0, last, 1001)
+    try:
+        curve = modes.integrate_modes(
+            problem.X, problem.theta_star, network.W, network.a, config["lr"], sigma, steps
+        )
+    except (ValueError, ArithmeticError):
+        return math.nan
+    return _first_fall(steps, curve.norm_squared)
+
+
+def _plain(value: Any) -> float | None:
+    """A float that a table can hold: a number that is not finite becomes None."""
+    number = float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,365 @@
+"""Sweeps: grids and seeds of one experiment, run on all cores or a cluster, in one results file.
+
+The points are made in grid.py, run and summarised in points.py, handed to workers in
+dispatch.py and kept in store.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim.base import config as configs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lnsim.experiments._synthetic import Setting
+    from lnsim.sweeps.dispatch import Crew
+    from lnsim.sweeps.grid import Values
+    from lnsim.sweeps.store import Writer
+
+CLOSE = 1e-6
+"""Relative difference up to which a value asked for is a value of the grid."""
+
+
+SIZES = ("samples", "test_samples", "dim", "width")
+"""Keys of which 1 is the least value."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The points of a results file, in a fixed order: that of the swept keys, then of the seeds.
+
+    `rows` are dicts of configuration and summary (points.py), None where there is no value;
+    `swept` the swept keys, `base` what all points have in common.  `missing` points that were asked
+    for were not run, because the sweep was stopped; `new` were run now.
+    """
+
+    folder: Path
+    experiment: str
+    swept: tuple[str, ...]
+    base: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    missing: int = 0
+    new: int = 0
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Sweep:
+        """Reads a sweep folder.  Raises ValueError for anything else, or a damaged file."""
+        from lnsim.sweeps import store as sweep_store
+
+        path = Path(folder)
+        meta, rows = sweep_store.read(path / sweep_store.FILE)
+        swept = tuple(meta["swept"])
+        rows.sort(key=lambda row: tuple(row[key] for key in (*swept, "seed")))
+        return cls(path, meta["experiment"], swept, meta["base"], rows)
+
+    def __repr__(self) -> str:
+        over = ", ".join(self.swept)
+        return f"<Sweep of {self.experiment} over {over}: {len(self.rows)} points>"
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """One column, (points,): words, int64, or float64 with NaN for what has no value."""
+        if not self.rows or name not in self.rows[0]:
+            known = self.rows[0] if self.rows else ()
+            raise KeyError(f"no column {name!r}: {configs.nearest(name, known)}")
+        values = [row[name] for row in self.rows]
+        if any(isinstance(value, str) for value in values):
+            return np.array(["" if value is None else value for value in values])
+        if all(type(value) is int for value in values):
+            return np.array(values)
+        return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+
+    def table(self) -> dict[str, NDArray[Any]]:
+        """Every column by name, each (points,)."""
+        return {name: self[name] for name in self.rows[0]} if self.rows else {}
+
+    def where(self, fixed: Mapping[str, Any]) -> Sweep:
+        """The points at which the keys have these values; they then count as swept no more.
+
+        Raises ValueError for a key that is not swept and a value that is not in the grid.
+        """
+        rows, swept = list(self.rows), list(self.swept)
+        for key, value in fixed.items():
+            if key not in (*swept, "seed"):
+                known = ", ".join((*swept, "seed"))
+                raise ValueError(f"{key!r} is not swept here: there are {known}")
+            there = sorted({row[key] for row in rows})
+            chosen = [v for v in there if _same(v, value)]
+            if not chosen:
+                raise ValueError(f"{key} never is {value!r}: there are {_shortened(there)}")
+            rows = [row for row in rows if row[key] in chosen]
+            swept = [k for k in swept if k != key]
+        return replace(self, rows=rows, swept=tuple(swept))
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Writes all columns as CSV, floats to the last bit, nothing where there is no value."""
+        from lnsim.base import files
+
+        files.write_text(Path(path), self.csv())
+
+    def csv(self) -> str:
+        """The text of `to_csv`."""
+        text = io.StringIO(newline="")
+        if self.rows:
+            writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        return text.getvalue()
+
+    def plot(self, *columns: str, ax: Axes | None = None, style: str | None = None) -> Figure:
+        """The figure of the sweep (figure.py), in style "paper" or "screen".
+
+        With `ax` one column is drawn there, and the axes' figure is returned.  Raises ValueError as
+        `figures_sweep.figure` does, and for a style that is none.
+        """
+        from lnsim.figures import style as figures_style
+        from lnsim.sweeps import figure
+
+        if ax is not None:
+            if len(columns) > 1:
+                raise ValueError(f"ax takes one column, got {len(columns)}")
+            figure.draw(ax, self, *columns)
+            there: Any = ax.figure
+            return there
+        with figures_style.use(style):
+            return figure.figure([self], columns)
+
+    def to_dataframe(self) -> Any:
+        """A pandas.DataFrame of `table`.  Raises ValueError where pandas is not installed."""
+        from lnsim.figures import notebook
+
+        return notebook.dataframe(self.table())
+
+    def _repr_html_(self) -> str:
+        from lnsim.figures import notebook
+
+        return notebook.of_sweep(self)
+
+
+def sweep(
+    experiment: str,
+    grid: Mapping[str, Values],
+    *,
+    out: str | os.PathLike[str],
+    seeds: int = 1,
+    base: Mapping[str, Any] | None = None,
+    backend: str = "numba",
+    executor: Executor | None = None,
+    scheduler: str | None = None,
+    progress: bool | Callable[[int], object] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Sweep:
+    """Runs an experiment at every point of a grid, once per seed, and keeps a summary of each.
+
+    `grid` has for every swept key its values, or a text such as "1e-4:1e-2:25:log"
+    (grid.py); `base` sets the other keys of the configuration.  Seeds are base["seed"] and
+    the `seeds` - 1 after it.  Results go to out/sweep.sqlite as they arrive (store.py); the
+    points that are there are not run again, so that the same call goes on where an earlier one
+    ended, and a larger grid or more seeds add to it.
+
+    The points run in one process per core, in `executor`, any concurrent.futures.Executor whose
+    tasks can be pickled, or on the Dask cluster of `scheduler`, an address or "local"
+    (dispatch.py).  What is stored does not depend on it.  A script that uses the processes
+    needs `if __name__ == "__main__":`, as always with multiprocessing.
+
+    `progress`: True for a bar over points on a terminal, or a function called with the number of
+    points that arrived.  `stop` is asked several times a second; when it says true the sweep ends
+    with what has arrived.  Raises ValueError or TypeError for bad input, before anything is
+    written, and for a folder of another sweep; ChildProcessError where points were lost because
+    their workers died of them.
+    """
+    from lnsim.base.files import RunFolder, holds_something
+    from lnsim.sweeps import dispatch as sweep_workers
+    from lnsim.sweeps import grid as sweep_grid
+    from lnsim.sweeps import store as sweep_store
+
+    cls = sweep_grid.configuration(experiment)
+    swept = sweep_grid.axes(cls, grid)
+    points = sweep_grid.points(cls, base or {}, swept, seeds)
+    _probe(experiment, backend, points[0], swept)
+    meta = _meta(experiment, backend, swept, points)
+    folder = Path(out)
+    path = folder / sweep_store.FILE
+    if folder.is_dir() and not path.exists() and holds_something(folder):
+        raise ValueError(f"output folder {folder} is not empty and holds no sweep: choose another")
+    with RunFolder(folder, reuse=True), sweep_store.locked(folder):
+        earlier, rows = _earlier(path, meta) if path.exists() else ({}, [])
+        there = {row["key"] for row in rows}
+        keys = {point: sweep_store.key_of(experiment, backend, asdict(point)) for point in points}
+        todo = {point: key for point, key in keys.items() if key not in there}
+        new = 0
+        if todo:
+            with (
+                _progress(progress, len(points), len(points) - len(todo)) as report,
+                sweep_workers.crew(executor, scheduler) as workers,
+            ):
+                _settle(path, cls, meta, earlier)
+                task = partial(sweep_workers.run_chunk, experiment, backend)
+                new = _run(path, todo, workers, task, stop or (lambda: False), report)
+    return replace(Sweep.load(folder), missing=len(todo) - new, new=new)
+
+
+def _run(
+    path: Path,
+    todo: Mapping[Setting, str],
+    workers: Crew,
+    task: Callable[[list[Setting]], list[dict[str, Any]]],
+    stop: Callable[[], bool],
+    report: Callable[[int], object],
+) -> int:
+    """Runs the points of `todo`, stores them under their keys as they arrive; how many there are.
+
+    Raises ChildProcessError, at the end, where some were lost.
+    """
+    from lnsim.sweeps import dispatch as sweep_workers
+    from lnsim.sweeps import store as sweep_store
+
+    dispatch = sweep_workers.Dispatch(workers, task)
+    new = 0
+    with closing(sweep_store.Writer(path)) as writer:
+        work = sweep_workers.chunks(list(todo), workers.size)
+        for arrived in dispatch.results(work, stop):
+            rows = [
+                {"key": todo[point], **asdict(point), **summary}
+                for chunk, summaries in arrived
+                for point, summary in zip(chunk, summaries, strict=True)
+            ]
+            writer.add(rows)
+            new += len(rows)
+            report(len(rows))
+        _flush(writer)
+    if dispatch.lost:
+        raise ChildProcessError(
+            f"{sum(map(len, dispatch.lost))} points were lost, as their workers died of them; "
+            "the rest is kept, and the same sweep tries them again"
+        )
+    return new
+
+
+def _flush(writer: Writer) -> None:
+    """Writes what waits for another program to let go of the file; OSError if it does not."""
+    try:
+        writer.flush()
+    except BlockingIOError as error:
+        raise OSError(
+            f"{error}; {writer.waiting:,} points are lost, the rest is kept, "
+            "and the same sweep goes on"
+        ) from error
+
+
+def _probe(
+    experiment: str, backend: str, point: Setting, swept: Mapping[str, Sequence[Any]]
+) -> None:
+    """Has the experiment refuse values out of range: one by one, in no steps and at size 1."""
+    from lnsim.experiments import load
+
+    run = load(experiment).run
+    for key, values in swept.items():
+        for value in values:
+            trial = replace(point, **{key: value})
+            sizes = {name: min(getattr(trial, name), 1) for name in SIZES}
+            small = replace(trial, steps=min(trial.steps, 0), **sizes)
+            run(small, backend=backend, linearized=False)
+
+
+def _meta(
+    experiment: str, backend: str, swept: Mapping[str, Sequence[Any]], points: Sequence[Setting]
+) -> dict[str, Any]:
+    """What a results file says of itself: see store.py."""
+    # A default that follows a swept key (experiments/_chain.py) is none they have in common.
+    base = {
+        key: value
+        for key, value in asdict(points[0]).items()
+        if key not in (*swept, "seed") and all(getattr(p, key) == value for p in points)
+    }
+    return {
+        "experiment": experiment,
+        "backend": backend,
+        "swept": list(swept),
+        "base": base,
+        "grid": {**swept, "seed": sorted({point.seed for point in points})},
+    }
+
+
+def _earlier(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What is in the file.  Raises ValueError where it is another sweep's."""
+    from lnsim.sweeps import store as sweep_store
+
+    earlier, rows = sweep_store.read(path)
+    for name in ("experiment", "backend"):
+        if earlier[name] != meta[name]:
+            raise ValueError(f"{path} is of {name} {earlier[name]!r}, not {meta[name]!r}")
+    before, now = (", ".join(sorted(m["swept"])) for m in (earlier, meta))
+    if before != now:
+        raise ValueError(f"{path} sweeps {before}, not {now}: choose another folder")
+    for key in earlier["base"].keys() | meta["base"].keys():
+        old, new = earlier["base"].get(key), meta["base"].get(key)
+        if old != new:
+            raise ValueError(f"{path} has {key} = {old!r}, not {new!r}: choose another folder")
+    return earlier, rows
+
+
+def _settle(
+    path: Path, cls: type[Setting], meta: Mapping[str, Any], earlier: Mapping[str, Any]
+) -> None:
+    """Creates the results file, or notes in it what is asked for now, and where it is computed."""
+    from lnsim.simulation.trajectory import provenance
+    from lnsim.sweeps import points as sweep_points
+    from lnsim.sweeps import store as sweep_store
+
+    here = {name: value for name, value in provenance({}).items() if name != "config_sha256"}
+    known = earlier.get("environments", [])
+    complete = {**meta, "environments": known if here in known else [*known, here]}
+    if not earlier:
+        types = get_type_hints(cls)
+        columns = {field.name: sweep_store.SQL_TYPES[types[field.name]] for field in fields(cls)}
+        sweep_store.create(path, columns | sweep_points.COLUMNS, complete)
+    elif complete != earlier:
+        with closing(sweep_store.Writer(path)) as writer:
+            writer.put_meta({**complete, "swept": earlier["swept"]})
+
+
+@contextmanager
+def _progress(
+    progress: bool | Callable[[int], object] | None, total: int, done: int
+) -> Iterator[Callable[[int], object]]:
+    """A function to call with the number of points that have arrived."""
+    if callable(progress):
+        yield progress
+        return
+    if not progress or sys.stderr is None:  # closed
+        yield lambda count: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, initial=done, unit="point", disable=None) as bar:
+        yield bar.update
+
+
+def _same(value: Any, asked: Any) -> bool:
+    """Whether a value of the grid is the one asked for."""
+    if isinstance(value, str) or isinstance(asked, str):
+        return bool(value == asked)
+    return math.isclose(value, asked, rel_tol=CLOSE)
+
+
+def _shortened(values: Sequence[Any]) -> str:
+    """The values, or the first and the last of many."""
+    words = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
+    return ", ".join(words if len(words) < 10 else [*words[:4], "...", *words[-4:]])

@@ -1,0 +1,1 @@
+"""What is claimed, held against what was measured: the commands `theory` and `reproduce`."""

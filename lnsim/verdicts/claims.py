@@ -1,0 +1,362 @@
+"""What the paper claims, held against runs: every verdict is computed here, by a rule it states.
+
+A claim is a number that something must be at most, at least, or about (within a stated share).
+
+    holds              the measured number is so
+    does not hold      it is not
+    vacuous            the statement says nothing here (no probability is below 0, say)
+    premise not met    it is not so, but neither is what the statement rests on
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lnsim.base.checks import FloatArray
+from lnsim.experiments import _synthetic
+from lnsim.experiments._synthetic import first_below, series, window_changes
+from lnsim.simulation.trajectory import Trajectory
+from lnsim.theory import paper
+
+HOLDS, FAILS, VACUOUS, UNMET = "holds", "does not hold", "vacuous", "premise not met"
+Runs = Mapping[str, Trajectory]
+
+BEYOND = "beyond the paper"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim and what came of it; numbers are NaN or infinite where there is none."""
+
+    claim: str
+    source: str
+    relation: str
+    predicted: float
+    measured: float
+    verdict: str
+    rule: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verdict:<17}{self.source + ': ' if self.source else ''}{self.claim}"
+
+
+def judge(
+    claim: str,
+    source: str,
+    relation: str,
+    predicted: float,
+    measured: float,
+    rule: str,
+    *,
+    within: float = 0.0,
+    vacuous: str = "",
+    unmet: str = "",
+    note: str = "",
+) -> Verdict:
+    """The verdict on measured `relation` predicted: "at most", "at least" or "about".
+
+    `within`: the share by which "about" may be off.  `vacuous`: why the statement says nothing.
+    `unmet`: which premise fails; it excuses what does not hold, and else stands in the note.
+    """
+    so = {
+        "at most": measured <= predicted,
+        "at least": measured >= predicted,
+        "about": abs(measured - predicted) <= within * abs(predicted),
+    }[relation]
+    verdict = VACUOUS if vacuous else HOLDS if so else UNMET if unmet else FAILS
+    text = ". ".join(p[:1].upper() + p[1:] for p in (vacuous, unmet, note) if p)
+    return Verdict(claim, source, relation, float(predicted), float(measured), verdict, rule, text)
+
+
+def _last(trajectory: Trajectory, name: str) -> FloatArray:
+    """The last record of every replica, (S,)."""
+    return np.atleast_1d(trajectory[name][..., -1])
+
+
+def _change(trajectory: Trajectory) -> FloatArray:
+    """The mean norm at the end over that at the start, of every replica."""
+    norm = np.atleast_2d(trajectory["norm_mean"])
+    return norm[:, -1] / norm[:, 0]
+
+
+def _escape(trajectory: Trajectory) -> float:
+    """The step by which every neuron of every replica has left the lazy regime; NaN if not all."""
+    return float(np.max(trajectory.phases().last_escape))
+
+
+def two_phases(source: str, run: Trajectory, clean: Trajectory, switch: str) -> list[Verdict]:
+    """Figures 2 and 4: `run`, one or many replicas, and `clean` with `switch` in its place."""
+    twin = np.atleast_2d(run["linearized_train_loss"])
+    loss = np.atleast_2d(run["train_loss"])
+    late = slice(3 * loss.shape[1] // 4, None)
+    left = loss[:, late].mean(axis=1) / twin[:, late].mean(axis=1)
+    return [
+        judge(
+            "every neuron leaves the lazy regime",
+            source, "at most", run.status.step, _escape(run),
+            "the step at which the last neuron of all seeds is first further than 1/sqrt(m)"
+            " from its start is within the run",
+        ),
+        judge(
+            "Phase I: the neurons' norms fall",
+            source, "at most", 0.5, _change(run).max(),
+            "mean norm at the end over that at the start, largest of all seeds",
+        ),
+        judge(
+            "Phase II: the neurons turn to the interpolator",
+            source, "at least", 0.9, _last(run, "cosine_mean").min(),
+            "mean |cos(w_i, theta*)| at the end, least of all seeds",
+            note=f"it is {float(np.ravel(run['cosine_mean'])[0]):.3g} at the start",
+        ),
+        judge(
+            "the run leaves its linearised twin",
+            source, "at most", 0.5, left.max(),
+            "training loss over that of the twin on the same draws, means over the last quarter",
+        ),
+        judge(
+            f"with {switch} it stays lazy",
+            source, "at least", 1.0, _last(clean, "lazy_fraction").min(),
+            "share of neurons within 1/sqrt(m) of their start at the end",
+            note=f"mean norm {_change(clean)[0]:.4f} of that at the start",
+        ),
+        judge(
+            f"with {switch} the training loss goes to zero",
+            source, "at most", 1e-6, series(clean, "train_loss")[-1] / clean["train_loss"][0],
+            "training loss at the end over that at the start",
+        ),
+    ]  # fmt: skip
+
+
+def windows(run: Trajectory, cause: str) -> list[Verdict]:
+    """Noise or oscillation in windows: `cause` names it."""
+    period = run.config["period"]
+    on, off = window_changes(run, period)
+    spread = _spread(run, period)
+    return [
+        judge(
+            f"the norms fall while {cause} is on",
+            "periodic", "at most", 0.0, float(on.max(initial=-np.inf)),
+            "change of the mean norm over an on-window, largest of all windows",
+        ),
+        judge(
+            f"they stop falling while {cause} is off",
+            "periodic", "at most", 0.05, float(np.abs(off).sum() / np.abs(on).sum()),
+            "size of the changes over all off-windows over that over all on-windows",
+        ),
+        judge(
+            "second-layer weights oscillate while it is on and settle while it is off",
+            "periodic", "at most", 0.05, spread[1] / spread[0],
+            "standard deviation of a_i(t) within the second half of a window, tracked neurons,"
+            " off over on",
+            note=f"{spread[0]:.3g} while on, {spread[1]:.3g} while off",
+        ),
+    ]  # fmt: skip
+
+
+def _spread(run: Trajectory, period: int) -> tuple[float, float]:
+    """Root mean square over windows of a_i's spread in their second half: while on, while off."""
+    weights, window = run["tracked_second_layer"], run.steps // period
+    settled = run.steps % period >= period / 2
+    found: tuple[list[float], list[float]] = ([], [])
+    for k in range(int(window[-1]) + 1):
+        inside = weights[settled & (window == k)]
+        if len(inside) > 1:
+            found[k % 2].append(float(inside.var(axis=0).mean()))
+    on, off = (float(np.sqrt(np.mean(v))) if v else math.nan for v in found)
+    return on, off
+
+
+def oscillation(run: Trajectory, premise: Trajectory, still: Trajectory) -> list[Verdict]:
+    """Lemma 4 at the figures' width and at its own, and the same start without oscillation."""
+    lemma = paper.lemma_4(run.config["lr"])
+    claim = "the mean squared norm falls to sqrt(lr) by 1/lr^2"
+    rule = "first record at which (1/m) sum |w_i|^2 <= sqrt(lr)"
+    beyond = lemma.latest > run.status.step
+    short = "the run is shorter than 1/lr^2" if beyond else ""
+    width = run.config["width"]
+    squares = np.atleast_2d(premise["norm_squared"]).mean(axis=0) / premise.config["width"]
+    below = np.flatnonzero(squares <= lemma.level)
+    reached = float(premise.steps[below[0]]) if below.size else math.nan
+    other = "" if math.isclose(width, lemma.premise_width, rel_tol=0.05) else (
+        f"the lemma asks for m = {lemma.premise_width:.3g}"
+    )  # fmt: skip
+    return [
+        judge(
+            "the neurons' norms fall", "oscillation", "at most", 0.5, _change(run).max(),
+            "mean norm at the end over that at the start",
+        ),
+        judge(
+            "without oscillation they do not", "oscillation", "at least", 0.9, _change(still).min(),
+            "the same from the same start with both layers by plain gradient descent",
+        ),
+        judge(
+            f"{claim}, m = {width}", "Lemma 4", "at most", lemma.latest,
+            first_below(run, lemma.level), rule, unmet=other,
+            vacuous=short if math.isnan(first_below(run, lemma.level)) else "",
+        ),
+        judge(
+            f"{claim}, m = {premise.config['width']}", "Lemma 4", "at most", lemma.latest,
+            reached, f"{rule}, mean over {len(_last(premise, 'norm_mean'))} seeds",
+            vacuous=short if math.isnan(reached) else "",
+        ),
+    ]  # fmt: skip
+
+
+def lazy_escape(seeds: Trajectory) -> Verdict:
+    """Theorem 2."""
+    config, failing = seeds.config, _failing(seeds)
+    bound = paper.lazy_escape_bound(config["width"], config["lr"], config["sigma"])
+    measured = _escape(seeds)
+    late = math.isnan(measured) and bound > seeds.status.step
+    return judge(
+        "no neuron is lazy after T1 = 384 sqrt(log m)/(sigma^2 lr^2 sqrt(m)) steps",
+        "Theorem 2", "at most", bound, measured,
+        f"the last escape of a neuron, largest of {len(_last(seeds, 'norm_mean'))} seeds",
+        vacuous="the run is shorter than the bound" if late else "", unmet=failing,
+    )  # fmt: skip
+
+
+def _failing(run: Trajectory) -> str:
+    """The assumptions of Condition 1 that fail in a run, in words."""
+    problem, network = _synthetic.start(_synthetic.config_of(_synthetic.NoisySetting, run))
+    assert problem.theta_star is not None
+    conditions = paper.condition_1(problem.X, problem.theta_star, network.width, run.config["lr"])
+    names = [c.name for c in conditions if c.holds is False]
+    return f"of Condition 1 {' and '.join(names)} fail" if names else ""
+
+
+def norm_identity(run: Trajectory) -> Verdict:
+    """The exact identity, for every neuron, after all steps."""
+    network = _synthetic.start(_synthetic.config_of(_synthetic.NoisySetting, run))[1]
+    start, end = np.sum(network.W**2, axis=1), np.sum(run["final_W"] ** 2, axis=1)
+    removed, restored = run["ledger_removed"][-1], run["ledger_restored"][-1]
+    told = start - network.a**2 + run["final_a"] ** 2 - removed + restored
+    scale = np.maximum(start, removed)
+    return judge(
+        "|w_i|^2 falls by what the oscillation of a_i removes, less what comes back",
+        "norm identity", "at most", 1e-10, float(np.abs((end - told) / scale).max()),
+        "relative residual after all steps, largest of all neurons",
+        note=f"mean over neurons: {removed.mean():.4g} removed, {restored.mean():.4g} restored",
+    )  # fmt: skip
+
+
+def lemma_3(lazy: Trajectory) -> list[Verdict]:
+    """Lemma 3, in a run that ends as the first neuron leaves the lazy regime."""
+    config = lazy.config
+    lemma = paper.lemma_3(config["width"], config["dim"], config["sigma"])
+    rule = (
+        "over all neurons, samples and signs of the noise, least of the clouds while all are lazy"
+    )
+    first, second = lazy["lemma_3_nonpositive"].min(), lazy["lemma_3_decrease"].min()
+    empty = "no probability is below 0" if lemma.vacuous else ""
+    return [
+        judge("P(dW_i <= 0) >= 1 - rho m^(-1/8)", "Lemma 3", "at least",
+              lemma.nonpositive_probability, first, rule, vacuous=empty),
+        judge("P(dW_i <= -(sigma/4)^2) >= 1/4", "Lemma 3", "at least",
+              lemma.decrease_probability, second, rule),
+    ]  # fmt: skip
+
+
+def phase_two(run: Trajectory) -> Verdict:
+    """Whether Phase II as the paper has it begins in the run of Figure 2."""
+    level = paper.phase_two_threshold(run.config["lr"])
+    return judge(
+        "Phase II begins: all |w_i| <= sqrt(lr)", "Phase II", "at most", level,
+        float(run["cloud_norm"].max(axis=-1).min()),
+        "largest norm of a neuron, at the cloud where it is least", unmet=_failing(run),
+        note="at rest |W|_F^2 is about |theta*| sqrt(d), which keeps the neurons above",
+    )  # fmt: skip
+
+
+def small_start(runs: list[tuple[float, Trajectory]]) -> list[Verdict]:
+    """Lemmas 5 and 6 on their own ground: gradient descent from weights below sqrt(lr).
+
+    `runs`: (largest norm at the start over sqrt(lr), run), with every neuron tracked.
+    """
+    found = []
+    for share, run in runs:
+        lr, norm = run.config["lr"], run.config["theta_norm"]
+        cosine = run["tracked_alignment"] / (run["tracked_norm"] * norm)
+        level = 1 - paper.misalignment_order(lr)
+        printed = paper.alignment_time(lr, norm)
+        aligned = paper.alignment_time_linearized(lr, norm)
+        start = f"from norms up to {share:g} sqrt(lr)"
+        rule = "least |cos(w_i, theta*)| of all neurons at that step; the unstated constant as 1"
+        for text, step in (("as printed", printed), ("at the linearised rate", aligned)):
+            found.append(
+                judge(
+                    f"aligned after T2 {text}, {step:,.0f} steps, {start}", "Lemma 5",
+                    "at least", level, float(_at(run, cosine.min(axis=1), step)), rule,
+                    note=f"the mean is {_at(run, cosine.mean(axis=1), step):.3g}",
+                )
+            )  # fmt: skip
+        end = aligned + paper.convergence_time(lr, norm)
+        found.append(
+            judge(
+                f"converged T3 later, at step {end:,.0f}, {start}", "Lemma 6", "at most",
+                paper.distance_order(lr), float(_at(run, run["interpolator_distance"], end)),
+                "|theta - theta*| at that step; the unstated constant as 1",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _at(run: Trajectory, values: FloatArray, step: float) -> Any:
+    """A series between its records."""
+    return np.interp(step, run.steps, values)
+
+
+def law_of_modes(
+    seeds: Trajectory, curve: FloatArray | None, reason: str, ratios: FloatArray
+) -> list[Verdict]:
+    """The curve at the records of `seeds`, and measured over predicted decay rates, (d,)."""
+    measured = np.atleast_2d(seeds["norm_squared"])
+    worst, note, vacuous = math.nan, "", ""
+    if curve is None:
+        vacuous = reason
+    else:
+        deviation = np.abs(measured.mean(axis=0) / curve - 1)
+        worst = float(deviation.max())
+        note = f"at step {int(seeds.steps[deviation.argmax()]):,}"
+    return [
+        judge(
+            "the law of modes gives |W(t)|_F^2 from the start, with no fitted parameter",
+            BEYOND, "at most", 0.05, worst,
+            f"largest relative deviation over all records, mean over {len(measured)} seeds",
+            note=note, vacuous=vacuous,
+        ),
+        judge(
+            "mode i decays at rate lr^2 (sigma^2 + 2 L) lambda_i, largest ratio to it",
+            BEYOND, "at most", 1.15, float(ratios.max()),
+            "measured over predicted rate between 1/40 and 1/20 of the run, largest of all modes",
+        ),
+        judge(
+            "mode i decays at rate lr^2 (sigma^2 + 2 L) lambda_i, least ratio to it",
+            BEYOND, "at least", 0.85, float(ratios.min()),
+            "the same, least of all modes",
+            note=f"median {float(np.median(ratios)):.3f}",
+        ),
+    ]  # fmt: skip
+
+
+def stationary(run: Trajectory, where: str) -> list[Verdict]:
+    """The rank-one stationary state against the last quarter of a run."""
+    problem, _ = _synthetic.start(_synthetic.config_of(_synthetic.Setting, run))
+    assert problem.theta_star is not None
+    predicted = paper.stationary_norms(problem.theta_star, problem.gram)
+    late = slice(3 * run.steps.size // 4, None)
+    first = np.atleast_2d(run["norm_squared"])[:, late].mean()
+    second = (np.atleast_2d(run["second_layer_norm"])[:, late] ** 2).mean()
+    rule = "mean over the last quarter of the run and all seeds, within 5%"
+    return [
+        judge(f"|W|_F^2 at rest, {where}", BEYOND, "about", predicted[0], first, rule,
+              within=0.05),
+        judge(f"|a|^2 at rest, {where}", BEYOND, "about", predicted[1], second, rule,
+              within=0.05),
+    ]  # fmt: skip

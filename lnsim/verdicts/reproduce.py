@@ -1,0 +1,295 @@
+"""Every synthetic experiment at its defaults, the controls that the claims need, and one page.
+
+`OUT/EXPERIMENT` are run folders as `lnsim run` writes them; `OUT/verdicts.json` and
+`OUT/index.html` hold what came of the claims (claims.py).  The page needs nothing beside itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lnsim import experiments
+from lnsim.base import files
+from lnsim.base.checks import FloatArray
+from lnsim.dynamics import GD, Oscillation
+from lnsim.experiments import _chain, _synthetic
+from lnsim.figures import output
+from lnsim.models.problem import Problem
+from lnsim.models.two_layer import Network
+from lnsim.simulation.simulate import simulate
+from lnsim.simulation.trajectory import Trajectory
+from lnsim.theory import paper
+from lnsim.verdicts import claims, page
+from lnsim.verdicts.claims import Verdict
+
+SYNTHETIC = ("label-noise", "label-noise-periodic", "oscillation", "oscillation-periodic", "sam")
+"""The experiments on the two-layer linear network."""
+SEEDS = 4
+"""Replicas for what is said of all seeds."""
+RATE_SEEDS = 16
+"""Replicas for the decay rates of single modes."""
+Overrides = Mapping[str, Mapping[str, Any]]
+
+
+def reproduce(
+    out: str | os.PathLike[str],
+    *,
+    backend: str = "numba",
+    progress: bool | Callable[[str], object] | None = None,
+    overrides: Overrides | None = None,
+    undrawn: Callable[[str], object] = warnings.warn,
+) -> list[Verdict]:
+    """Runs everything into the folder `out`, writes its page, and returns the verdicts.
+
+    `progress`: True for a bar on a terminal, or a function called with the name of each run.
+    `overrides`: keys to change by experiment, such as {"sam": {"steps": 1000}}.  `undrawn` is
+    called with why a figure could not be drawn; the page then goes without it.
+
+    Raises OSError where `out` cannot be written, ValueError for overrides out of range.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    note, close = _progress(progress)
+    try:
+        plan = _Plan(folder, backend, note, undrawn, overrides or {})
+        runs = {name: plan.run(name) for name in SYNTHETIC}
+        sections = _sections(plan, runs)
+    finally:
+        close()
+    verdicts = [verdict for section in sections for verdict in section.verdicts]
+    provenance = runs["label-noise"].provenance
+    files.write_json(folder / "verdicts.json", _plain(sections, provenance))
+    conditions = _conditions(runs["label-noise"])
+    files.write_text(folder / "index.html", page.render(folder, sections, conditions, provenance))
+    return verdicts
+
+
+@dataclass
+class _Plan:
+    """How runs are made, and where they go."""
+
+    folder: Path
+    backend: str
+    note: Callable[[str], object]
+    undrawn: Callable[[str], object]
+    overrides: Overrides = field(default_factory=dict)
+
+    def config(self, name: str) -> Any:
+        """The configuration of an experiment, with its overrides."""
+        changes: dict[str, Any] = {"ledger": True} if name == "label-noise" else {}
+        return experiments.load(name).Config(**{**changes, **self.overrides.get(name, {})})
+
+    def run(self, name: str) -> Trajectory:
+        """Runs an experiment and writes its run folder, figures and all."""
+        self.note(name)
+        module = experiments.load(name)
+        trajectory: Trajectory = module.run(self.config(name), backend=self.backend)
+        self._save(trajectory, name)
+        return trajectory
+
+    def control(self, name: str, to: str, **changes: Any) -> Trajectory:
+        """The same with a few keys changed, as run folder `to`."""
+        self.note(to)
+        module = experiments.load(name)
+        config = replace(self.config(name), **changes)
+        trajectory: Trajectory = module.run(config, backend=self.backend)
+        self._save(trajectory, to)
+        return trajectory
+
+    def seeds(self, name: str, count: int, driver: dict[str, Any], **changes: Any) -> Trajectory:
+        """Replicas of an experiment, not written."""
+        self.note(f"{name}, {count} seeds")
+        config = replace(self.config(name), **changes)
+        found: Trajectory = experiments.load(name).run(
+            config, backend=self.backend, replicas=count, **driver
+        )
+        return found
+
+    def _save(self, trajectory: Trajectory, to: str) -> None:
+        trajectory.save(self.folder / to)
+        if reason := output.write(trajectory, self.folder / to):
+            self.undrawn(f"{to}: {reason}")
+
+
+def _sections(plan: _Plan, runs: Mapping[str, Trajectory]) -> list[page.Section]:
+    """The page, a section for each figure of the paper, and two for the theory."""
+    base = plan.config("label-noise")
+    every = max(1, min(10 * base.record_every, base.steps // 10))
+    seeds = plan.seeds("label-noise", SEEDS, {}, record_every=every, ledger=False, tracked=0)
+    clean = plan.control("label-noise", "label-noise-clean", sigma=0.0, ledger=False,
+                         **_shorter(base, 20))  # fmt: skip
+    plain = plan.control("sam", "sam-without-rho", rho=0.0, **_shorter(plan.config("sam"), 10))
+    return [
+        page.figure_2(claims.two_phases("Figure 2", seeds, clean, "sigma = 0")),
+        page.figure_4([
+            *claims.two_phases("Figure 4", runs["sam"], plain, "rho = 0"),
+            *claims.stationary(runs["sam"], "SAM (not derived for it)"),
+        ]),
+        page.periodic(claims.windows(runs["label-noise-periodic"], "the noise")),
+        page.oscillation(_oscillation(plan, runs["oscillation"])),
+        page.oscillation_periodic(
+            claims.windows(runs["oscillation-periodic"], "the oscillation")
+        ),
+        page.paper_theory([
+            claims.lazy_escape(seeds),
+            claims.norm_identity(runs["label-noise"]),
+            *claims.lemma_3(_while_lazy(plan, runs["label-noise"])),
+            claims.phase_two(runs["label-noise"]),
+            *claims.small_start([(s, _small_start(plan, s)) for s in (0.1, 1.0)]),
+        ]),
+        page.our_theory([
+            *_law_of_modes(plan, seeds),
+            *claims.stationary(seeds, "label noise SGD"),
+        ]),
+    ]  # fmt: skip
+
+
+def _shorter(config: _synthetic.Setting, share: int) -> dict[str, int]:
+    """Keys of a run of a `share`-th of the steps, with as many records."""
+    steps = max(1, config.steps // share)
+    return {"steps": steps, "record_every": max(1, config.record_every // share)}
+
+
+def _oscillation(plan: _Plan, run: Trajectory) -> list[Verdict]:
+    config: _chain.ChainSetting = plan.config("oscillation")
+    width = max(1, round(paper.lemma_4(config.lr).premise_width))
+    every = max(1, config.steps // 500)
+    premise = plan.seeds("oscillation", SEEDS, {"linearized": False}, width=width,
+                         record_every=every)  # fmt: skip
+    plan.note("oscillation, off")
+    problem, network = _synthetic.start(config)
+    still = simulate(
+        problem, network, Oscillation(config.lr, config.amplitude).off(),
+        steps=config.steps // 10, record_every=max(1, config.steps // 100), seed=config.seed,
+        backend=plan.backend,
+    )  # fmt: skip
+    return claims.oscillation(run, premise, still)
+
+
+def _while_lazy(plan: _Plan, run: Trajectory) -> Trajectory:
+    """The same run up to the step at which the first neuron leaves the lazy regime."""
+    first = float(run.phases().first_escape)
+    steps = run.status.step if np.isnan(first) else int(first)
+    changes = {"steps": steps, "record_every": max(1, steps // 100), "ledger": True}
+    plan.note("label-noise while lazy")
+    config = replace(plan.config("label-noise"), **changes)
+    trajectory: Trajectory = experiments.load("label-noise").run(config, backend=plan.backend)
+    return trajectory
+
+
+def _small_start(plan: _Plan, share: float) -> Trajectory:
+    """Gradient descent from weights of norm at most `share` sqrt(lr), on infinitely many samples.
+
+    The width is 1/sqrt(lr), the least of (A1), and |theta*| = m^(-1/4), the most of (A4).  Gradient
+    descent sees of the samples only X^T X/n and X^T y/n, which for n = infinity, the end of (A3),
+    are I and theta*: those of the d samples sqrt(d) e_i.
+    """
+    plan.note(f"gradient descent from {share:g} sqrt(lr)")
+    base = plan.config("label-noise")
+    width = max(2, round(base.lr**-0.5))
+    config = _synthetic.Setting(
+        samples=base.samples, dim=base.dim, width=width, theta_norm=width**-0.25, lr=base.lr,
+        seed=base.seed,
+    )  # fmt: skip
+    drawn, network = _synthetic.start(config)
+    X = np.sqrt(config.dim) * np.eye(config.dim)
+    assert drawn.theta_star is not None
+    problem = Problem(X, X @ drawn.theta_star, drawn.theta_star)
+    level = share * paper.phase_two_threshold(config.lr)
+    W = network.W * (level / np.linalg.norm(network.W, axis=1).max())
+    a = network.a * (level / np.abs(network.a).max())
+    end = paper.alignment_time_linearized(config.lr, config.theta_norm)
+    end += paper.convergence_time(config.lr, config.theta_norm)
+    steps = int(end) + 1
+    return simulate(
+        problem, Network(W, a), GD(config.lr), steps=steps, record_every=max(1, steps // 2000),
+        tracked=width, backend=plan.backend, config=asdict(config),
+    )  # fmt: skip
+
+
+def _law_of_modes(plan: _Plan, seeds: Trajectory) -> list[Verdict]:
+    from lnsim.experiments import label_noise
+
+    curve, reason = label_noise.law_of_modes(seeds)
+    base = plan.config("label-noise")
+    span = max(1, base.steps // 40)
+    early, late = (
+        plan.seeds("label-noise", RATE_SEEDS, {"linearized": False}, steps=steps,
+                   record_every=max(1, span // 50), ledger=False, tracked=0)
+        for steps in (span, 2 * span)
+    )  # fmt: skip
+    return claims.law_of_modes(seeds, curve, reason, _mode_ratios(base, early, late))
+
+
+def _mode_ratios(base: Any, early: Trajectory, late: Trajectory) -> FloatArray:
+    """Measured over predicted decay rate of each mode between the ends of two runs, (d,).
+
+    The part of W along theta* does not decay and is left out.
+    """
+    problem, _ = _synthetic.start(base)
+    assert problem.theta_star is not None
+    _, vectors = np.linalg.eigh(problem.gram)
+    direction = problem.theta_star / np.linalg.norm(problem.theta_star)
+
+    def modes(run: Trajectory) -> FloatArray:
+        W = run["final_W"] - (run["final_W"] @ direction)[..., None] * direction
+        energy: FloatArray = ((W @ vectors) ** 2).sum(axis=1).mean(axis=0)
+        return energy
+
+    span = late.status.step - early.status.step
+    loss = late["train_loss"][:, late.steps >= early.status.step].mean()
+    measured = np.log(modes(early) / modes(late)) / span
+    return measured / paper.decay_rates(problem.X, base.lr, base.sigma, float(loss))
+
+
+def _conditions(run: Trajectory) -> tuple[paper.Condition, ...]:
+    """Condition 1 at the setting of Figure 2."""
+    problem, network = _synthetic.start(_synthetic.config_of(_synthetic.Setting, run))
+    assert problem.theta_star is not None
+    return paper.condition_1(problem.X, problem.theta_star, network.width, run.config["lr"])
+
+
+def _plain(sections: list[page.Section], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdicts as strict JSON holds them: what is not a finite number becomes null."""
+
+    def entry(verdict: Verdict) -> dict[str, Any]:
+        values = asdict(verdict)
+        for key in ("predicted", "measured"):
+            if not np.isfinite(values[key]):
+                values[key] = None
+        return values
+
+    return {
+        "sections": [
+            {"key": s.key, "title": s.title, "verdicts": [entry(v) for v in s.verdicts]}
+            for s in sections
+        ],
+        "environment": dict(provenance),
+    }
+
+
+def _progress(
+    progress: bool | Callable[[str], object] | None,
+) -> tuple[Callable[[str], object], Callable[[], object]]:
+    """A function to call with the name of the run that begins, and one to call at the end."""
+    if callable(progress):
+        return progress, lambda: None
+    if not progress or sys.stderr is None:  # closed
+        return lambda name: None, lambda: None
+    from tqdm.auto import tqdm
+
+    bar = tqdm(unit="run", disable=None)
+
+    def note(name: str) -> None:
+        bar.set_description(name)
+        bar.update()
+
+    return note, bar.close

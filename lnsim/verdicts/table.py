@@ -1,0 +1,328 @@
+"""The theory of one setting as lines of text, and beside it what a run of that setting measured.
+
+A column of predictions, one of measurements where there is a run, and a remark:
+
+    holds         the run bears the statement out; the opposites say themselves
+    vacuous       the statement says nothing here; the reason stands below, for Lemmas 5 and 6 at
+                  the start of Phase II, which is their premise
+    unstated      known up to a constant that the paper leaves out
+    not covered   not derived for this configuration; what is missing heads the table
+
+Condition 1, which the paper asks for throughout, is judged once, at the top: a later row is not
+called vacuous for its sake alone.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lnsim.base import checks
+from lnsim.experiments._synthetic import label_noise_sgd, start
+from lnsim.experiments.label_noise import Config
+from lnsim.simulation.trajectory import Trajectory
+from lnsim.theory import modes, paper
+from lnsim.verdicts.case import Case, check_synthetic, first_replica, series
+
+WIDTH = 80
+LABEL, NUMBER = 36, 14
+SHARES = (0.0, 0.02, 0.1, 0.3, 1.0)
+"""Where in a run |W|_F^2 is listed, as shares of its length."""
+
+
+def table(config: Config, trajectory: Trajectory | None = None) -> list[str]:
+    """The lines of the table for `config`, and for a run of it.  Of an ensemble, the first replica.
+
+    Raises ValueError for a run of no synthetic experiment, for values that no run takes, and for
+    lr of 1 or more.
+    """
+    if trajectory is not None:
+        check_synthetic(trajectory.config)
+    else:  # what `run` would refuse
+        label_noise_sgd(config)
+        checks.integer("steps", config.steps, 0, checks.MOST_STEPS)
+        checks.integer("record_every", config.record_every, 1)
+    case = Case(config, *start(config), trajectory)
+    columns = ("predicted",) if trajectory is None else ("predicted", "measured")
+    return [
+        *_heading(case),
+        *_section("Condition 1", ("value", "threshold"), _conditions(case)),
+        *_section("Times, in steps", columns, _times(case)),
+        *_section("Bounds of the lemmas", columns, _lemmas(case)),
+        *_section("Law of modes, beyond the paper", columns, _modes(case)),
+    ]
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    predicted: str = "-"
+    measured: str = "-"
+    remark: str = ""
+    note: str = ""
+
+
+def _heading(case: Case) -> list[str]:
+    config = case.config
+    lines = [
+        f"{case.experiment}: n = {config.samples}, d = {config.dim}, m = {config.width}, "
+        f"lr = {config.lr:g}, sigma = {config.sigma:g}, batch size {config.batch_size}",
+        f"|theta*| = {case.theta_norm:.4g}, seed {config.seed}, {config.steps:,} steps",
+    ]
+    lines += [] if case.trajectory is None else [f"the run {case.trajectory.status}"]
+    lines += [f"not covered: {', '.join(case.gaps)}"] if case.gaps else []
+    return [part for line in lines for part in textwrap.wrap(line, WIDTH)]
+
+
+def _section(title: str, columns: tuple[str, ...], rows: list[_Row]) -> list[str]:
+    lines = ["", f"{title:<{LABEL}}" + "".join(f"{column:>{NUMBER}}" for column in columns)]
+    for row in rows:
+        numbers = (row.predicted, row.measured)[: len(columns)]
+        text = f"  {row.label:<{LABEL - 2}}" + "".join(f"{text:>{NUMBER}}" for text in numbers)
+        lines.append(f"{text}  {row.remark}".rstrip())
+        lines += textwrap.wrap(row.note, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
+
+
+def _conditions(case: Case) -> list[_Row]:
+    conditions = paper.condition_1(
+        case.problem.X, case.theta_star, case.config.width, case.config.lr
+    )
+    remarks = {True: "holds", False: "does not hold", None: "unstated"}
+    return [
+        _Row(f"{c.name}  {c.statement}", _number(c.value), _number(c.threshold), remarks[c.holds],
+             c.note)
+        for c in conditions
+    ]  # fmt: skip
+
+
+def _times(case: Case) -> list[_Row]:
+    lr, norm = case.config.lr, case.theta_norm
+    aligning, converged = case.phase("alignment"), case.phase("convergence")
+    premise = [""] if case.premise else []  # said at the start of Phase II
+    printed, linearized = (
+        _judged(case, label, bound, converged - aligning, premise, since=aligning)
+        for label, bound in (
+            ("T2: aligned, as printed (Lemma 5)", paper.alignment_time(lr, norm)),
+            ("T2: aligned, linearised growth", paper.alignment_time_linearized(lr, norm)),
+        )
+    )
+    if case.trajectory is not None:
+        linearized = replace(linearized, note="measured from half of the way to nine tenths")
+    rows = [
+        _Row("first neuron not lazy", measured=_steps(case.phase("first_escape"))),
+        _escape(case),
+        _threshold(case),
+        _Row("mean |cos| half of its way to 1", measured=_steps(aligning)),
+        _Row("mean |cos| nine tenths of it", measured=_steps(converged)),
+        printed,
+        linearized,
+        _Row("T3: converged, after T2 (Lemma 6)", _steps(paper.convergence_time(lr, norm)),
+             remark="vacuous" if premise else ""),
+    ]  # fmt: skip
+    if case.trajectory is None:
+        rows = [row for row in rows if row.predicted != "-" or row.remark]
+    return [_uncovered(row) if case.gaps and row.predicted != "-" else row for row in rows]
+
+
+def _escape(case: Case) -> _Row:
+    """Theorem 2 against the last neuron's escape."""
+    config, last = case.config, case.phase("last_escape")
+    row = _Row("T1: no neuron lazy (Theorem 2)", measured=_steps(last))
+    if config.width < 2:
+        return replace(row, remark="vacuous", note="it needs a width of at least 2")
+    if _beyond_noise(config):
+        return _uncovered(row, _beyond_noise(config))
+    bound = paper.lazy_escape_bound(config.width, config.lr, config.sigma)
+    reasons = ["no label noise"] if config.sigma == 0 else []
+    return _judged(case, row.label, bound, last, reasons)
+
+
+def _threshold(case: Case) -> _Row:
+    """The start of Phase II as the paper has it, against the largest weight at the end."""
+    level = paper.phase_two_threshold(case.config.lr)
+    row = _Row("Phase II: all |w_i|, |a_i| at most", _number(level), note=case.premise)
+    if case.finished is None:
+        return row
+    W, a = case.finished.final.W, case.finished.final.a
+    largest = float(max(np.linalg.norm(W, axis=1).max(), np.abs(a).max()))
+    remark = "reached" if largest <= level else "not reached"
+    return replace(row, measured=_number(largest), remark=remark)
+
+
+def _judged(
+    case: Case, label: str, bound: float, measured: float, reasons: list[str], since: float = 0.0
+) -> _Row:
+    """A time claimed to be enough from step `since` on, against the time that it took.
+
+    `reasons`: what else makes the claim vacuous.
+    """
+    if case.length < bound < math.inf:
+        reasons = [*reasons, "longer than the run"]
+    taken = case.length - since if math.isnan(measured) else measured
+    remark = ""
+    if case.trajectory is not None and not math.isnan(taken):
+        late = "not reached" if math.isnan(measured) and taken < bound else "does not hold"
+        remark = "holds" if measured <= bound else late
+    if reasons:
+        remark = "holds, vacuous" if remark == "holds" and bound < math.inf else "vacuous"
+    return _Row(label, _steps(bound), _steps(measured), remark, "; ".join(filter(None, reasons)))
+
+
+def _lemmas(case: Case) -> list[_Row]:
+    config = case.config
+    third = paper.lemma_3(config.width, config.dim, config.sigma)
+    noise = ["no label noise"] if config.sigma == 0 else []
+    vacuous = [*noise, "no probability is below 0"] if third.vacuous else noise
+    rows = [
+        _lemma_3(case, "P(dW_i <= 0)", third.nonpositive_probability, vacuous, "nonpositive"),
+        _lemma_3(case, f"P(dW_i <= {0 - third.decrease:.3g})", third.decrease_probability, noise,
+                 "decrease"),
+        _order(case, "Lemma 5: order of 1 - |cos|", paper.misalignment_order(config.lr),
+               _misalignment(case)),
+        _order(case, "Lemma 6: order of |theta - theta*|", paper.distance_order(config.lr),
+               case.last("interpolator_distance")),
+    ]  # fmt: skip
+    rows = [_uncovered(row) for row in rows] if case.gaps else rows
+    return [*rows[:2], _lemma_4(case), *rows[2:]]
+
+
+def _lemma_3(case: Case, event: str, bound: float, reasons: list[str], name: str) -> _Row:
+    """Lemma 3 against the shares at the start, which a run with the norm ledger records."""
+    row = _Row(f"Lemma 3: {event} >=", _number(bound))
+    if _beyond_noise(case.config):
+        return _uncovered(row, _beyond_noise(case.config))
+    remark = "vacuous" if reasons else ""
+    if case.trajectory is not None and f"lemma_3_{name}" in case.trajectory.arrays:
+        share = float(series(case.trajectory, f"lemma_3_{name}")[0])
+        row = replace(row, measured=_number(share))
+        remark = remark or ("holds" if share >= bound else "does not hold")
+    return replace(row, remark=remark, note="; ".join(reasons))
+
+
+def _lemma_4(case: Case) -> _Row:
+    """Lemma 4 against the first record at which the mean squared norm is at its level."""
+    lemma, width = paper.lemma_4(case.config.lr), case.config.width
+    reasons = ["it is of the oscillation simulation"] if case.experiment != "oscillation" else []
+    if not math.isclose(width, lemma.premise_width, rel_tol=0.05):
+        reasons.append(f"it asks for a width of {lemma.premise_width:.3g}")
+    reached = math.nan
+    if case.trajectory is not None:
+        below = series(case.trajectory, "norm_squared") <= width * lemma.level
+        reached = float(case.trajectory.steps[below.argmax()]) if below.any() else math.nan
+    label = f"Lemma 4: mean |w|^2 <= {lemma.level:.3g} at"
+    return _judged(case, label, lemma.latest, reached, reasons)
+
+
+def _order(case: Case, label: str, order: float, measured: float) -> _Row:
+    """A bound known up to a constant: how large that would have to be."""
+    remark = "vacuous" if case.premise else "unstated"
+    note = f"it holds with a constant of {measured / order:.3g}" if measured >= 0 else ""
+    return _Row(label, _number(order), _number(measured), remark, note)
+
+
+def _misalignment(case: Case) -> float:
+    """The largest 1 - |cos(w_i, theta_star)| of a neuron at the end."""
+    if case.finished is None:
+        return math.nan
+    W = case.finished.final.W
+    norms = np.linalg.norm(W, axis=1) * case.theta_norm
+    return float(1 - (np.abs(W @ case.theta_star) / np.where(norms > 0, norms, np.inf)).min())
+
+
+def _modes(case: Case) -> list[_Row]:
+    curve = case.curve if not case.gaps else ""
+    rate = case.phase("decay_rate")
+    rows = [_Row("Phase I decay rate of |W|_F^2", measured=_number(rate)), *_rest(case)]
+    if case.gaps:
+        return [_uncovered(row) for row in rows]
+    if isinstance(curve, str):
+        return [*rows, _Row("|W|_F^2 over the run", remark="no prediction", note=curve)]
+    rows[0] = _compared(rows[0].label, _predicted_rate(case.finished, curve), rate)
+    small = float(curve.expansion.max())
+    judgement = "small" if small <= 0.2 else "not small" if small < 1 else "no prediction"
+    return [
+        *rows,
+        *_course(case, curve),
+        _Row("largest small parameter (modes.py)", _number(small), remark=judgement),
+    ]
+
+
+def _rest(case: Case) -> list[_Row]:
+    """The stationary norms against those at the end."""
+    predicted, note = case.stationary, ""
+    if case.config.sigma == 0:
+        predicted, note = (math.nan, math.nan), "no label noise, hence no decay"
+    first, second = case.last("norm_squared"), case.last("second_layer_norm") ** 2
+    return [
+        _compared("|W|_F^2 at rest, and at the end", predicted[0], first),
+        replace(_compared("|a|^2 at rest, and at the end", predicted[1], second), note=note),
+    ]
+
+
+def _course(case: Case, curve: modes.ModeCurve) -> list[_Row]:
+    """|W|_F^2 at a few records, and where it is furthest from the curve."""
+    at = np.unique(np.searchsorted(curve.steps, np.array(SHARES) * curve.steps[-1]))
+    run, label = case.trajectory, "|W|_F^2 at step "
+    seen = np.full(curve.steps.shape, np.nan) if run is None else series(run, "norm_squared")
+    rows = [
+        _compared(label + _steps(curve.steps[k]), float(curve.norm_squared[k]), float(seen[k]))
+        for k in at
+    ]
+    if case.finished is None:
+        return rows
+    deviation = np.abs(seen / curve.norm_squared - 1)
+    worst = int(np.argmax(deviation))
+    note = f"at step {_steps(curve.steps[worst])}"
+    return [*rows, _Row("worst deviation of |W|_F^2", "-", f"{deviation[worst]:.2%}", note=note)]
+
+
+def _predicted_rate(run: Trajectory | None, curve: modes.ModeCurve) -> float:
+    """The rate of phases.py with the curve in the place of what the run recorded.
+
+    Without a run, which tells where Phase I ends, the mean rate of the first factor e.
+    """
+    steps, norms = curve.steps, curve.norm_squared
+    if run is not None:
+        series = np.broadcast_to(norms, run["norm_squared"].shape)
+        as_run = replace(run, arrays={**run.arrays, "norm_squared": series})
+        return first_replica(as_run.phases(), "decay_rate")
+    if len(steps) < 2:
+        return math.nan
+    fallen = np.flatnonzero(norms <= norms[0] / math.e)
+    k = int(fallen[0]) if fallen.size else len(steps) - 1
+    return math.log(norms[0] / norms[k]) / float(steps[k] - steps[0])
+
+
+def _beyond_noise(config: Config) -> str:
+    """Why the paper's statements on label noise do not cover the setting, or nothing."""
+    if config.batch_size > 1:
+        return "stated for one sample a step"
+    return "" if config.law == "rademacher" else "stated for noise of +sigma or -sigma"
+
+
+def _uncovered(row: _Row, note: str = "") -> _Row:
+    return replace(row, predicted="-", remark="not covered", note=note)
+
+
+def _compared(label: str, predicted: float, measured: float) -> _Row:
+    """A value beside its measurement, and by how much the latter is larger."""
+    remark = ""
+    if math.isfinite(measured) and math.isfinite(predicted) and predicted != 0:
+        ratio = measured / predicted
+        remark = f"{round(ratio - 1, 3) + 0:+.1%}" if ratio < 10 else f"x {ratio:.3g}"
+    return _Row(label, _number(predicted), _number(measured), remark)
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4g}"
+
+
+def _steps(value: float) -> str:
+    """A time in steps."""
+    if math.isinf(value):
+        return "never"
+    return f"{value:,.0f}" if 100 <= value < 1e9 else _number(value)
