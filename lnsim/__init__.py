@@ -3,8 +3,9 @@
 from lnsim.dynamics import GD, SAM, SGD, Alternating, CustomDynamics, LabelNoise, Oscillation
 from lnsim.models.problem import Problem, gaussian_regression
 from lnsim.models.two_layer import Network, ntk_init
+from lnsim.run.record import Status
 from lnsim.simulation.simulate import simulate
-from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.simulation.trajectory import Trajectory
 from lnsim.sweeps.sweep import Sweep, sweep
 
 __all__ = [

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lnsim.base.checks import DIVERGED_ABOVE as DIVERGED_ABOVE
 from lnsim.base.checks import FloatArray
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from lnsim.models.problem import Problem
     from lnsim.models.twin import Twin
 
-
-DIVERGED_ABOVE = 1e60
-"""Squared residual from which a run has diverged: all that is recorded until then is finite."""
 
 EXTRAS = ("torch",)
 """The backends whose packages an extra of lnsim, named as they are, installs."""

@@ -12,7 +12,8 @@ from PIL import Image
 from lnsim.cli.main import main
 from lnsim.experiments import label_noise
 from lnsim.figures import animation
-from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.run.record import Status
+from lnsim.simulation.trajectory import Trajectory
 
 SMALL = {"samples": 30, "dim": 4, "width": 20, "steps": 400, "record_every": 20, "test_samples": 10}
 

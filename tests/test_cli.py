@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import lnsim
-from lnsim import experiments
-from lnsim.cli import main as cli
+from lnsim.cli import exits
 from lnsim.cli.main import main
 from lnsim.experiments import keys
+from lnsim.run import experiment as experiments
 
 SMALL = ["--set", "samples=20", "--set", "dim=4", "--set", "width=30", "--set", "lr=1e-2",
          "--set", "steps=300", "--set", "record_every=20"]  # fmt: skip
@@ -94,7 +94,7 @@ def test_the_summary_has_the_lazy_escape(tmp_path, capsys):
     assert f"first neuron near step {round(float(first)):,}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", experiments.NAMES)
+@pytest.mark.parametrize("name", experiments.names())
 def test_every_key_is_explained(name, capsys):
     assert main(["list", name]) == 0
     out = capsys.readouterr().out
@@ -104,12 +104,12 @@ def test_every_key_is_explained(name, capsys):
 
 
 def test_no_meaning_is_of_a_key_that_is_gone():
-    every = {f.name for name in experiments.NAMES for f in fields(experiments.load(name).Config)}
+    every = {f.name for name in experiments.names() for f in fields(experiments.load(name).Config)}
     assert set(keys.MEANINGS) == every
 
 
 def test_the_second_sigterm_changes_nothing_and_ctrl_c_interrupts():
-    stop = cli._Stop()
+    stop = exits.Stop()
     stop.handle(signal.SIGTERM, None)
     stop.handle(signal.SIGTERM, None)
     assert stop() and stop.code == 143

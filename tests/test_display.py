@@ -14,13 +14,14 @@ import pytest
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 
-from lnsim import experiments
 from lnsim.cli.main import main
+from lnsim.figures import canvas
 from lnsim.figures import curves as figures_curves
 from lnsim.figures import style as figures_style
-from lnsim.figures import two_phases
 from lnsim.run import curves
-from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.run import experiment as experiments
+from lnsim.run.record import Status
+from lnsim.simulation.trajectory import Trajectory
 from lnsim.sweeps.sweep import Sweep
 
 SMALL = {"samples": 30, "dim": 4, "width": 20, "steps": 60, "record_every": 2, "test_samples": 10}
@@ -293,7 +294,7 @@ def test_a_style_is_one_size_and_one_font_wherever_the_figure_is_drawn(single):
     for figure, family, size in ((paper, "STIXGeneral", 9.0), (screen, "DejaVu Sans", 11.7)):
         label = figure.axes[0].xaxis.label
         assert label.get_fontfamily() == [family] and label.get_fontsize() == pytest.approx(size)
-        two_phases.render(figure, "png", dpi=30)
+        canvas.render(figure, "png", dpi=30)
         ticks = [tick for axes in figure.axes for tick in axes.get_xticklabels()]
         assert {tuple(tick.get_fontfamily()) for tick in ticks} == {(family,)}, family
     with figures_style.use("screen"):
@@ -314,14 +315,14 @@ def test_how_a_run_ended_stands_in_the_figure_and_covers_nothing(name, style):
     long = Status("DIVERGED", 10**9)
     broken = dataclasses.replace(run(name), status=long)
     figure = broken.plot(style=style)
-    two_phases.render(figure, "png", dpi=100)
+    canvas.render(figure, "png", dpi=100)
     text = figure.texts[-1]
     assert text.get_text() == "diverged at step 1,000,000,000"
     (box,) = boxes([text])
     others = [o for axes in figure.axes for o in (axes.patch, axes.title, *axes.texts)]
     assert not any(box.overlaps(other) for other in boxes(others))
     one_column = broken.plot("test_loss", style=style)
-    two_phases.render(one_column, "png", dpi=100)
+    canvas.render(one_column, "png", dpi=100)
     assert legend(one_column) == ["diverged at step 1,000,000,000"]
     (below,) = boxes(one_column.legends)
     assert not below.overlaps(boxes([one_column.axes[0].patch])[0])
@@ -336,7 +337,8 @@ def test_a_twin_outside_the_axes_says_where_it_ends(single):
     fallen = np.where(single.steps > 0, 1e-9 * falling, 1.0)
     for values, end in ((falling, ""), (fallen, " (ends at 1e-37)")):
         arrays = {**single.arrays, "linearized_train_loss": values}
-        figure = experiments.load("label-noise").figure(dataclasses.replace(single, arrays=arrays))
+        bare = dataclasses.replace(single, arrays=arrays)
+        figure = experiments.load("label-noise").figures(bare)["figure"]
         names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         assert names == ["test", "train", "lin. test", f"lin. train{end}"]
 
@@ -356,7 +358,7 @@ def test_a_figure_shows_in_a_notebook_by_itself(single):
 @pytest.mark.small
 def test_letters_are_embedded_as_outlines_that_stay_letters(single):
     """Type 42 fonts are embedded whole; matplotlib's own Type 3 are refused by some journals."""
-    data = two_phases.render(single.plot("norm_mean"), "pdf")
+    data = canvas.render(single.plot("norm_mean"), "pdf")
     assert b"/CIDFontType2" in data and b"/FontFile2" in data and b"/Type3" not in data
 
 

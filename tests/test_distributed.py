@@ -22,7 +22,9 @@ import torch
 from lnsim.images.data import Images
 from lnsim_torch import networks
 from lnsim_torch.distributed import group, joined
-from lnsim_torch.training import Plan, evaluate, place, train
+from lnsim_torch.samples import place
+from lnsim_torch.training import Plan, train
+from lnsim_torch.training.evaluation import evaluate
 
 torch.set_num_threads(1)
 rng = np.random.default_rng(0)

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lnsim import experiments
 from lnsim.base import config as configs
 from lnsim.experiments import _synthetic, label_noise, label_noise_periodic, oscillation, sam
-from lnsim.figures import two_phases
+from lnsim.figures import canvas
+from lnsim.run import experiment as experiments
 from lnsim.verdicts.reproduce import SYNTHETIC
 
 TINY = {"samples": 12, "dim": 4, "width": 10, "lr": 1e-2, "steps": 60, "record_every": 3}
@@ -30,7 +30,7 @@ def build(name, **changes):
 
 @pytest.mark.small
 def test_the_synthetic_experiments_are_listed():
-    assert set(SYNTHETIC) <= set(experiments.NAMES)
+    assert set(SYNTHETIC) <= set(experiments.names())
     with pytest.raises(ValueError, match="oscillation"):
         experiments.load("oscilation")
 
@@ -56,7 +56,7 @@ def test_every_figure_renders_and_every_report_has_four_lines(name, edge):
     module, config = build(name, **edge)
     run = module.run(config)
     assert (run.status.code == "DIVERGED") == (config.lr > 1)
-    assert two_phases.render(module.figure(run), "png", dpi=30).startswith(b"\x89PNG")
+    assert canvas.render(module.figures(run)["figure"], "png", dpi=30).startswith(b"\x89PNG")
     lines = module.report(run)
     assert len(lines) == 4 and all("\n" not in line for line in lines)
 
@@ -65,11 +65,11 @@ def test_every_figure_renders_and_every_report_has_four_lines(name, edge):
 @pytest.mark.parametrize("edge", [{"steps": 0}, {"lr": 40.0}, {"width": 1}])
 def test_the_ledger_has_a_figure_of_its_own(edge):
     module, config = build("label-noise", ledger=True, **edge)
-    drawn = module.extra_figures(module.run(config))
-    assert list(drawn) == ["ledger"]
-    assert two_phases.render(drawn["ledger"], "png", dpi=30).startswith(b"\x89PNG")
+    drawn = module.figures(module.run(config))
+    assert list(drawn) == ["figure", "ledger"]
+    assert canvas.render(drawn["ledger"], "png", dpi=30).startswith(b"\x89PNG")
     _, without = build("label-noise", **edge)
-    assert module.extra_figures(module.run(without)) == {}
+    assert list(module.figures(module.run(without))) == ["figure"]
 
 
 @pytest.mark.small
@@ -77,7 +77,7 @@ def test_the_ledger_has_a_figure_of_its_own(edge):
 def test_an_ensemble_has_a_figure_and_a_report(name):
     module, config = build(name)
     run = module.run(config, replicas=2)
-    assert two_phases.render(module.figure(run), "png", dpi=30).startswith(b"\x89PNG")
+    assert canvas.render(module.figures(run)["figure"], "png", dpi=30).startswith(b"\x89PNG")
     assert module.report(run) == module.report(module.run(config))
 
 
@@ -86,7 +86,9 @@ def test_figures_are_the_same_bytes_every_time():
     module, config = build("label-noise-periodic")
     run = module.run(config)
     for kind in ("png", "pdf"):
-        first, second = (two_phases.render(module.figure(run), kind, dpi=30) for _ in range(2))
+        first, second = (
+            canvas.render(module.figures(run)["figure"], kind, dpi=30) for _ in range(2)
+        )
         assert first == second
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import lnsim
-from lnsim import experiments
 from lnsim.cli import main as cli
 from lnsim.cli.main import main
 from lnsim.experiments import label_noise, sam
-from lnsim.figures import animation, output, two_phases
-from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.figures import animation, canvas, output
+from lnsim.run import experiment as experiments
+from lnsim.run.record import Status
+from lnsim.simulation.trajectory import Trajectory
 from lnsim.sweeps.sweep import sweep
 from lnsim.verdicts.reproduce import reproduce
 
@@ -56,7 +57,7 @@ def test_a_run_whose_figure_fails_is_kept_and_drawn_later(
     folder = tmp_path / "a run"
     arguments = ["run", "label-noise", "--out", str(folder), *ASSIGNED]
     with monkeypatch.context() as patch:
-        place = (label_noise, "figure") if where == "drawn" else (two_phases, "render")
+        place = (label_noise, "figure") if where == "drawn" else (canvas, "render")
         patch.setattr(*place, raising(fault))
         assert main(arguments) == 4
     said = capsys.readouterr()
@@ -76,21 +77,21 @@ def test_an_earlier_runs_figure_does_not_pass_for_this_ones(tmp_path, monkeypatc
     arguments = ["run", "label-noise", "--out", str(tmp_path), *ASSIGNED]
     assert main([*arguments, "ledger=true"]) == 0
     assert names(tmp_path) == NUMBERS | FIGURES | {"ledger.png", "ledger.pdf"}
-    monkeypatch.setattr(two_phases, "render", raising(MemoryError()))
+    monkeypatch.setattr(canvas, "render", raising(MemoryError()))
     assert main([*arguments, "--force"]) == 4
     assert names(tmp_path) == NUMBERS
 
 
 @pytest.mark.small
 def test_a_run_that_diverged_says_so_first(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(two_phases, "render", raising(MemoryError()))
+    monkeypatch.setattr(canvas, "render", raising(MemoryError()))
     assert main(["run", "label-noise", "--out", str(tmp_path), *ASSIGNED, "lr=50.0"]) == 3
     undrawn, diverged = capsys.readouterr().err.splitlines()
     assert "no figure, MemoryError" in undrawn and "diverged at step" in diverged
 
 
 @pytest.mark.small
-@pytest.mark.parametrize("name", experiments.NAMES)
+@pytest.mark.parametrize("name", experiments.names())
 def test_a_figure_of_any_experiment_may_fail(name, tmp_path):
     """This one has nothing of what the figure needs."""
     bare = Trajectory({"step": np.array([0])}, {"experiment": name}, Status("OK", 0))
@@ -100,8 +101,8 @@ def test_a_figure_of_any_experiment_may_fail(name, tmp_path):
 
 @pytest.mark.small
 def test_matplotlib_itself_may_fail(tmp_path, monkeypatch, capsys):
-    monkeypatch.delattr("lnsim.figures.two_phases")
-    monkeypatch.setitem(sys.modules, "lnsim.figures.two_phases", None)
+    monkeypatch.delattr("lnsim.figures.canvas")
+    monkeypatch.setitem(sys.modules, "lnsim.figures.canvas", None)
     assert main(["run", "label-noise", "--out", str(tmp_path), *ASSIGNED]) == 4
     one_line(capsys.readouterr().err, "ModuleNotFoundError")
     assert names(tmp_path) == NUMBERS
@@ -120,7 +121,7 @@ def test_a_matplotlibrc_that_is_no_text_costs_the_figure_alone(tmp_path):
 
 @pytest.mark.small
 def test_ctrl_c_is_no_fault_of_a_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(two_phases, "render", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(canvas, "render", raising(KeyboardInterrupt()))
     assert main(["run", "label-noise", "--out", str(tmp_path), *ASSIGNED]) == 130
     assert names(tmp_path) == NUMBERS
 
@@ -136,7 +137,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
 @pytest.mark.parametrize("more", [[], ["--column", "norm_mean"]], ids=["figure", "curve"])
 def test_plot_tells_what_failed(more, fault, finished, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(two_phases, "render", raising(fault))
+    monkeypatch.setattr(canvas, "render", raising(fault))
     assert main(["plot", str(finished), "--out", str(tmp_path), *more]) == 4
     said = capsys.readouterr()
     one_line(said.err, "no figure, ", type(fault).__name__)
@@ -159,7 +160,7 @@ def test_a_map_of_a_sweep_that_fails_is_told(tmp_path, monkeypatch, capsys):
     with ThreadPoolExecutor(1) as executor:
         sweep("label-noise", grid, out=tmp_path, base=base, executor=executor)
     before = names(tmp_path)
-    monkeypatch.setattr(two_phases, "render", raising(MemoryError()))
+    monkeypatch.setattr(canvas, "render", raising(MemoryError()))
     assert main(["plot", str(tmp_path)]) == 4
     one_line(capsys.readouterr().err, "no figure, MemoryError")
     assert names(tmp_path) == before
@@ -171,7 +172,7 @@ def test_a_notebook_shows_the_table_without_it(finished, monkeypatch):
     trajectory = Trajectory.load(finished)
     whole = trajectory._repr_html_()
     assert "<img" in whole
-    monkeypatch.setattr(two_phases, "render", raising(MemoryError()))
+    monkeypatch.setattr(canvas, "render", raising(MemoryError()))
     bare = trajectory._repr_html_()
     assert "<p>no figure, MemoryError</p>" in bare and "<img" not in bare
     assert whole[: whole.index("<img")] in bare.replace("<p>no figure, MemoryError</p>", "")

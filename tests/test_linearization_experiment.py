@@ -11,6 +11,7 @@ import pytest
 from scipy.special import erf
 
 from lnsim.experiments import linearization
+from lnsim.figures import canvas
 from lnsim.images import data as images
 from lnsim.images import erf_network, label_flips
 from lnsim.streams import WordStream
@@ -367,14 +368,13 @@ def test_the_loss_at_the_start_does_not_stretch_an_axis_that_leaves_it_out(data)
 
 
 def test_report_and_figure(data, tmp_path):
-    from lnsim.figures import two_phases
 
     for steps in (60, 0):
         trajectory = linearization.run(small(data, steps=steps))
         assert len(linearization.report(trajectory)) == 4
         figure = linearization.figure(trajectory)
         assert len(figure.axes) == 4
-        two_phases.save(figure, tmp_path)
+        canvas.save(figure, tmp_path)
     assert "linearised" in linearization.report(trajectory)[0]
     assert {path.suffix for path in tmp_path.iterdir()} >= {".png", ".pdf"}
 

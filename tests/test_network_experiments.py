@@ -18,13 +18,14 @@ from lnsim_torch.samples import place
 from lnsim_torch.training.plan import Plan
 
 from lnsim import backend as backends
-from lnsim import experiments
 from lnsim.base import threads
 from lnsim.cli import main
 from lnsim.experiments import _images, resnet, wide_resnet, wide_resnet_sam
-from lnsim.figures import two_phases
+from lnsim.figures import canvas
 from lnsim.images import erf_network
-from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.run import experiment as experiments
+from lnsim.run.record import Status
+from lnsim.simulation.trajectory import Trajectory
 
 CLASSES = 10
 
@@ -106,7 +107,7 @@ def test_sam_shrinks_the_first_layer_and_moves_the_kernel(data, wide):
     np.testing.assert_allclose(
         trajectory["linearized_test_loss"], wide["linearized_test_loss"], rtol=1e-6
     )
-    assert "SAM" in wide_resnet_sam.report(trajectory)[0]
+    assert "SAM" in wide_resnet_sam.EXPERIMENT.report(trajectory)[0]
     assert len(wide_resnet_sam.figure(trajectory).axes) == 4
 
 
@@ -331,8 +332,8 @@ def test_a_run_that_diverges_says_so_and_can_be_drawn(data, tmp_path):
         (resnet.run(small_resnet(data, lr=1e30, epochs=1)), resnet),
     ):
         assert trajectory.status.code == "DIVERGED"
-        assert module.report(trajectory)
-        two_phases.save(module.figure(trajectory), tmp_path)
+        assert module.EXPERIMENT.report(trajectory)
+        canvas.save(module.figure(trajectory), tmp_path)
         with pytest.raises(ValueError, match="cannot resume: the earlier run diverged"):
             config = {
                 k: v for k, v in trajectory.config.items() if k not in ("experiment", "backend")
@@ -395,22 +396,22 @@ def test_the_figure_says_which_preset_made_it_and_what_was_changed(data, residua
     text = " ".join(wide_resnet.figure(wide).texts[0].get_text().split())
     assert "n = 20 training" in text and "lr 2" in text and "label noise 0.5 (any)" in text
     for trajectory, module in ((residual, resnet), (wide, wide_resnet)):
-        assert len(module.report(trajectory)) >= 2
+        assert len(module.EXPERIMENT.report(trajectory)) >= 2
 
 
 @pytest.mark.parametrize("name", ["wide-resnet", "wide-resnet-sam", "resnet"])
 def test_what_was_set_goes_over_the_preset(name):
     module = experiments.load(name)
-    found = experiments.with_preset(module, "paper", {"lr": 7.0}, "torch", "cpu")
+    found = module.with_preset("paper", {"lr": 7.0}, "torch", "cpu")
     assert found["preset"] == "paper" and found["lr"] == 7.0
     config = module.Config(**found)
     assert config.samples == {"resnet": 0}.get(name, 64)
-    assert experiments.with_preset(module, None, {}, "torch", "cpu") == {"preset": "small"}
-    on_cuda = experiments.with_preset(module, None, {}, "torch", "cuda:1")
+    assert module.with_preset(None, {}, "torch", "cpu") == {"preset": "small"}
+    on_cuda = module.with_preset(None, {}, "torch", "cuda:1")
     assert on_cuda["preset"] == "paper"
     # A complete configuration of one preset is not turned into another's by its name.
     with pytest.raises(ValueError, match="the configuration is of preset 'small', not 'paper'"):
-        experiments.with_preset(module, "paper", {"preset": "small"}, "torch", "cpu")
+        module.with_preset("paper", {"preset": "small"}, "torch", "cpu")
 
 
 def run_cli(*words):

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lnsim import experiments
 from lnsim.base import config as configs
 from lnsim.cli import main, sweep
+from lnsim.run import experiment as experiments
 from lnsim.sweeps.grid import parse_axis
 
 ROOT = Path(__file__).parent.parent

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from lnsim import experiments
 from lnsim.cli import main
 from lnsim.experiments import _synthetic, keys
 from lnsim.figures import curves
 from lnsim.models.problem import gaussian_regression
+from lnsim.run import experiment as experiments
 
 pytestmark = pytest.mark.small
 
@@ -92,7 +92,7 @@ def run(data):
 
 def documented():
     """Every experiment with each of its keys whose meaning has a special value."""
-    for name in experiments.NAMES:
+    for name in experiments.names():
         if name in NEED_TORCH and not find_spec("torch"):
             continue
         for field in dataclasses.fields(experiments.load(name).Config):

@@ -8,11 +8,12 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 from matplotlib.figure import Figure
 
-from lnsim import experiments
-from lnsim.figures import animation, curves, linearization, two_phases
+from lnsim.figures import animation, canvas, curves, linearization, output
 from lnsim.figures import networks as figures_networks
 from lnsim.figures import style as figures_style
-from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.run import experiment as experiments
+from lnsim.run.record import Status
+from lnsim.simulation.trajectory import Trajectory
 from lnsim.sweeps import figure
 from lnsim.sweeps.sweep import sweep
 
@@ -109,8 +110,8 @@ def made(tmp_path_factory):
     wide = arms([column for column, _ in linearization.PANELS])
     resnet = levels()
     return {
-        "two phases": lambda: two_phases.of_run(kept)["figure"],
-        "ledger": lambda: two_phases.of_run(kept)["ledger"],
+        "two phases": lambda: output.of_run(kept)["figure"],
+        "ledger": lambda: output.of_run(kept)["ledger"],
         "windows": periodic.plot,
         "oscillation": chain.plot,
         "screen": lambda: kept.plot(style="screen"),
@@ -128,7 +129,7 @@ def made(tmp_path_factory):
 
 
 def content(drawn):
-    return drawn if isinstance(drawn, str) else two_phases.render(drawn, "png")
+    return drawn if isinstance(drawn, str) else canvas.render(drawn, "png")
 
 
 FIGURES = (
@@ -153,9 +154,9 @@ def test_a_figure_is_the_same_whatever_matplotlib_is_set_to(name, made):
 @pytest.mark.small
 def test_a_figure_is_saved_and_shown_as_it_was_made(made):
     one, same = made["sweep"](), made["sweep"]()
-    plain = [two_phases.render(one, "pdf"), one._repr_png_()]
+    plain = [canvas.render(one, "pdf"), one._repr_png_()]
     with matplotlib.rc_context(SPOILT):
-        assert [two_phases.render(same, "pdf"), same._repr_png_()] == plain
+        assert [canvas.render(same, "pdf"), same._repr_png_()] == plain
 
 
 @pytest.mark.small

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lnsim
-from lnsim import experiments
 from lnsim.cli.main import main
 from lnsim.experiments import label_noise, oscillation, sam
+from lnsim.run import experiment as experiments
 from lnsim.sweeps import dispatch as sweep_workers
 from lnsim.sweeps import grid as sweep_grid
 from lnsim.sweeps import points as sweep_points

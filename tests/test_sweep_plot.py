@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm
 import lnsim
 from lnsim.cli.main import main
 from lnsim.experiments import label_noise
-from lnsim.figures import two_phases
+from lnsim.figures import canvas
 from lnsim.sweeps import figure as figures_sweep
 from lnsim.sweeps import points as sweep_points
 from lnsim.sweeps.power_law import power_law
@@ -177,7 +177,7 @@ def test_columns_are_rows_and_sweeps_are_columns_of_a_figure():
     figure = figures_sweep.figure(sweeps, ["last_escape", "norm_mean"])
     assert len(figure.axes) == 4
     assert figure.axes[1].get_xscale() == "linear"  # 0 has no logarithm
-    assert two_phases.render(figure, "png", dpi=30).startswith(b"\x89PNG")
+    assert canvas.render(figure, "png", dpi=30).startswith(b"\x89PNG")
 
 
 @pytest.mark.small

@@ -13,7 +13,8 @@ import pytest
 
 from lnsim.base import config as configs
 from lnsim.base import files
-from lnsim.cli.main import _how_to_resume, main
+from lnsim.cli.folders import how_to_resume
+from lnsim.cli.main import main
 from lnsim.experiments.label_noise import Config
 from lnsim.sweeps.grid import axes, parse_axis
 
@@ -139,7 +140,7 @@ NAMES = ["plain", "with space", "it's", 'a "word"', "ü", "$HOME", "a;b", "*", "
 
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_that_are_printed_can_be_pasted(name):
-    command = _how_to_resume(Path("runs") / name)
+    command = how_to_resume(Path("runs") / name)
     assert shlex.split(command) == ["lnsim", "run", "--resume", "--out", f"runs/{name}"]
     said = subprocess.run(
         ["sh", "-c", f"printf %s {files.in_shell(Path(name))}"], capture_output=True, check=True
@@ -156,4 +157,4 @@ def test_the_sweep_says_how_to_draw_it(tmp_path, monkeypatch, capsys):
 
 
 def test_a_plain_name_is_not_quoted():
-    assert _how_to_resume(Path("runs/label-noise-2")).endswith(" --out runs/label-noise-2")
+    assert how_to_resume(Path("runs/label-noise-2")).endswith(" --out runs/label-noise-2")

@@ -11,9 +11,10 @@ from lnsim.cli.main import main
 from lnsim.dynamics import SGD
 from lnsim.models.problem import gaussian_regression
 from lnsim.models.two_layer import ntk_init
+from lnsim.run.record import Status
 from lnsim.simulation import verify as verifying
 from lnsim.simulation.recorder import WAYPOINTS_HOLD, waypoint_records
-from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.simulation.trajectory import Trajectory
 from lnsim.simulation.verify import verify
 
 SMALL = ["samples=20", "test_samples=10", "dim=4", "width=12", "lr=1e-2", "steps=200",

@@ -10,8 +10,9 @@ import pytest
 pytest.importorskip("torch")
 
 from lnsim.cli.main import main
+from lnsim.run.record import Status
 from lnsim.simulation import rounding
-from lnsim.simulation.trajectory import Status, Trajectory
+from lnsim.simulation.trajectory import Trajectory
 from lnsim.simulation.verify import verify
 
 

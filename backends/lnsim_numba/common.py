@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lnsim.backend import DIVERGED_ABOVE
+from lnsim.base.checks import DIVERGED_ABOVE
 from lnsim.base.compiled import compiled
 
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy"}

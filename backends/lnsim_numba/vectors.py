@@ -28,7 +28,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from lnsim.backend import DIVERGED_ABOVE
+from lnsim.base.checks import DIVERGED_ABOVE
 
 LANES = 4
 MOST_VECTORS = 6

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lnsim import streams
-from lnsim.backend import DIVERGED_ABOVE, Gradient, State
-from lnsim.base.checks import FloatArray, per_replica
+from lnsim.backend import Gradient, State
+from lnsim.base.checks import DIVERGED_ABOVE, FloatArray, per_replica
 from lnsim.dynamics import FULL_BATCH, Dynamics, Oscillation
 from lnsim.models.problem import Problem
 from lnsim.models.twin import Twin

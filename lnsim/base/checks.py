@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+DIVERGED_ABOVE = 1e60
+"""Squared residual from which a run has diverged: all that is recorded until then is finite."""
 Scalar = float | FloatArray
 """A hyperparameter: one number, or an array of one number per replica, shape (S,)."""
 

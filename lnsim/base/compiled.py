@@ -35,8 +35,7 @@ from numba.core import caching, compiler, serialize
 
 VARIABLE = "NUMBA_CACHE_DIR"
 COMPILED = {
-    "lnsim": ("backend",),
-    "lnsim.base": ("philox",),
+    "lnsim.base": ("checks", "philox"),
     "lnsim.simulation": ("custom_loop", "neuron_loop"),
     "lnsim_numba": None,
 }

@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from lnsim import backend as backends
-from lnsim.sweeps.dispatch import cores
+from lnsim.base.threads import cores
 
 WIDTH = 80
 INDENT = 16

@@ -1,35 +1,27 @@
-"""Arguments in, exit codes out.
-
-Exit codes: 0 done, 1 verify found a difference, 2 bad input, 3 the run diverged, 4 done but for a
-figure or for what was to be printed, 130 stopped by Ctrl-C (SIGINT), 143 by SIGTERM.
-"""
+"""The commands: arguments in, exit codes (exits.py) out."""
 
 from __future__ import annotations
 
 import argparse
-import inspect
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
-from lnsim import experiments
 from lnsim.base import config as configs
 from lnsim.base import threads
 from lnsim.base.files import RunFolder, free_path, in_shell, locked
 from lnsim.cli import plot, surroundings, sweep
-from lnsim.cli.surroundings import LOST
+from lnsim.cli.exits import BAD_INPUT, DIVERGED, INTERRUPTED, LOST, MISMATCH, interrupted
+from lnsim.cli.folders import CHECKPOINT, hinting, how_to_resume, newest
 from lnsim.figures import output as figures_run
 from lnsim.figures import style
 from lnsim.figures.output import Undrawn
+from lnsim.run import experiment
+from lnsim.run.experiment import Experiment
+from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
-
-MISMATCH, BAD_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
-CHECKPOINT = "checkpoint.npz"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,31 +198,23 @@ def _list(arguments: argparse.Namespace) -> int:
 
         print("\n".join(keys.described(arguments.experiment)))
         return 0
-    for name, meaning in experiments.NAMES.items():
-        print(f"{name:<22}{meaning}")
+    for name in experiment.names():
+        print(f"{name:<22}{experiment.load(name).meaning}")
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    name, experiment, backend, config = _configured(arguments)
-    if hasattr(experiment, "join"):
-        with experiment.join(backend, arguments.device) as (device, leads):
-            train = partial(experiment.run, config, backend=backend, device=device)
-            if leads:
-                return _write_run(arguments, name, experiment, train)
-            return _follow(arguments, train)
-    options: dict[str, Any] = {}
-    if arguments.device is not None:
-        if "device" in inspect.signature(experiment.run).parameters:
-            options["device"] = arguments.device
-        else:
-            backend = f"{backend}:{arguments.device}"
-    train = partial(experiment.run, config, backend=backend, **options)
-    return _write_run(arguments, name, experiment, train)
+    made_by, backend, config = _configured(arguments)
+    train = partial(made_by.run, config, backend=backend)
+    if made_by.parallel is None:
+        return _write_run(arguments, made_by, partial(train, device=arguments.device or ""))
+    with made_by.parallel(backend, arguments.device) as (device, leads):
+        train = partial(train, device=device)
+        return _write_run(arguments, made_by, train) if leads else _follow(arguments, train)
 
 
-def _configured(arguments: argparse.Namespace) -> tuple[str, ModuleType, str, Any]:
-    """The experiment's name and module, the backend, and the configuration asked for."""
+def _configured(arguments: argparse.Namespace) -> tuple[Experiment, str, Any]:
+    """The experiment, the backend, and the configuration asked for."""
     values: dict[str, Any] = {}
     if arguments.resume and arguments.out is None:
         raise ValueError("--resume needs --out DIR, the run folder to go on with")
@@ -238,7 +222,7 @@ def _configured(arguments: argparse.Namespace) -> tuple[str, ModuleType, str, An
     if arguments.config is not None:
         values = configs.read_toml(arguments.config)
     elif arguments.resume:
-        values = dict(_newest(arguments.out).config)
+        values = dict(newest(arguments.out).config)
     named = values.pop("experiment", None)
     # After --set KEY=VALUE the experiment's name would be read as one more assignment.
     words = [text for text in arguments.assignments if "=" not in text]
@@ -252,9 +236,8 @@ def _configured(arguments: argparse.Namespace) -> tuple[str, ModuleType, str, An
         raise ValueError("name an experiment, or a --config FILE.toml that names one")
     if named not in (None, name):
         raise ValueError(f"{source} is of experiment {named!r}, not {name!r}")
-    experiment = experiments.load(name)
-    usual = getattr(experiment, "BACKEND", "numba")
-    backend = arguments.backend or values.pop("backend", usual)
+    made_by = experiment.load(name)
+    backend = arguments.backend or values.pop("backend", made_by.backend)
     values.pop("backend", None)
     if not isinstance(backend, str):
         raise TypeError(f"backend must be a name, got {backend!r}")
@@ -265,48 +248,45 @@ def _configured(arguments: argparse.Namespace) -> tuple[str, ModuleType, str, An
     values |= assigned
     if arguments.seed is not None:
         values["seed"] = arguments.seed
-    values = experiments.with_preset(experiment, preset, values, backend, arguments.device)
-    return name, experiment, backend, configs.build(experiment.Config, values)
+    values = made_by.with_preset(preset, values, backend, arguments.device)
+    return made_by, backend, configs.build(made_by.Config, values)
 
 
 def _follow(arguments: argparse.Namespace, train: Callable[..., Trajectory]) -> int:
     """Trains beside the process that leads, which alone writes and prints."""
-    with _interrupt() as stop:
-        trajectory = train(stop=stop, resume=_newest(arguments.out) if arguments.resume else None)
+    with interrupted() as stop:
+        trajectory = train(stop=stop, resume=newest(arguments.out) if arguments.resume else None)
     return {"OK": 0, "STOPPED": stop.code, "DIVERGED": DIVERGED}[trajectory.status.code]
 
 
 def _write_run(
-    arguments: argparse.Namespace,
-    name: str,
-    experiment: ModuleType,
-    train: Callable[..., Trajectory],
+    arguments: argparse.Namespace, made_by: Experiment, train: Callable[..., Trajectory]
 ) -> int:
     """Trains, writes the run folder, and says what came of it."""
-    out = arguments.out or free_path(Path("runs"), name)
+    out = arguments.out or free_path(Path("runs"), made_by.name)
     reuse = arguments.resume or arguments.force
-    with RunFolder(out, reuse=reuse), locked(out), _hinting(out), _interrupt() as stop:
+    with RunFolder(out, reuse=reuse), locked(out), hinting(out), interrupted() as stop:
         trajectory = train(
             progress=True,
-            resume=_newest(out) if arguments.resume else None,
+            resume=newest(out) if arguments.resume else None,
             checkpoint=lambda partial: partial.save(out, CHECKPOINT),
             checkpoint_every=arguments.checkpoint_every,
             stop=stop,
         )
-        if trajectory.status.code == "STOPPED":
+        if trajectory.status.code == Ending.STOPPED:
             trajectory.save(out, CHECKPOINT)
-            print(f"{trajectory.status}; go on with: {_how_to_resume(out)}")
+            print(f"{trajectory.status}; go on with: {how_to_resume(out)}")
             return stop.code
         trajectory.save(out)
         (out / CHECKPOINT).unlink(missing_ok=True)
         undrawn = figures_run.write(trajectory, out)
-    for line in experiment.report(trajectory):
+    for line in made_by.report(trajectory):
         print(line)
     print(f"run folder    {out}")
     if undrawn:
         again = f"the numbers are kept; draw them with: lnsim plot {in_shell(out)}"
         print(f"lnsim: {undrawn}; {again}", file=sys.stderr)
-    if trajectory.status.code == "DIVERGED":
+    if trajectory.status.code == Ending.DIVERGED:
         print(f"lnsim: the run {trajectory.status}: try a smaller lr", file=sys.stderr)
         return DIVERGED
     return LOST if undrawn else 0
@@ -323,7 +303,7 @@ def _theory(arguments: argparse.Namespace) -> int:
     else:
         if arguments.assignments:
             raise ValueError("--set changes nothing about a run that is over: give either")
-        trajectory = _newest(arguments.folder)
+        trajectory = newest(arguments.folder)
         config = case.config_of(trajectory)
     for line in table.table(config, trajectory):
         print(line)
@@ -333,7 +313,7 @@ def _theory(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from lnsim.simulation.verify import verify
 
-    result = verify(_newest(arguments.folder), seed=arguments.seed, seconds=arguments.seconds)
+    result = verify(newest(arguments.folder), seed=arguments.seed, seconds=arguments.seconds)
     for line in result.lines:
         print(line)
     return 0 if result.same else MISMATCH
@@ -362,58 +342,3 @@ def _info(arguments: argparse.Namespace) -> int:
     for line in info.report():
         print(line)
     return 0
-
-
-def _newest(folder: Path) -> Trajectory:
-    """What a run folder holds: the checkpoint of a run that was stopped, or the finished run."""
-    stopped = (folder / CHECKPOINT).is_file()
-    return Trajectory.load(folder, CHECKPOINT if stopped else "trajectory.npz")
-
-
-def _how_to_resume(out: Path) -> str:
-    return f"lnsim run --resume --out {in_shell(out)}"
-
-
-@contextmanager
-def _hinting(out: Path) -> Iterator[None]:
-    """Adds to what the system could not do that there is a checkpoint."""
-    try:
-        yield
-    except OSError as error:
-        if not (out / CHECKPOINT).is_file():
-            raise
-        raise OSError(
-            f"{error}; go on from the last checkpoint with: {_how_to_resume(out)}"
-        ) from error
-
-
-class _Stop:
-    """Tells, when called, whether Ctrl-C was pressed or SIGTERM came; `code` to exit with then."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def __call__(self) -> bool:
-        return self.number > 0
-
-    @property
-    def code(self) -> int:
-        return 128 + (self.number or signal.SIGINT)
-
-    def handle(self, number: int, frame: object) -> None:
-        """Notes the first signal; a Ctrl-C after it interrupts at once."""
-        if self.number and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.number = self.number or number  # batch systems send SIGTERM more than once
-
-
-@contextmanager
-def _interrupt() -> Iterator[_Stop]:
-    """Inside, Ctrl-C and SIGTERM are noted, to stop where nothing is lost."""
-    stop = _Stop()
-    before = {n: signal.signal(n, stop.handle) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

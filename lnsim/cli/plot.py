@@ -1,4 +1,4 @@
-"""The command `plot`: arguments in, exit codes out, as in main.py."""
+"""The command `plot`: arguments in, exit codes out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 
 from lnsim.base import config as configs
 from lnsim.base.files import RunFolder
+from lnsim.cli.folders import newest
 from lnsim.figures.output import guarded
+from lnsim.run.record import Ending
 
 CURVES = "curves"
 """The file name of a figure of named curves, or of several runs: it leaves a run's own alone."""
@@ -93,20 +95,18 @@ def _plot_sweeps(arguments: argparse.Namespace) -> int:
 
 def _plot_runs(arguments: argparse.Namespace) -> int:
     """Draws a run's figures again, from its files alone, or the curves or the film asked for."""
-    from lnsim.cli import main
-
     _refuse(arguments, ("where", "csv"), "sweep", "runs")
-    runs = [main._newest(folder) for folder in arguments.folders]
+    runs = [newest(folder) for folder in arguments.folders]
     if arguments.animate is not None:
         return _animate(arguments, runs)
     with guarded():
-        from lnsim.figures import curves, two_phases
+        from lnsim.figures import curves, output
     if len(runs) == 1 and not arguments.columns:
-        return _save(arguments, lambda: two_phases.of_run(runs[0]))
+        return _save(arguments, lambda: output.of_run(runs[0]))
     names = [str(folder) for folder in arguments.folders]
     labels = curves.labels([run.config for run in runs], names) if len(runs) > 1 else [""]
     for i, status in enumerate(run.status for run in runs):
-        if status.code != "OK":
+        if status.code != Ending.OK:
             labels[i] += f" ({status.code.lower()} at {status.step:,})"
     return _save(arguments, lambda: {CURVES: curves.figure(runs, labels, arguments.columns)})
 
@@ -135,13 +135,14 @@ def _refuse(arguments: argparse.Namespace, options: Sequence[str], kind: str, go
 
 def _save(arguments: argparse.Namespace, draw: Callable[[], dict[str, Any]]) -> int:
     """Writes the figures that `draw` gives by file name; a ValueError of its is bad input."""
-    from lnsim.figures import two_phases
 
     out = arguments.out or arguments.folders[0]
     with guarded(ValueError):
+        from lnsim.figures import canvas
+
         drawn = draw()
     with RunFolder(out, reuse=True), guarded():
         for stem, figure in drawn.items():
-            two_phases.save(figure, out, stem)
+            canvas.save(figure, out, stem)
     print(f"figure        {out / next(iter(drawn))}.png")
     return 0

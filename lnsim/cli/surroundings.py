@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, cast
 
-LOST = 4
-"""The exit code where the work is done, but a figure, or what was to be printed, is lost."""
+from lnsim.cli.exits import LOST
 
 
 class Output:

@@ -1,4 +1,4 @@
-"""The command `sweep`: arguments in, exit codes out, as in main.py."""
+"""The command `sweep`: arguments in, exit codes out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lnsim.base import config as configs
 from lnsim.base.files import in_shell
+from lnsim.cli.exits import interrupted
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,6 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from lnsim.cli import main
     from lnsim.sweeps.grid import parse_axis
     from lnsim.sweeps.sweep import sweep
 
@@ -40,7 +40,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         if key in grid:
             raise ValueError(f"{key} has two grids, {grid[key]!r} and {values!r}: give one")
         grid[key] = values
-    with main._interrupt() as stop:
+    with interrupted() as stop:
         result = sweep(
             arguments.experiment,
             grid,

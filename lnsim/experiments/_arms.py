@@ -24,8 +24,10 @@ from lnsim.backend import NetworkEngine
 from lnsim.base import threads as _threads
 from lnsim.base.checks import FloatArray
 from lnsim.images.data import Images
-from lnsim.simulation.simulate import record_steps
-from lnsim.simulation.trajectory import Status, Trajectory, check_continues, provenance
+from lnsim.run.loop import record_steps
+from lnsim.run.machine import provenance
+from lnsim.run.record import Ending, Status, check_continues
+from lnsim.simulation.trajectory import Trajectory
 
 Records = dict[str, FloatArray]
 Assemble = Callable[[Mapping[str, Records], Mapping[str, Records]], Mapping[str, NDArray[Any]]]
@@ -69,7 +71,7 @@ class Arms:
     def restore(self, earlier: Trajectory) -> None:
         """Takes over what the arms of `earlier` gave.  Raises ValueError for another run's."""
         check_continues(earlier, self._config)
-        if earlier.status.code == "DIVERGED":
+        if earlier.status.code == Ending.DIVERGED:
             raise ValueError(f"cannot resume: the earlier run {earlier.status}")
         if not np.array_equal(earlier.state.get("images", ()), self._fingerprint):
             raise ValueError("cannot resume: the earlier run had other data")
@@ -77,7 +79,7 @@ class Arms:
             if f"{name}.status" in earlier.state:
                 parts = {part: _below(earlier.state, f"{name}.{part}.") for part in _PARTS}
                 status = Status(*json.loads(str(earlier.state[f"{name}.status"])))
-                if status.code == "DIVERGED":  # beside one that was stopped: it will once more
+                if status.code == Ending.DIVERGED:  # beside one that was stopped: it will once more
                     continue
                 if measured := parts.pop("measured"):
                     self._measured[name] = measured
@@ -109,7 +111,7 @@ class Arms:
         def train(i: int) -> Status:
             name = names[i]
             if i >= self._wanted or name in self._measured:
-                return Status("OK", int(self.steps[-1]))
+                return Status(Ending.OK, int(self.steps[-1]))
             network = start()
             result = self._engine.train(
                 network, data, self._plans[name], execution, resume=self._results.get(name),
@@ -117,7 +119,7 @@ class Arms:
                 stop=lambda: i >= self._wanted or (stop is not None and stop()),
                 each=self._fail, **driver,
             )  # fmt: skip
-            trained = result.status.code == "OK"
+            trained = result.status.code == Ending.OK
             measured = measure(network) if trained and measure is not None else {}
             with self._lock:
                 self._results[name] = result
@@ -128,13 +130,13 @@ class Arms:
             return result.status
 
         for i, status in enumerate(self._side_by_side(train, len(names), threads)):
-            if status.code == "DIVERGED":
+            if status.code == Ending.DIVERGED:
                 for later in names[i + 1 :]:
                     self._results.pop(later, None)
                     self._measured.pop(later, None)
-            if status.code != "OK":
+            if status.code != Ending.OK:
                 return self.trajectory(status)
-        return self.trajectory(Status("OK", int(self.steps[-1])))
+        return self.trajectory(Status(Ending.OK, int(self.steps[-1])))
 
     def _side_by_side(
         self, train: Callable[[int], Status], count: int, threads: int

@@ -77,9 +77,14 @@ def train(
     backend: str,
     driver: dict[str, Any],
 ) -> Trajectory:
-    """Trains from `start`; the trajectory's config names the experiment and repeats the run."""
+    """Trains from `start`; the trajectory's config names the experiment and repeats the run.
+
+    `driver` goes to `simulate` as it is, but for its `device`, which becomes part of the backend.
+    """
     problem, network = start(config)
     driver = {"seed": config.seed, "tracked": config.tracked, **driver}
+    if device := driver.pop("device", ""):
+        backend = f"{backend}:{device}"
     return simulate(
         problem,
         network,

@@ -25,7 +25,7 @@ from lnsim.backend import NetworkEngine, load_networks
 from lnsim.base import checks
 from lnsim.experiments import _images
 from lnsim.experiments._arms import Arms, Records
-from lnsim.simulation.simulate import record_steps
+from lnsim.run.loop import record_steps
 from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import fields
 
 from lnsim.base import config as configs
-from lnsim.experiments import load
+from lnsim.run.experiment import load
 
 WIDTH = 80
 

@@ -13,7 +13,10 @@ import numpy as np
 
 from lnsim.base.checks import FloatArray
 from lnsim.experiments import _synthetic
+from lnsim.run.experiment import Experiment
+from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
+from lnsim.theory import paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +51,7 @@ def law_of_modes(trajectory: Trajectory) -> tuple[FloatArray | None, str]:
         return None, "not derived for momentum or weight decay"
     if config.batch_size < 1:
         return None, "not derived for full batches"
-    if trajectory.status.code == "DIVERGED":
+    if trajectory.status.code == Ending.DIVERGED:
         return None, "the run diverged"
     problem, network = _synthetic.start(config)
     assert problem.theta_star is not None
@@ -72,18 +75,28 @@ def figure(trajectory: Trajectory) -> Figure:
     return two_phases.two_phases(trajectory, law_of_modes=curve, without=reason)
 
 
-def extra_figures(trajectory: Trajectory) -> dict[str, Figure]:
-    """Further figures by file name: that of the norm ledger, where it was kept."""
-    from lnsim.figures import two_phases
-    from lnsim.theory import paper
+def figures(trajectory: Trajectory) -> dict[str, Figure]:
+    """Figure 2 and, where it was kept, the norm ledger's, by file name."""
+    from lnsim.figures import ledger
 
-    if "ledger_removed" not in trajectory.arrays:
-        return {}
-    config = _synthetic.config_of(Config, trajectory)
-    lemma = paper.lemma_3(config.width, config.dim, config.sigma)
-    return {"ledger": two_phases.ledger(trajectory, lemma)}
+    drawn = {"figure": figure(trajectory)}
+    if "ledger_removed" in trajectory.arrays:
+        config = _synthetic.config_of(Config, trajectory)
+        lemma = paper.lemma_3(config.width, config.dim, config.sigma)
+        drawn["ledger"] = ledger.ledger(trajectory, lemma)
+    return drawn
 
 
 def report(trajectory: Trajectory) -> list[str]:
     """What a person wants to know first, a line each."""
     return _synthetic.report(trajectory)
+
+
+EXPERIMENT = Experiment(
+    name="label-noise",
+    meaning="two phases of label noise SGD (Figure 2)",
+    Config=Config,
+    run=run,
+    figures=figures,
+    report=report,
+)

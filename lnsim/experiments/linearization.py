@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lnsim import streams
-from lnsim.backend import DIVERGED_ABOVE
 from lnsim.base import checks
-from lnsim.base.checks import FloatArray
+from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
+from lnsim.base.progress import progress_bar
 from lnsim.images import data as images
 from lnsim.images import erf_network
 from lnsim.images.data import CLASSES
 from lnsim.images.erf_network import Start, State, Task
 from lnsim.images.label_flips import FLIPS, check_tau, flip_labels
-from lnsim.simulation.simulate import progress_bar, record_steps
-from lnsim.simulation.trajectory import Status, Trajectory, check_continues, provenance
+from lnsim.run.experiment import Experiment
+from lnsim.run.loop import record_steps
+from lnsim.run.machine import provenance
+from lnsim.run.record import Ending, Status, check_continues
+from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +77,7 @@ def run(
     config: Config,
     *,
     backend: str = "numba",
-    device: str = "cpu",
+    device: str = "",
     progress: bool | Callable[[int], object] | None = None,
     resume: Trajectory | None = None,
     checkpoint: Callable[[Trajectory], object] | None = None,
@@ -86,6 +89,7 @@ def run(
     Raises ValueError or TypeError for bad input.
     """
     _check(config)
+    device = device or "cpu"
     engine = erf_network.load_engine(backend)
     engine.check_device(device)
     recorder = _Recorder(config, backend, device)
@@ -104,17 +108,17 @@ def run(
                 step += count
                 report(step)
             if not recorder.observe(step):
-                return recorder.trajectory(Status("DIVERGED", step))
+                return recorder.trajectory(Status(Ending.DIVERGED, step))
             if step == config.steps:
                 break
             if stop is not None and stop():
-                return recorder.trajectory(Status("STOPPED", step))
+                return recorder.trajectory(Status(Ending.STOPPED, step))
             if checkpoint is not None and time.monotonic() - saved >= checkpoint_every:
-                checkpoint(recorder.trajectory(Status("STOPPED", step)))
+                checkpoint(recorder.trajectory(Status(Ending.STOPPED, step)))
                 saved = time.monotonic()
     finally:
         close()
-    return recorder.trajectory(Status("OK", step))
+    return recorder.trajectory(Status(Ending.OK, step))
 
 
 def figure(trajectory: Trajectory) -> Figure:
@@ -244,7 +248,7 @@ class _Recorder:
         """Takes over records and state of `earlier`; returns the step it ended at."""
         check_continues(earlier, self._config)
         step, found = earlier.status.step, earlier.steps.tolist()
-        if earlier.status.code == "DIVERGED":
+        if earlier.status.code == Ending.DIVERGED:
             raise ValueError(f"cannot resume: the earlier run {earlier.status}")
         if step > self._plan[-1]:
             raise ValueError(f"cannot resume: the earlier run is at step {step}, past the end")
@@ -274,3 +278,13 @@ class _Recorder:
         for name, value in vars(self.state).items():
             if name not in earlier.state or earlier.state[name].shape != value.shape:
                 raise ValueError(f"cannot resume: the earlier run has no fitting state {name!r}")
+
+
+EXPERIMENT = Experiment(
+    name="linearization",
+    meaning="label noise on images, beside the linearisation (notebook)",
+    Config=Config,
+    run=run,
+    figures=lambda record: {"figure": figure(record)},
+    report=report,
+)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lnsim.experiments import _chain, _synthetic
+from lnsim.run.experiment import Experiment
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
 
@@ -41,14 +42,14 @@ def run(config: Config, *, backend: str = "numba", **driver: Any) -> Trajectory:
 
 def figure(trajectory: Trajectory) -> Figure:
     """Losses, norms with Lemma 4's level and time, alignment, and the chains at the start."""
-    from lnsim.figures import two_phases
+    from lnsim.figures import oscillation
 
     config = _synthetic.config_of(Config, trajectory)
     # The draws of a step do not depend on what is recorded, so this is the same run.
     steps = min(EARLY, trajectory.status.step)
     early = replace(config, steps=steps, record_every=1)
     chains = run(early, backend=trajectory.config["backend"])
-    return two_phases.oscillation(trajectory, chains, _lemma(config.lr))
+    return oscillation.oscillation(trajectory, chains, _lemma(config.lr))
 
 
 def report(trajectory: Trajectory) -> list[str]:
@@ -74,3 +75,13 @@ def _lemma_line(trajectory: Trajectory) -> str:
     reached = _synthetic.first_below(trajectory, lemma.level)
     when = "not reached" if np.isnan(reached) else f"reached at step {int(reached):,}"
     return f"Lemma 4       mean |w|^2 <= {lemma.level:.4g} {when} (bound {lemma.latest:,.0f})"
+
+
+EXPERIMENT = Experiment(
+    name="oscillation",
+    meaning="an oscillating second layer alone shrinks the first (Lemma 4)",
+    Config=Config,
+    run=run,
+    figures=lambda record: {"figure": figure(record)},
+    report=report,
+)

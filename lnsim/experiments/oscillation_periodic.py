@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lnsim.dynamics import Alternating
 from lnsim.experiments import _chain, _synthetic
+from lnsim.run.experiment import Experiment
 from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -50,3 +51,13 @@ def report(trajectory: Trajectory) -> list[str]:
         _synthetic.window_line(trajectory, trajectory.config["period"]),
         _synthetic.loss_line(trajectory),
     ]
+
+
+EXPERIMENT = Experiment(
+    name="oscillation-periodic",
+    meaning="the same with the oscillation on and off in turn",
+    Config=Config,
+    run=run,
+    figures=lambda record: {"figure": figure(record)},
+    report=report,
+)

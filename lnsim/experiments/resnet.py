@@ -27,14 +27,13 @@ from lnsim.backend import NetworkEngine, load_networks
 from lnsim.base import checks
 from lnsim.experiments import _images
 from lnsim.experiments._arms import Arms, Records
-from lnsim.simulation.simulate import record_steps
+from lnsim.run.experiment import Experiment
+from lnsim.run.loop import record_steps
 from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BACKEND = _images.BACKEND
-default_preset, join = _images.default_preset, _images.join
 
 SERIES = (
     "train_loss",
@@ -99,7 +98,7 @@ class Config(_images.Setting):
 def run(
     config: Config,
     *,
-    backend: str = BACKEND,
+    backend: str = _images.BACKEND,
     device: str = "",
     resume: Trajectory | None = None,
     **driver: Any,
@@ -231,3 +230,18 @@ def _assemble(
         PRUNED: np.stack([measured.get(name, nothing)[PRUNED] for name in records]),
         **{key: np.stack([of_arm[key] for of_arm in records.values()]) for key in SERIES},
     }
+
+
+EXPERIMENT = Experiment(
+    name="resnet",
+    meaning="ResNet-18 under label noise: accuracy, pruning (Figure 1)",
+    Config=Config,
+    run=run,
+    figures=lambda record: {"figure": figure(record)},
+    report=report,
+    backend=_images.BACKEND,
+    presets=PRESETS,
+    default_preset=_images.default_preset,
+    parallel=_images.join,
+    exact=False,
+)

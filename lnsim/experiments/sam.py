@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lnsim.dynamics import SAM, LabelNoise
 from lnsim.experiments import _synthetic
+from lnsim.run.experiment import Experiment
 from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -49,3 +50,13 @@ def figure(trajectory: Trajectory) -> Figure:
 def report(trajectory: Trajectory) -> list[str]:
     """What a person wants to know first, a line each."""
     return _synthetic.report(trajectory)
+
+
+EXPERIMENT = Experiment(
+    name="sam",
+    meaning="two phases of sharpness-aware minimisation (Figure 4)",
+    Config=Config,
+    run=run,
+    figures=lambda record: {"figure": figure(record)},
+    report=report,
+)

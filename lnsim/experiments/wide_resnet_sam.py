@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lnsim.experiments import _images, _wide_resnet
+from lnsim.run.experiment import Experiment
 from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-BACKEND, PRESETS = _images.BACKEND, _wide_resnet.PRESETS
-default_preset, join = _images.default_preset, _images.join
-report = _wide_resnet.report
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,9 @@ class Config(_wide_resnet.Setting):
     rho: float = 1.0
 
 
-def run(config: Config, *, backend: str = BACKEND, device: str = "", **driver: Any) -> Trajectory:
+def run(
+    config: Config, *, backend: str = _images.BACKEND, device: str = "", **driver: Any
+) -> Trajectory:
     """Trains both arms; `driver`: progress, resume, checkpoint, ... as for `lnsim.simulate`.
 
     `device` is, if not given, CUDA where there is one.  Raises ValueError or TypeError for bad
@@ -44,3 +43,18 @@ def figure(trajectory: Trajectory) -> Figure:
     """Figure 5 of this run, and how far the kernel moved."""
     rho = trajectory.config["rho"]
     return _wide_resnet.figure(trajectory, Config, rf"SAM with $\rho$ = {rho:g}")
+
+
+EXPERIMENT = Experiment(
+    name="wide-resnet-sam",
+    meaning="the same with sharpness-aware minimisation (Figure 5)",
+    Config=Config,
+    run=run,
+    figures=lambda record: {"figure": figure(record)},
+    report=_wide_resnet.report,
+    backend=_images.BACKEND,
+    presets=_wide_resnet.PRESETS,
+    default_preset=_images.default_preset,
+    parallel=_images.join,
+    exact=False,
+)

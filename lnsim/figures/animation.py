@@ -17,15 +17,15 @@ from matplotlib.figure import Figure
 
 from lnsim.base import files
 from lnsim.figures import panels
+from lnsim.figures.canvas import blank
 from lnsim.figures.style import ONE_COLUMN, drawing, rc
-from lnsim.figures.two_phases import blank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
     from lnsim.figures.panels import Series
-    from lnsim.simulation.trajectory import Trajectory
+    from lnsim.run.record import Record
 
 KINDS = (".gif", ".mp4")
 FRAMES_PER_SECOND = 4
@@ -33,7 +33,7 @@ LAST = 8
 """Times that the last cloud is shown, for the eye to rest before the film begins again."""
 
 
-def write(trajectory: Trajectory, path: str | os.PathLike[str]) -> int:
+def write(trajectory: Record, path: str | os.PathLike[str]) -> int:
     """Writes the film of a run's clouds to `path`, a .gif or .mp4, atomically; how many clouds.
 
     Of an ensemble the first replica is shown.  Raises ValueError for another ending, a trajectory

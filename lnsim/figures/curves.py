@@ -15,14 +15,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lnsim.figures import networks, panels
+from lnsim.figures.canvas import blank
 from lnsim.figures.style import COLOURS, ONE_COLUMN, TWO_COLUMNS, drawing
-from lnsim.figures.two_phases import blank
 from lnsim.run import curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lnsim.simulation.trajectory import Trajectory
+    from lnsim.run.record import Record
 
 LABELS = {
     "train_loss": "training loss (clean labels)",
@@ -58,7 +58,7 @@ ARMS = dict(zip(curves.ARMS, ("-", "--", ":", ":"), strict=True))
 
 
 def figure(
-    trajectories: Sequence[Trajectory], labels: Sequence[str], columns: Sequence[str] = ()
+    trajectories: Sequence[Record], labels: Sequence[str], columns: Sequence[str] = ()
 ) -> Figure:
     """A panel for each of the `columns` with the curves of all trajectories, so labelled.
 
@@ -91,7 +91,7 @@ def figure(
     return drawn
 
 
-def draw(axes: Axes, trajectory: Trajectory, name: str, *, label: str = "", **line: Any) -> None:
+def draw(axes: Axes, trajectory: Record, name: str, *, label: str = "", **line: Any) -> None:
     """Draws the curve, or the curve of every arm, that `name` is; `line` goes to matplotlib.
 
     Names the axes where they have no names.  Scales and limits are left as they are.  Where a
@@ -149,7 +149,7 @@ def _words(key: str, value: Any) -> str:
     return f"{SYMBOLS.get(key, key.replace('_', ' '))} = {shown}"
 
 
-def _shared(trajectories: Sequence[Trajectory]) -> list[str]:
+def _shared(trajectories: Sequence[Record]) -> list[str]:
     """What is usually drawn of runs of one experiment, or of runs with the same curves."""
     every = [curves.usual(trajectory) for trajectory in trajectories]
     made_by = [trajectory.config.get("experiment") for trajectory in trajectories]
@@ -164,7 +164,7 @@ def _shared(trajectories: Sequence[Trajectory]) -> list[str]:
     return shared
 
 
-def _time(trajectory: Trajectory, name: str) -> str:
+def _time(trajectory: Record, name: str) -> str:
     """What a curve is over, as a label."""
     over = curves.axis(trajectory, name)
     return {"kept_percent": "weights kept (%)", "epoch": "epoch"}.get(over, "step $t$")
@@ -184,7 +184,7 @@ def _scale(axes: Axes, drawn: Sequence[curves.Curve], name: str) -> None:
         axes.set_ylim(bottom=0.0)
 
 
-def _label_times(axes: Axes, trajectories: Sequence[Trajectory], name: str) -> None:
+def _label_times(axes: Axes, trajectories: Sequence[Record], name: str) -> None:
     """The horizontal axis of all runs' times."""
     over = curves.axis(trajectories[0], name)
     if over == "kept_percent":

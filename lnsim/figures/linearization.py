@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from lnsim.figures import panels
+from lnsim.figures.canvas import blank
 from lnsim.figures.style import BLACK, BLUE, TWO_COLUMNS, VERMILION, drawing
-from lnsim.figures.two_phases import blank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lnsim.simulation.trajectory import Trajectory
+    from lnsim.run.record import Record
 
 CURVES = (
     ("clean", "clean labels", BLUE, "-"),
@@ -29,7 +29,7 @@ PANELS = (
 """The end of the arrays' names, and the axis's label."""
 
 
-def four_panels(trajectory: Trajectory) -> Figure:
+def four_panels(trajectory: Record) -> Figure:
     """Training loss, test loss, and mean and standard deviation over neurons of |w_i(t)|.
 
     The norms change by parts in ten thousand: what is drawn is their change since the start.
@@ -47,7 +47,7 @@ def four_panels(trajectory: Trajectory) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, trajectory: Trajectory, what: str) -> None:
+def _draw(axes: Axes, trajectory: Record, what: str) -> None:
     """One quantity of all curves that have it."""
     steps = trajectory["step"]
     names = {curve: f"{curve}_{what}" for curve, *_ in CURVES}

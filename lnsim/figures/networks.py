@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lnsim.figures import panels
+from lnsim.figures.canvas import blank
 from lnsim.figures.style import (
     BLACK,
     BLUE,
@@ -25,11 +26,10 @@ from lnsim.figures.style import (
     letters,
     pt,
 )
-from lnsim.figures.two_phases import blank
 from lnsim.run import curves
 
 if TYPE_CHECKING:
-    from lnsim.simulation.trajectory import Trajectory
+    from lnsim.run.record import Record
 
 CURVES = {
     "clean": ("gradient descent", BLUE, "-"),
@@ -51,7 +51,7 @@ CAPTION_WIDTH = 140
 """Characters to a line of the caption."""
 
 
-def ending(trajectory: Trajectory) -> list[str]:
+def ending(trajectory: Record) -> list[str]:
     """What did not get to its end, a few words each."""
     return [
         f"{CURVES.get(arm, (arm,))[0]} {how}".strip()
@@ -59,7 +59,7 @@ def ending(trajectory: Trajectory) -> list[str]:
     ]
 
 
-def four_panels(trajectory: Trajectory, caption: str) -> Figure:
+def four_panels(trajectory: Record, caption: str) -> Figure:
     """Training loss, test loss, first-layer norm and kernel distance of a Wide ResNet's runs.
 
     The last is left out where the kernel was never measured.
@@ -96,7 +96,7 @@ def four_panels(trajectory: Trajectory, caption: str) -> Figure:
     return figure
 
 
-def epochs_and_pruning(trajectory: Trajectory, caption: str) -> Figure:
+def epochs_and_pruning(trajectory: Record, caption: str) -> Figure:
     """Test loss and accuracy against the epoch, and accuracy against the share of weights kept.
 
     Accuracy: thin as measured, thick its exponential moving average.

@@ -1,9 +1,8 @@
-"""How trajectories and sweeps show in a notebook: a small table, and a small figure within it."""
+"""How results show in a notebook: a small table, and a small figure within it."""
 
 from __future__ import annotations
 
 import base64
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,7 @@ from lnsim.figures.output import Undrawn, guarded
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lnsim.simulation.trajectory import Trajectory
-    from lnsim.sweeps.sweep import Sweep
+    from lnsim.run.record import Record
 
 SHOWN = slice(1, 4)
 """Which of the usual curves a small figure has: the test loss, and what follows."""
@@ -34,7 +32,7 @@ def dataframe(columns: Mapping[str, NDArray[Any]]) -> Any:
     return pandas.DataFrame(dict(columns))
 
 
-def of_trajectory(trajectory: Trajectory) -> str:
+def of_trajectory(trajectory: Record) -> str:
     """HTML: how the run ended, and what is usually drawn of it at both ends and in a figure."""
     from lnsim.run import curves
 
@@ -48,41 +46,26 @@ def of_trajectory(trajectory: Trajectory) -> str:
             rows.append([words, *(f"{end:.4g}" for end in ends)])
     shown = usual[SHOWN] or usual
     title, notes = repr(trajectory), ["medians over replicas"] if several else []
-    picture = ""
+    shown_picture = ""
     if shown:
-        picture, fault = _picture(title, lambda: _curves(trajectory, shown))
+        shown_picture, fault = picture(title, lambda: _curves(trajectory, shown))
         notes += fault
-    return _page(title, ("", "at the start", "at the end"), rows, picture, notes)
+    return page(title, ("", "at the start", "at the end"), rows, shown_picture, notes)
 
 
-def _curves(trajectory: Trajectory, names: Sequence[str]) -> Figure:
+def _curves(trajectory: Record, names: Sequence[str]) -> Figure:
     from lnsim.figures import curves as figures_curves
 
     return figures_curves.figure([trajectory], [""], names)
 
 
-def of_sweep(sweep: Sweep) -> str:
-    """HTML: the swept keys, how the points ended, and the figure, where there is one."""
-    rows = []
-    for key in (*sweep.swept, "seed") if sweep.rows else ():
-        values = sorted({row[key] for row in sweep.rows})
-        few = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (values[0], values[-1])]
-        rows.append([key, f"{len(values)}", *few])
-    counts = Counter(str(row["regime"]) for row in sweep.rows)
-    tally = ", ".join(f"{word} {count:,}" for word, count in sorted(counts.items()))
-    title = repr(sweep)
-    picture, fault = _picture(title, sweep.plot)
-    notes = [f"regimes: {tally}", *fault] if tally else fault
-    return _page(title, ("", "values", "first", "last"), rows, picture, notes)
-
-
-def _picture(title: str, draw: Callable[[], Figure]) -> tuple[str, list[str]]:
+def picture(title: str, draw: Callable[[], Figure]) -> tuple[str, list[str]]:
     """The figure as HTML, or nothing and why: the table shows without it."""
     try:
         with guarded(ValueError):
-            from lnsim.figures import two_phases
+            from lnsim.figures import canvas
 
-            content = two_phases.render(draw(), "png", dpi=100)
+            content = canvas.render(draw(), "png", dpi=100)
     except ValueError as error:
         return "", [f"no figure: {error}"]
     except Undrawn as error:
@@ -91,13 +74,14 @@ def _picture(title: str, draw: Callable[[], Figure]) -> tuple[str, list[str]]:
     return f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">', []
 
 
-def _page(
+def page(
     title: str,
     heads: Iterable[str],
     rows: Iterable[Sequence[str]],
     picture: str,
     notes: Sequence[str],
 ) -> str:
+    """HTML: a title, a table of words, and a figure with notes."""
     head = "".join(f"<th>{escape(word)}</th>" for word in heads)
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows

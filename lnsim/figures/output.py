@@ -12,8 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lnsim.figures.style import VERMILION, drawing, letters
+from lnsim.run import experiment
+from lnsim.run.record import Record
+
 if TYPE_CHECKING:
-    from lnsim.simulation.trajectory import Trajectory
+    from matplotlib.figure import Figure
 
 FILES = ("figure.png", "figure.pdf", "ledger.png", "ledger.pdf")
 LONGEST = 300
@@ -38,7 +42,7 @@ def guarded(*others: type[Exception]) -> Iterator[None]:
         )
 
 
-def write(trajectory: Trajectory, folder: Path) -> str:
+def write(trajectory: Record, folder: Path) -> str:
     """Draws and writes the figures of a run; returns why one could not be, or nothing.
 
     What an earlier run left in `folder` would pass for this one's, and is taken away.
@@ -47,10 +51,27 @@ def write(trajectory: Trajectory, folder: Path) -> str:
         with guarded():
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
-            from lnsim.figures import two_phases
+            from lnsim.figures import canvas
 
-            for stem, figure in two_phases.of_run(trajectory).items():
-                two_phases.save(figure, folder, stem)
+            for stem, figure in of_run(trajectory).items():
+                canvas.save(figure, folder, stem)
     except Undrawn as error:
         return str(error)
     return ""
+
+
+def of_run(trajectory: Record) -> dict[str, Figure]:
+    """The figures of the experiment that made `trajectory`, by file name.
+
+    Those of a run that did not reach its end, or an arm or replicas of it, say so.
+    """
+    from lnsim.figures import networks
+
+    drawn = experiment.load(str(trajectory.config["experiment"])).figures(trajectory)
+    if words := "; ".join(networks.ending(trajectory)):
+        with drawing():
+            for figure in drawn.values():
+                figure.text(
+                    0.99, 0.995, words, color=VERMILION, fontsize=letters(8), ha="right", va="top"
+                )
+    return drawn

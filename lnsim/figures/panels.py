@@ -16,12 +16,13 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from lnsim.base.checks import FloatArray
 from lnsim.figures.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILION, letters, pt
+from lnsim.run import phases
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-    from lnsim.simulation.trajectory import Trajectory
+    from lnsim.run.record import Record
 
 Series = dict[str, Any]
 
@@ -46,7 +47,7 @@ LOSSES = (
 )
 
 
-def first_replica(trajectory: Trajectory) -> Series:
+def first_replica(trajectory: Record) -> Series:
     """The arrays of a run by name; of an ensemble, those of its first replica."""
     shared = ("step", "tracked_neurons", "cloud_step", "theta_star", "diverged_at")
     ensemble = trajectory["train_loss"].ndim == 2
@@ -124,10 +125,10 @@ def percent_axis(axes: Axes) -> None:
     axes.set_xlabel("weights kept (%)")
 
 
-def shade_phases(axes: Axes, trajectory: Trajectory, steps: FloatArray) -> None:
+def shade_phases(axes: Axes, trajectory: Record, steps: FloatArray) -> None:
     """Bands for the phases that phases.py finds, named along the top."""
-    phases = trajectory.phases()
-    starts = [0.0, *(np.ravel(t)[0] for t in (phases.last_escape, phases.alignment))]
+    times = phases.measure(trajectory)
+    starts = [0.0, *(np.ravel(t)[0] for t in (times.last_escape, times.alignment))]
     edges = np.maximum.accumulate([*np.nan_to_num(starts, nan=np.inf), np.inf])
     left, right = axes.get_xlim()
     log = axes.get_xscale() == "log"

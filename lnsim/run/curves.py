@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray
 from lnsim.base.config import nearest
-from lnsim.simulation.trajectory import Trajectory
+from lnsim.run.record import Record
 
 NO_CURVES = ("tau", "kept_percent", "theta_star", "lazy_escape", "final_W", "final_a")
 """Arrays of numbers that are not over times, though as many numbers may be in them."""
@@ -51,12 +51,12 @@ class Curve(NamedTuple):
     values: FloatArray
 
 
-def names(trajectory: Trajectory) -> list[str]:
+def names(trajectory: Record) -> list[str]:
     """The arrays of a trajectory that are curves."""
     return [name for name in trajectory.arrays if _is_curve(trajectory, name)]
 
 
-def find(trajectory: Trajectory, name: str) -> list[Curve]:
+def find(trajectory: Record, name: str) -> list[Curve]:
     """The curves of an array, or of a quantity of all arms, such as "test_loss".
 
     Raises ValueError, naming the nearest, for what is neither.
@@ -81,7 +81,7 @@ def find(trajectory: Trajectory, name: str) -> list[Curve]:
     return found
 
 
-def ends(trajectory: Trajectory) -> dict[str, str]:
+def ends(trajectory: Record) -> dict[str, str]:
     """What did not get to its end, and how it ended: arms by their name, the run as "".
 
     An arm that was not begun because another diverged is not among them: it has no curve.
@@ -104,7 +104,7 @@ def _arm(name: str) -> str:
     return arm or f"τ = {float(tau):g}"
 
 
-def usual(trajectory: Trajectory) -> list[str]:
+def usual(trajectory: Record) -> list[str]:
     """The quantities to draw of a trajectory where none is named: those that have a value."""
     of_neurons = "alignment_mean" in trajectory.arrays
     known = names(trajectory)
@@ -116,7 +116,7 @@ def usual(trajectory: Trajectory) -> list[str]:
     ]
 
 
-def axis(trajectory: Trajectory, name: str) -> str:
+def axis(trajectory: Record, name: str) -> str:
     """The array of the times, or of the shares of weights kept, that a curve is over."""
     if name.startswith("lemma_3"):
         return "cloud_step"
@@ -127,7 +127,7 @@ def axis(trajectory: Trajectory, name: str) -> str:
     return "epoch" if "epoch" in trajectory.arrays else "step"
 
 
-def table(trajectory: Trajectory) -> dict[str, NDArray[Any]]:
+def table(trajectory: Record) -> dict[str, NDArray[Any]]:
     """All curves over the records as columns, of replicas or arms one below the other.
 
     What was not measured at a record is NaN there; what is not over time is left out.
@@ -151,13 +151,13 @@ def table(trajectory: Trajectory) -> dict[str, NDArray[Any]]:
     return columns
 
 
-def _count(trajectory: Trajectory) -> int:
+def _count(trajectory: Record) -> int:
     """How many replicas, or arms at several tau, a trajectory has."""
     several = trajectory.arrays.get("tau", trajectory.arrays.get("diverged_at"))
     return 1 if several is None else max(1, several.size)
 
 
-def _is_curve(trajectory: Trajectory, name: str) -> bool:
+def _is_curve(trajectory: Record, name: str) -> bool:
     values = trajectory[name]
     if values.dtype.kind != "f" or name in NO_CURVES or name.startswith(OF_NEURONS):
         return False

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from lnsim.base.checks import FloatArray
 
 if TYPE_CHECKING:
-    from lnsim.simulation.trajectory import Trajectory
+    from lnsim.run.record import Record
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Phases:
     decay_rate: FloatArray
 
 
-def measure(trajectory: Trajectory) -> Phases:
+def measure(trajectory: Record) -> Phases:
     """The phases of a two-layer linear run, for each replica.  Source: see above."""
     escape = trajectory["lazy_escape"].astype(np.float64)
     escape[escape < 0] = np.nan

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim import streams
-from lnsim.backend import DIVERGED_ABOVE, LinearEngine, State
-from lnsim.base.checks import FloatArray, Noting, per_replica
+from lnsim.backend import LinearEngine, State
+from lnsim.base.checks import DIVERGED_ABOVE, FloatArray, Noting, per_replica
 from lnsim.base.threads import in_blocks
 from lnsim.dynamics import FULL_BATCH, CustomDynamics, Dynamics
 from lnsim.models.problem import Problem

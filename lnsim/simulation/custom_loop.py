@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from lnsim.backend import DIVERGED_ABOVE
+from lnsim.base.checks import DIVERGED_ABOVE
 
 
 # Written out entry by entry, which compiles many times faster than NumPy's functions do.

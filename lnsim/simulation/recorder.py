@@ -14,6 +14,8 @@ from lnsim.dynamics import Dynamics
 from lnsim.models.ledger import lemma_3_shares
 from lnsim.models.reduction import rest_scale
 from lnsim.models.two_layer import Network
+from lnsim.run.machine import provenance
+from lnsim.run.record import Ending, Status
 from lnsim.simulation.observables import (
     CLOUDS,
     PATHS,
@@ -25,7 +27,7 @@ from lnsim.simulation.observables import (
     ask,
 )
 from lnsim.simulation.replicas import Replicas
-from lnsim.simulation.trajectory import Status, Trajectory, provenance
+from lnsim.simulation.trajectory import Trajectory
 
 WATCHED_ONLY = -1
 """In place of a record number: a step at which neurons are watched and nothing is recorded."""
@@ -332,7 +334,7 @@ class Recorder:
     def restore(self, earlier: Trajectory) -> int:
         """Takes over the records of `earlier`; returns the step it ended at."""
         step, plan, found = earlier.status.step, self._plan, earlier.steps.tolist()
-        if earlier.status.code == "DIVERGED":
+        if earlier.status.code == Ending.DIVERGED:
             raise ValueError(f"cannot resume: the earlier run {earlier.status}")
         if step > plan[-1]:
             raise ValueError(f"cannot resume: the earlier run is at step {step}, past the end")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray
 from lnsim.run import curves
+from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
 
 CLOSE_FLOAT32 = 1e-3
@@ -90,7 +91,7 @@ def allowed(again: Trajectory, moved: Trajectory) -> Allowed:
     """What the departure of `moved` from `again` says of each record."""
     departure = np.zeros(again.steps.size)
     seen = np.zeros(again.steps.size, dtype=bool)
-    ended = [run.status.code != "STOPPED" for run in (again, moved)]
+    ended = [run.status.code != Ending.STOPPED for run in (again, moved)]
     for name in _trained(again):
         ours, others = (np.atleast_2d(run[name]) for run in (again, moved))
         known = np.isfinite(ours), np.isfinite(others)

@@ -13,20 +13,20 @@ import numpy as np
 from lnsim import backend as backends
 from lnsim import streams
 from lnsim.base import checks, threads
+from lnsim.base.progress import progress_bar
 from lnsim.dynamics import Alternating, CustomDynamics, Dynamics, Oscillation
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import dense
 from lnsim.models.reduction import reduce as reduce_both
 from lnsim.models.two_layer import Network
+from lnsim.run.loop import record_steps
+from lnsim.run.record import Ending, Status, check_continues
 from lnsim.simulation.custom import CustomEngine, reduction_of
 from lnsim.simulation.observables import Frame, Observable, check_observables
 from lnsim.simulation.recorder import Recorder
 from lnsim.simulation.replicas import Replicas
-from lnsim.simulation.trajectory import Status, Trajectory, check_continues
+from lnsim.simulation.trajectory import Trajectory
 from lnsim.streams import WordStream
-
-MOST_RECORDS = 10_000_000
-"""Of a run: they are kept in memory, a few hundred bytes each."""
 
 
 @threads.one_blas_thread()
@@ -142,56 +142,25 @@ def simulate(
                 report(step)
             if moving.all_diverged:
                 at = int(moving.state.diverged_at.max())
-                return recorder.trajectory(Status("DIVERGED", at), config)
+                return recorder.trajectory(Status(Ending.DIVERGED, at), config)
             if not recorder.observe(step):
                 continue
             if step == steps:
                 break
             if stop is not None and stop():
-                return recorder.trajectory(Status("STOPPED", step), config)
+                return recorder.trajectory(Status(Ending.STOPPED, step), config)
             if checkpoint is not None and time.monotonic() - saved >= checkpoint_every:
-                checkpoint(recorder.trajectory(Status("STOPPED", step), config))
+                checkpoint(recorder.trajectory(Status(Ending.STOPPED, step), config))
                 saved = time.monotonic()
     finally:
         close()
-    return recorder.trajectory(Status("OK", step), config)
+    return recorder.trajectory(Status(Ending.OK, step), config)
 
 
 def _in_full(dynamics: Dynamics | Alternating) -> str:
     """The dynamics with every number of every replica: what a run is resumed by."""
     with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
         return repr(dynamics)
-
-
-def record_steps(steps: int, record_every: int, name: str = "steps") -> list[int]:
-    """0, record_every, 2 record_every, ..., and `steps` itself, which a message calls `name`.
-
-    Raises ValueError for more records than are kept.
-    """
-    checks.integer(name, steps, 0, checks.MOST_STEPS)
-    if steps // record_every > MOST_RECORDS:
-        least = -(-steps // MOST_RECORDS)
-        raise ValueError(
-            f"record_every must be at least {least:,} for {name}={steps:,}, got {record_every:,}: "
-            f"a run has at most {MOST_RECORDS:,} records"
-        )
-    plan = list(range(0, steps + 1, record_every))
-    return plan if plan[-1] == steps else [*plan, steps]
-
-
-def progress_bar(
-    progress: bool | Callable[[int], object] | None, steps: int, done: int
-) -> tuple[Callable[[int], object], Callable[[], object]]:
-    """A function to call with the steps done, and one to call at the end."""
-    if callable(progress):
-        return progress, lambda: None
-    if not progress or sys.stderr is None:  # closed
-        return lambda step: None, lambda: None
-    from tqdm.auto import tqdm
-
-    # disable=None: silent where the output is no terminal.
-    bar = tqdm(total=steps, initial=done, unit="step", unit_scale=True, disable=None)
-    return lambda step: bar.update(step - bar.n), bar.close
 
 
 def _base(dynamics: Dynamics | Alternating, replicas: int) -> Dynamics:

@@ -2,89 +2,35 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import os
-import platform
-import sys
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lnsim.backend import DIVERGED_ABOVE
-from lnsim.base import archive, files, threads
+from lnsim.base import archive, files
 from lnsim.base import config as configs
+from lnsim.figures import notebook, output
 from lnsim.models.two_layer import Network
+from lnsim.run import curves, phases
+from lnsim.run.phases import Phases
+from lnsim.run.record import Record, Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lnsim.run.phases import Phases
-
 
 SCHEMA = 2
 """The form of a trajectory's file; another is refused."""
 
-ENDS = {
-    "OK": "finished after {step} steps",
-    "DIVERGED": f"diverged at step {{step}}: a loss or a residual not finite, or its square above"
-    f" {DIVERGED_ABOVE:g}",
-    "STOPPED": "stopped at step {step} before its end",
-}
-"""How a run can end."""
 
-
-@dataclass(frozen=True)
-class Status:
-    """How a run ended: `code` is "OK", "DIVERGED" or "STOPPED", `step` where it ended."""
-
-    code: str
-    step: int
-
-    def __str__(self) -> str:
-        return ENDS[self.code].format(step=self.step)
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """Recorded arrays, and what is needed to read, repeat or continue the run.
-
-    `trajectory[name]` is an array over records, or (S, records) for an ensemble; `arrays` holds
-    them all (design of the file: README, "The run folder").  `state` holds the reduced weights at
-    the last step, from which the run can go on bit for bit.  After a replica of an ensemble has
-    diverged its records are NaN, and `trajectory["diverged_at"]` (S,) tells the step, or -1.
-    """
-
-    arrays: Mapping[str, NDArray[Any]]
-    config: Mapping[str, Any]
-    status: Status
-    state: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
-    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        try:
-            return self.arrays[name]
-        except KeyError:
-            known = ", ".join(sorted(self.arrays))
-            raise KeyError(f"no array {name!r} in this trajectory; there are {known}") from None
-
-    def __repr__(self) -> str:
-        name = self.config.get("experiment", "simulation")
-        replicas = self.arrays.get("diverged_at", self.steps[:1]).size
-        of = f" of {replicas} replicas" if replicas > 1 else ""
-        return f"<Trajectory of {name}: {self.status}, {self.steps.size:,} records{of}>"
-
-    @property
-    def steps(self) -> NDArray[np.int64]:
-        """The recorded steps, shape (records,)."""
-        return self["step"]
+@dataclass(frozen=True, repr=False)
+class Trajectory(Record):
+    """A Record that can be saved, loaded and drawn, and knows its networks and its phases."""
 
     @property
     def final(self) -> Network:
@@ -94,8 +40,6 @@ class Trajectory:
 
     def phases(self) -> Phases:
         """Measured phase times (phases.py)."""
-        from lnsim.run import phases
-
         return phases.measure(self)
 
     def plot(
@@ -126,21 +70,16 @@ class Trajectory:
                 return figures_curves.figure([self], [""], names)
             if "experiment" not in self.config:
                 return two_phases.two_phases(self)
-            return two_phases.of_run(self)["figure"]
+            return output.of_run(self)["figure"]
 
     def to_dataframe(self) -> Any:
         """A pandas.DataFrame of all curves, a row for each record, and each replica or tau.
 
         Raises ValueError where pandas is not installed.
         """
-        from lnsim.figures import notebook
-        from lnsim.run import curves
-
         return notebook.dataframe(curves.table(self))
 
     def _repr_html_(self) -> str:
-        from lnsim.figures import notebook
-
         return notebook.of_trajectory(self)
 
     def summary(self) -> dict[str, Any]:
@@ -148,8 +87,6 @@ class Trajectory:
 
         Lists of them for an ensemble, and for networks trained at several tau, which stand beside.
         """
-        from lnsim.run import curves
-
         ends = {name: (self[name][..., 0], self[name][..., -1]) for name in curves.names(self)}
         summary = {
             "status": self.status.code,
@@ -202,10 +139,13 @@ class Trajectory:
                 raise ValueError("it is damaged: its arrays do not have their digest")
             status, config = Status(*about["status"]), tomllib.loads(about["config"])
             steps = arrays["step"]
-            if status.code not in ENDS or not isinstance(status.step, int):
+            if not isinstance(status.step, int):
                 raise ValueError(f"its status is {about['status']}")
             if steps.ndim != 1 or steps.size == 0 or steps.dtype.kind != "i":
-                raise ValueError("its steps are none")
+                raise ValueError(
+                    "step must be a one-dimensional integer array that is not empty,"
+                    f" got {steps.dtype} of shape {steps.shape}"
+                )
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path / file} is not a trajectory of lnsim: {error}") from error
         state = {
@@ -216,64 +156,6 @@ class Trajectory:
         environment = path / "environment.json"
         provenance = files.read_json(environment) if environment.exists() else {}
         return cls(arrays, config, status, state, provenance)
-
-
-def check_continues(earlier: Trajectory, config: Mapping[str, Any]) -> None:
-    """Refuses to go on from `earlier` under another configuration: only `steps` may change."""
-    for key in earlier.config.keys() | config.keys():
-        before, now = earlier.config.get(key), config.get(key)
-        if key != "steps" and before != now:
-            raise ValueError(f"cannot resume: {key} was {before!r} and is {now!r} now")
-
-
-def provenance(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a rerun needs to know of the machine and the software, and what to run."""
-    text = json.dumps(dict(config), sort_keys=True, default=str)
-    return {
-        "versions": _versions(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpu": _cpu(),
-        "cpu_count": os.cpu_count(),
-        "threads": _thread_counts(str(config.get("backend")).startswith("torch")),
-        "seed": np.asarray(config.get("seed")).tolist(),
-        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-    }
-
-
-@functools.cache
-def _cpu() -> str:
-    """The processor's name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def _thread_counts(torch: bool) -> dict[str, int]:
-    """How many threads compiled loops, the BLAS and, where it is used, torch may take."""
-    libraries = threads._blas().info()
-    blas = (found["num_threads"] for found in libraries if found["user_api"] == "blas")
-    counts = {"numba": threads.number(), "blas": max(blas, default=1)}
-    if torch and "torch" in sys.modules:
-        counts["torch"] = sys.modules["torch"].get_num_threads()
-    return counts
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    from importlib import metadata  # an eighth of the time that importing lnsim takes
-
-    versions = {}
-    for package in ("lnsim", "numpy", "numba", "scipy", "matplotlib", "torch"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
 
 
 def _plain(value: Any) -> Any:

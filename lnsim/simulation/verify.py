@@ -15,18 +15,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from lnsim import experiments
 from lnsim.base import config as configs
+from lnsim.run import experiment
+from lnsim.run.experiment import Experiment
+from lnsim.run.machine import provenance
+from lnsim.run.record import Ending, Status
 from lnsim.simulation import rounding
 from lnsim.simulation.observables import CLOUDS
 from lnsim.simulation.recorder import waypoint, waypoint_records
 from lnsim.simulation.rounding import CLOSE_FLOAT32, Allowed, Pair
-from lnsim.simulation.trajectory import Status, Trajectory, provenance
+from lnsim.simulation.trajectory import Trajectory
 
 CLOSE = 1e-6
 """How far numbers may differ, as a share of the largest of their array, where bits may."""
@@ -57,17 +59,17 @@ def verify(
     """
     if "experiment" not in trajectory.config:
         raise ValueError("only a run of an experiment can be verified: it has all to repeat it")
+    made_by = experiment.load(str(trajectory.config["experiment"]))
     if not seconds >= 0.0:
         raise ValueError(f"seconds must be at least 0, got {seconds}")
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
-    module = experiments.load(str(trajectory.config["experiment"]))
     first, last = _segment(trajectory, seed)
-    run = _repeated(trajectory, module)
-    again = _recompute(trajectory, module, run, first, last, seconds)
+    run = _repeated(trajectory, made_by)
+    again = _recompute(trajectory, made_by, run, first, last, seconds)
     here = provenance(trajectory.config)
     reasons = _reasons(trajectory, here, again)
-    limit = _limit(again, run, seconds) if reasons and hasattr(module, "join") else None
+    limit = _limit(again, run, seconds) if reasons and not made_by.exact else None
     if limit is None:
         tolerance = _tolerance(trajectory, bool(reasons))
         pairs = [pair._replace(tolerance=tolerance) for pair in _pairs(trajectory, again, first)]
@@ -75,7 +77,7 @@ def verify(
         pairs = list(rounding.pairs(trajectory, again, limit))
     found = _missing(trajectory, again) + _other_run(trajectory, again, here, limit)
     for pair in pairs:
-        found += _difference(pair, hasattr(module, "join"), trajectory.status.code == "OK")
+        found += _difference(pair, not made_by.exact, trajectory.status.code == Ending.OK)
     numbers = sum(pair.again.size for pair in pairs)
     how = f"within a tolerance, as {', '.join(reasons)}" if reasons else "bit for bit"
     begin = 0 if first is None else int(trajectory.steps[first])
@@ -104,11 +106,11 @@ def _segment(trajectory: Trajectory, seed: int) -> tuple[int | None, int | None]
     return borders[at], borders[at + 1]
 
 
-def _repeated(trajectory: Trajectory, module: ModuleType) -> Callable[..., Trajectory]:
+def _repeated(trajectory: Trajectory, made_by: Experiment) -> Callable[..., Trajectory]:
     """The experiment's run with the configuration of `trajectory`."""
     values = {k: v for k, v in trajectory.config.items() if k not in ("experiment", "backend")}
-    config = configs.build(module.Config, values)
-    return partial(module.run, config, backend=str(trajectory.config["backend"]))
+    config: Any = configs.build(made_by.Config, values)
+    return partial(made_by.run, config, backend=str(trajectory.config["backend"]))
 
 
 def _limit(again: Trajectory, run: Callable[..., Trajectory], seconds: float) -> Allowed:
@@ -120,7 +122,7 @@ def _limit(again: Trajectory, run: Callable[..., Trajectory], seconds: float) ->
 
 def _recompute(
     trajectory: Trajectory,
-    module: ModuleType,
+    made_by: Experiment,
     run: Callable[..., Trajectory],
     first: int | None,
     last: int | None,
@@ -128,7 +130,7 @@ def _recompute(
 ) -> Trajectory:
     """The run once more, from record `first` until record `last` or for so long."""
     end = np.inf if last is None else trajectory.steps[last]
-    if trajectory.status.code == "STOPPED" and not hasattr(module, "join"):
+    if trajectory.status.code == Ending.STOPPED and made_by.exact:
         end = min(end, trajectory.status.step)
     deadline = time.monotonic() + seconds
     done = 0
@@ -157,7 +159,7 @@ def _at(trajectory: Trajectory, record: int) -> Trajectory:
         trajectory,
         arrays={**trajectory.arrays, "step": steps},
         state={**trajectory.state, **kept},
-        status=Status("STOPPED", int(steps[-1])),
+        status=Status(Ending.STOPPED, int(steps[-1])),
     )
 
 

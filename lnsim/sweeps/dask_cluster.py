@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 
+from lnsim.base.signals import without_signals
+from lnsim.base.threads import cores
+
 LOCAL = "local"
 TIMEOUT = 10.0
 """Seconds a scheduler has to answer."""
@@ -27,8 +30,6 @@ def cluster(address: str) -> Iterator[tuple[Executor, int, tuple[type[BaseExcept
         raise ValueError(
             f"--scheduler needs {error.name}, which is not installed: pip install 'lnsim[dask]'"
         ) from error
-    from lnsim.sweeps.dispatch import cores, without_signals
-
     with ExitStack() as stack:
         target: object = address
         if address == LOCAL:

@@ -29,10 +29,11 @@ from concurrent.futures import (
 )
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from typing import Any
 
-from lnsim.base.threads import one_thread
+from lnsim.base.signals import without_signals
+from lnsim.base.threads import cores, one_thread
 from lnsim.experiments._synthetic import Setting
 from lnsim.sweeps.points import Summary, run_points, shared
 
@@ -75,13 +76,6 @@ def seconds(config: Setting) -> float:
     records = config.steps / max(config.record_every, 1) + 50
     recording = records * config.width * config.dim * RECORD_SECONDS
     return 1e-3 + steps * width * rank * STEP_SECONDS + recording
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass
@@ -158,17 +152,6 @@ class _Pool(ProcessPoolExecutor):
         for process in self._processes.values():
             process.kill()
         self._result_queue._writer.close()  # type: ignore[attr-defined]
-
-
-@contextmanager
-def without_signals(numbers: set[signal.Signals]) -> Iterator[None]:
-    """Has the processes and threads that are started meanwhile leave these to this process."""
-    resource_tracker.ensure_running()  # starting later, it would lift the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

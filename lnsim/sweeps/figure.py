@@ -24,6 +24,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from lnsim.base.checks import FloatArray
 from lnsim.base.config import nearest
 from lnsim.figures import panels
+from lnsim.figures.canvas import blank
 from lnsim.figures.style import (
     BLACK,
     BLUE,
@@ -35,10 +36,9 @@ from lnsim.figures.style import (
     drawing,
     pt,
 )
-from lnsim.figures.two_phases import blank
 from lnsim.sweeps import points
 from lnsim.sweeps.power_law import power_law
-from lnsim.sweeps.sweep import Sweep
+from lnsim.sweeps.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +91,7 @@ MODES_AT = 5
 """Values of a swept key at which the law of modes is integrated, at most."""
 
 
-def figure(sweeps: Sequence[Sweep], columns: Sequence[str] = ()) -> Figure:
+def figure(sweeps: Sequence[Table], columns: Sequence[str] = ()) -> Figure:
     """A panel for each of the `columns` (rows) of each of the `sweeps` (side by side).
 
     Left out, the column is "regime" over two swept keys and "last_escape" over one.  Raises
@@ -111,7 +111,7 @@ def figure(sweeps: Sequence[Sweep], columns: Sequence[str] = ()) -> Figure:
     return drawn
 
 
-def draw(axes: Axes, sweep: Sweep, column: str = "") -> None:
+def draw(axes: Axes, sweep: Table, column: str = "") -> None:
     """A panel of a sweep, its column as for `figure`; raises ValueError as that does."""
     _check(sweep, column)
     if len(sweep.swept) == 2:
@@ -120,7 +120,7 @@ def draw(axes: Axes, sweep: Sweep, column: str = "") -> None:
         draw_curve(axes, sweep, column or "last_escape")
 
 
-def _check(sweep: Sweep, column: str) -> None:
+def _check(sweep: Table, column: str) -> None:
     if not sweep.rows:
         raise ValueError(f"{sweep.folder} has no points yet")
     if len(sweep.swept) not in (1, 2):
@@ -136,7 +136,7 @@ def _check(sweep: Sweep, column: str) -> None:
 class _Axis:
     """A swept key along an axis: its values in order, their places, and the borders of cells."""
 
-    def __init__(self, sweep: Sweep, key: str) -> None:
+    def __init__(self, sweep: Table, key: str) -> None:
         self.key = key
         self.values = sorted({row[key] for row in sweep.rows})
         self.index = {value: i for i, value in enumerate(self.values)}
@@ -179,7 +179,7 @@ def _even_in_log(values: FloatArray) -> bool:
     return bool(spread[0] < spread[1])
 
 
-def draw_map(axes: Axes, sweep: Sweep, column: str) -> None:
+def draw_map(axes: Axes, sweep: Table, column: str) -> None:
     """A map of a column over two swept keys, with theory's lines; `axes` has a figure."""
     x, y = (_Axis(sweep, key) for key in sweep.swept)
     cells: dict[tuple[int, int], list[Any]] = {}
@@ -278,7 +278,7 @@ def _draw_boundaries(axes: Axes, x: _Axis, y: _Axis, cells: Any) -> list[Any]:
     return legend
 
 
-def draw_curve(axes: Axes, sweep: Sweep, column: str) -> None:
+def draw_curve(axes: Axes, sweep: Table, column: str) -> None:
     """A column over one swept key: median, spread, fitted power law and theory's.
 
     Raises ValueError where the column is one of words, or no x has a value for every seed.
@@ -313,7 +313,7 @@ def draw_curve(axes: Axes, sweep: Sweep, column: str) -> None:
         axes.legend(loc="upper right", title="exponent [95 %]", handlelength=1.6)
 
 
-def _mark_missing(axes: Axes, sweep: Sweep, x: _Axis, missing: set[int]) -> None:
+def _mark_missing(axes: Axes, sweep: Table, x: _Axis, missing: set[int]) -> None:
     """Marks, at the foot, where some seed has no value, and apart where one diverged."""
     gone = {x.index[row[x.key]] for row in sweep.rows if row["regime"] == "diverged"} & missing
     kinds = ((missing - gone, "|", "no value for some seed"), (gone, "x", "diverged for some seed"))
@@ -348,7 +348,7 @@ def _draw_power_law(axes: Axes, places: FloatArray, values: list[FloatArray]) ->
     axes.plot(at, law(at), color=VERMILION, lw=pt(0.9), label=label)
 
 
-def _draw_predicted(axes: Axes, sweep: Sweep, x: _Axis, column: str, places: FloatArray) -> None:
+def _draw_predicted(axes: Axes, sweep: Table, x: _Axis, column: str, places: FloatArray) -> None:
     """Theory's curves where there are measurements, with the exponents of a fit through them."""
     curves: list[tuple[str, str, FloatArray]] = []
     if column in PREDICTED:
@@ -371,12 +371,12 @@ def _number(value: float) -> str:
     return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _median_at(sweep: Sweep, key: str, value: Any, column: str) -> float:
+def _median_at(sweep: Table, key: str, value: Any, column: str) -> float:
     found = [r[column] for r in sweep.rows if r[key] == value and r[column] is not None]
     return float(np.median(found)) if found else math.nan
 
 
-def _by_law_of_modes(sweep: Sweep, x: _Axis, places: FloatArray) -> FloatArray:
+def _by_law_of_modes(sweep: Table, x: _Axis, places: FloatArray) -> FloatArray:
     """When the law of modes has |W|_F^2 fall by e, for the first seed, at MODES_AT `places`."""
     result = np.full(x.places.size, np.nan)
     shown = np.flatnonzero(np.isin(x.places, places))

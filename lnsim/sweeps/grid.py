@@ -17,8 +17,8 @@ import numpy as np
 
 from lnsim.base import checks
 from lnsim.base import config as configs
-from lnsim.experiments import load
 from lnsim.experiments._synthetic import Setting
+from lnsim.run.experiment import load
 
 MOST_POINTS = 10_000_000
 """A grid of more points is taken for a slip of the pen."""

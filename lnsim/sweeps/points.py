@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 
 from lnsim.base.checks import FloatArray
-from lnsim.experiments import load
 from lnsim.experiments._synthetic import Setting, start
+from lnsim.run.experiment import load
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
 

@@ -6,9 +6,6 @@ dispatch.py and kept in store.py.
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lnsim.base import config as configs
+from lnsim.sweeps.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,30 +27,13 @@ if TYPE_CHECKING:
     from lnsim.sweeps.grid import Values
     from lnsim.sweeps.store import Writer
 
-CLOSE = 1e-6
-"""Relative difference up to which a value asked for is a value of the grid."""
-
-
 SIZES = ("samples", "test_samples", "dim", "width")
 """Keys of which 1 is the least value."""
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """The points of a results file, in a fixed order: that of the swept keys, then of the seeds.
-
-    `rows` are dicts of configuration and summary (points.py), None where there is no value;
-    `swept` the swept keys, `base` what all points have in common.  `missing` points that were asked
-    for were not run, because the sweep was stopped; `new` were run now.
-    """
-
-    folder: Path
-    experiment: str
-    swept: tuple[str, ...]
-    base: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
-    missing: int = 0
-    new: int = 0
+@dataclass(frozen=True, repr=False)
+class Sweep(Table):
+    """A Table that can be loaded, written, drawn, and shown in a notebook."""
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Sweep:
@@ -69,58 +46,11 @@ class Sweep:
         rows.sort(key=lambda row: tuple(row[key] for key in (*swept, "seed")))
         return cls(path, meta["experiment"], swept, meta["base"], rows)
 
-    def __repr__(self) -> str:
-        over = ", ".join(self.swept)
-        return f"<Sweep of {self.experiment} over {over}: {len(self.rows)} points>"
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        """One column, (points,): words, int64, or float64 with NaN for what has no value."""
-        if not self.rows or name not in self.rows[0]:
-            known = self.rows[0] if self.rows else ()
-            raise KeyError(f"no column {name!r}: {configs.nearest(name, known)}")
-        values = [row[name] for row in self.rows]
-        if any(isinstance(value, str) for value in values):
-            return np.array(["" if value is None else value for value in values])
-        if all(type(value) is int for value in values):
-            return np.array(values)
-        return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
-
-    def table(self) -> dict[str, NDArray[Any]]:
-        """Every column by name, each (points,)."""
-        return {name: self[name] for name in self.rows[0]} if self.rows else {}
-
-    def where(self, fixed: Mapping[str, Any]) -> Sweep:
-        """The points at which the keys have these values; they then count as swept no more.
-
-        Raises ValueError for a key that is not swept and a value that is not in the grid.
-        """
-        rows, swept = list(self.rows), list(self.swept)
-        for key, value in fixed.items():
-            if key not in (*swept, "seed"):
-                known = ", ".join((*swept, "seed"))
-                raise ValueError(f"{key!r} is not swept here: there are {known}")
-            there = sorted({row[key] for row in rows})
-            chosen = [v for v in there if _same(v, value)]
-            if not chosen:
-                raise ValueError(f"{key} never is {value!r}: there are {_shortened(there)}")
-            rows = [row for row in rows if row[key] in chosen]
-            swept = [k for k in swept if k != key]
-        return replace(self, rows=rows, swept=tuple(swept))
-
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Writes all columns as CSV, floats to the last bit, nothing where there is no value."""
         from lnsim.base import files
 
         files.write_text(Path(path), self.csv())
-
-    def csv(self) -> str:
-        """The text of `to_csv`."""
-        text = io.StringIO(newline="")
-        if self.rows:
-            writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        return text.getvalue()
 
     def plot(self, *columns: str, ax: Axes | None = None, style: str | None = None) -> Figure:
         """The figure of the sweep (figure.py), in style "paper" or "screen".
@@ -147,9 +77,9 @@ class Sweep:
         return notebook.dataframe(self.table())
 
     def _repr_html_(self) -> str:
-        from lnsim.figures import notebook
+        from lnsim.sweeps import notebook
 
-        return notebook.of_sweep(self)
+        return notebook.of_table(self)
 
 
 def sweep(
@@ -267,7 +197,7 @@ def _probe(
     experiment: str, backend: str, point: Setting, swept: Mapping[str, Sequence[Any]]
 ) -> None:
     """Has the experiment refuse values out of range: one by one, in no steps and at size 1."""
-    from lnsim.experiments import load
+    from lnsim.run.experiment import load
 
     run = load(experiment).run
     for key, values in swept.items():
@@ -319,7 +249,7 @@ def _settle(
     path: Path, cls: type[Setting], meta: Mapping[str, Any], earlier: Mapping[str, Any]
 ) -> None:
     """Creates the results file, or notes in it what is asked for now, and where it is computed."""
-    from lnsim.simulation.trajectory import provenance
+    from lnsim.run.machine import provenance
     from lnsim.sweeps import points as sweep_points
     from lnsim.sweeps import store as sweep_store
 
@@ -350,16 +280,3 @@ def _progress(
 
     with tqdm(total=total, initial=done, unit="point", disable=None) as bar:
         yield bar.update
-
-
-def _same(value: Any, asked: Any) -> bool:
-    """Whether a value of the grid is the one asked for."""
-    if isinstance(value, str) or isinstance(asked, str):
-        return bool(value == asked)
-    return math.isclose(value, asked, rel_tol=CLOSE)
-
-
-def _shortened(values: Sequence[Any]) -> str:
-    """The values, or the first and the last of many."""
-    words = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
-    return ", ".join(words if len(words) < 10 else [*words[:4], "...", *words[-4:]])

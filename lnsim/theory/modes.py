@@ -76,9 +76,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lnsim.backend import DIVERGED_ABOVE
 from lnsim.base import checks
-from lnsim.base.checks import FloatArray
+from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
 
 Eigen = tuple[FloatArray, FloatArray]
 

@@ -13,6 +13,7 @@ from lnsim.base.checks import FloatArray
 from lnsim.experiments.label_noise import Config
 from lnsim.models.problem import Problem
 from lnsim.models.two_layer import Network
+from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import modes, paper
 
@@ -73,7 +74,7 @@ class Case:
     def finished(self) -> Trajectory | None:
         """The run, unless it diverged."""
         run = self.trajectory
-        return run if run is not None and run.status.code != "DIVERGED" else None
+        return run if run is not None and run.status.code != Ending.DIVERGED else None
 
     def phase(self, name: str) -> float:
         """A measured time, NaN where there is none."""

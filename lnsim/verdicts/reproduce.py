@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from lnsim import experiments
 from lnsim.base import files
 from lnsim.base.checks import FloatArray
 from lnsim.dynamics import GD, Oscillation
@@ -24,6 +23,7 @@ from lnsim.experiments import _chain, _synthetic
 from lnsim.figures import output
 from lnsim.models.problem import Problem
 from lnsim.models.two_layer import Network
+from lnsim.run import experiment
 from lnsim.simulation.simulate import simulate
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
@@ -85,12 +85,12 @@ class _Plan:
     def config(self, name: str) -> Any:
         """The configuration of an experiment, with its overrides."""
         changes: dict[str, Any] = {"ledger": True} if name == "label-noise" else {}
-        return experiments.load(name).Config(**{**changes, **self.overrides.get(name, {})})
+        return experiment.load(name).Config(**{**changes, **self.overrides.get(name, {})})
 
     def run(self, name: str) -> Trajectory:
         """Runs an experiment and writes its run folder, figures and all."""
         self.note(name)
-        module = experiments.load(name)
+        module = experiment.load(name)
         trajectory: Trajectory = module.run(self.config(name), backend=self.backend)
         self._save(trajectory, name)
         return trajectory
@@ -98,7 +98,7 @@ class _Plan:
     def control(self, name: str, to: str, **changes: Any) -> Trajectory:
         """The same with a few keys changed, as run folder `to`."""
         self.note(to)
-        module = experiments.load(name)
+        module = experiment.load(name)
         config = replace(self.config(name), **changes)
         trajectory: Trajectory = module.run(config, backend=self.backend)
         self._save(trajectory, to)
@@ -108,7 +108,7 @@ class _Plan:
         """Replicas of an experiment, not written."""
         self.note(f"{name}, {count} seeds")
         config = replace(self.config(name), **changes)
-        found: Trajectory = experiments.load(name).run(
+        found: Trajectory = experiment.load(name).run(
             config, backend=self.backend, replicas=count, **driver
         )
         return found
@@ -181,7 +181,7 @@ def _while_lazy(plan: _Plan, run: Trajectory) -> Trajectory:
     changes = {"steps": steps, "record_every": max(1, steps // 100), "ledger": True}
     plan.note("label-noise while lazy")
     config = replace(plan.config("label-noise"), **changes)
-    trajectory: Trajectory = experiments.load("label-noise").run(config, backend=plan.backend)
+    trajectory: Trajectory = experiment.load("label-noise").run(config, backend=plan.backend)
     return trajectory
 
 

@@ -37,8 +37,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lnsim.simulation.simulate import record_steps
-from lnsim.simulation.trajectory import Status
+from lnsim.run.loop import record_steps
+from lnsim.run.record import Ending, Status
 from lnsim_torch.distributed import group, synchronised
 from lnsim_torch.samples import Data, place
 from lnsim_torch.training.augment import crop_and_flip
@@ -119,19 +119,19 @@ def train(
                 with run.randomness.of(RECORD, step):
                     values = run.measure()
                     if not all(map(math.isfinite, values.values())):
-                        return run.result(rows, Status("DIVERGED", step))
+                        return run.result(rows, Status(Ending.DIVERGED, step))
                     seen = observe(network, step) if observe else {}
                 rows.append({"step": step, **values, **seen})
                 bar.show(values)
                 if step == plan.steps:
                     break
                 if stop is not None and group().any(stop(), data.device):
-                    return run.result(rows, Status("STOPPED", step))
+                    return run.result(rows, Status(Ending.STOPPED, step))
                 late = time.monotonic() - saved >= checkpoint_every
                 if leader and checkpoint is not None and late:
-                    checkpoint(run.result(rows, Status("STOPPED", step)))
+                    checkpoint(run.result(rows, Status(Ending.STOPPED, step)))
                     saved = time.monotonic()
-    return run.result(rows, Status("OK", step))
+    return run.result(rows, Status(Ending.OK, step))
 
 
 def smoothed(values: NDArray[np.float64], smoothing: float) -> NDArray[np.float64]:
@@ -363,7 +363,7 @@ def _check_outputs(network: nn.Module, data: Data, dtype: torch.dtype) -> None:
 def _check_continues(earlier: Result, plan: Plan) -> int:
     """The step to go on from.  Refuses a result that this plan cannot continue."""
     status = earlier.status
-    if status.code == "DIVERGED":
+    if status.code == Ending.DIVERGED:
         raise ValueError(f"cannot resume: the earlier run {status}")
     if status.step > plan.steps:
         raise ValueError(f"cannot resume: the earlier run is at step {status.step}, past the end")

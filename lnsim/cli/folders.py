@@ -1,0 +1,36 @@
+"""What a run folder holds, and how a command goes on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lnsim.base.files import in_shell
+from lnsim.simulation.trajectory import Trajectory
+
+CHECKPOINT = "checkpoint.npz"
+
+
+def newest(folder: Path) -> Trajectory:
+    """What a run folder holds: the checkpoint of a run that was stopped, or the finished run."""
+    stopped = (folder / CHECKPOINT).is_file()
+    return Trajectory.load(folder, CHECKPOINT if stopped else "trajectory.npz")
+
+
+def how_to_resume(out: Path) -> str:
+    """The command that goes on with the run in folder `out`."""
+    return f"lnsim run --resume --out {in_shell(out)}"
+
+
+@contextmanager
+def hinting(out: Path) -> Iterator[None]:
+    """Adds to what the system could not do that there is a checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        if not (out / CHECKPOINT).is_file():
+            raise
+        raise OSError(
+            f"{error}; go on from the last checkpoint with: {how_to_resume(out)}"
+        ) from error

@@ -1,0 +1,60 @@
+"""An empty figure, and how a figure becomes a file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lnsim.base import files
+from lnsim.figures.style import drawing, pt, rc
+
+if TYPE_CHECKING:
+    from matplotlib.backend_bases import RendererBase
+
+
+def render(figure: Figure, kind: str, **options: Any) -> bytes:
+    """The figure as a file of `kind` "png", "pdf" or "svg", the same bytes every time."""
+    if kind == "pdf":
+        options["metadata"] = {"CreationDate": None}
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+class StyledFigure(Figure):
+    """A figure that is drawn and saved in the style it was made in, and shows in a notebook."""
+
+    def __init__(self, **options: Any) -> None:
+        self._style = rc()
+        with drawing(self._style):
+            super().__init__(**options)
+        FigureCanvasAgg(self)
+
+    def draw(self, renderer: RendererBase) -> None:
+        with drawing(self._style):
+            super().draw(renderer)
+
+    def savefig(self, fname: Any, **options: Any) -> None:
+        with drawing(self._style):
+            super().savefig(fname, **options)
+
+    def _repr_png_(self) -> bytes:
+        return render(self, "png", dpi=100)
+
+
+def blank(width: float, height: float, **options: Any) -> Figure:
+    """An empty figure, inches on paper, to be drawn inside `drawing()`.
+
+    Margins are best set by hand: a layout engine takes a second.
+    """
+    return StyledFigure(figsize=(pt(width), pt(height)), **options)
+
+
+def save(figure: Figure, folder: Path, name: str = "figure") -> None:
+    """Writes `name`.png and `name`.pdf into `folder`, each atomically."""
+    for kind in ("png", "pdf"):
+        files.write_bytes(folder / f"{name}.{kind}", render(figure, kind))

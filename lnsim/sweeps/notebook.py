@@ -1,0 +1,33 @@
+"""How a sweep shows in a notebook."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from lnsim.figures.notebook import page, picture
+from lnsim.sweeps.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def of_table(table: Table) -> str:
+    """HTML: the swept keys, how the points ended, and the figure, where there is one."""
+    rows = []
+    for key in (*table.swept, "seed") if table.rows else ():
+        values = sorted({row[key] for row in table.rows})
+        few = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (values[0], values[-1])]
+        rows.append([key, f"{len(values)}", *few])
+    counts = Counter(str(row["regime"]) for row in table.rows)
+    tally = ", ".join(f"{word} {count:,}" for word, count in sorted(counts.items()))
+    title = repr(table)
+    shown, fault = picture(title, lambda: _drawn(table))
+    notes = [f"regimes: {tally}", *fault] if tally else fault
+    return page(title, ("", "values", "first", "last"), rows, shown, notes)
+
+
+def _drawn(table: Table) -> Figure:
+    from lnsim.sweeps import figure
+
+    return figure.figure([table])
