@@ -108,8 +108,10 @@ def record(network: Untouched, x: Tensor, modules: Sequence[nn.Module]) -> Graph
             taps.append(None)
             return output
         output = _Tap.apply(output)
+        # Of the graph that the output keeps alive; `get_gradient_edge` would add a node for that.
+        edge = GradientEdge(output.grad_fn, output.output_nr)
         versions = given._version, output._version
-        taps.append(Call(module, given, get_gradient_edge(output), output, output.shape, versions))
+        taps.append(Call(module, given, edge, output, output.shape, versions))
         return output
 
     with _wrapped(modules, tap):
