@@ -9,11 +9,13 @@ A dispatch mode sees every operation of torch before it runs. Of a parameter or 
 about to write to, it keeps a copy, and puts it back at the end: what is not written costs nothing.
 """
 
+import math
 import operator
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,10 @@ _WRITES_UNSAID = {
 _WATCHED = 2
 
 
+class TooMuch(Exception):
+    """A call makes more bytes than it was given."""
+
+
 class Untouched:
     """Calls `network`, which must not be random, and leaves it as it was, also after an error."""
 
@@ -44,16 +50,18 @@ class Untouched:
 
     def __call__(self, x: Tensor) -> Any:
         """network(x). Raises ValueError if the network draws random numbers."""
-        self._calls += 1
         # Watching takes some microseconds an operation. What a network writes to, it writes to from
         # the beginning.
-        watch = self._watch if self._calls <= _WATCHED or self._watch.seen else nullcontext()
+        watched = self._calls < _WATCHED or self._watch.seen or self._watch.room < math.inf
+        watch = self._watch if watched else nullcontext()
         flags = [module.training for module in self.modules]
         slots = [m._buffers for m in self.modules if m._buffers and type(m._buffers) is dict]
         buffers = [slot.copy() for slot in slots]
         try:
             with eager(), refused_randomness(x.device), watch:
-                return self.network(x)
+                output = self.network(x)
+            self._calls += 1
+            return output
         finally:
             self._watch.restore()
             for slot, before in zip(slots, buffers, strict=True):
@@ -62,6 +70,18 @@ class Untouched:
             for module, flag in zip(self.modules, flags, strict=True):
                 if module.training is not flag:
                     module.training = flag
+
+    @contextmanager
+    def within(self, nbytes: int) -> Iterator[Callable[[], int]]:
+        """Raise TooMuch where calls inside make more than nbytes; gives how many they made."""
+        watch = self._watch
+        watch.made, watch.room = 0, nbytes
+        try:
+            yield lambda: watch.made
+        finally:
+            watch.room = math.inf
+        if watch.made > nbytes:  # and the network went on
+            raise TooMuch
 
 
 class _Watch(TorchDispatchMode):
@@ -73,7 +93,8 @@ class _Watch(TorchDispatchMode):
         self._state = {storage.data_ptr(): storage for storage in strided}
         self._copies: dict[int, torch.UntypedStorage] = {}
         self.seen = False  # whether anything was written to, ever
-        self._written: dict[Any, Callable[..., list[Any]] | None] = {}
+        self.made = 0
+        self.room: float = math.inf  # bytes of what operations gave, and may give
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -83,14 +104,18 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in self._written:
-            self._written[func] = _written_arguments(func)
-        written = self._written[func]
+        written = _written_arguments(func)
         if written is not None:
             for value in written(args, kwargs):
                 for tensor in value if isinstance(value, list | tuple) else (value,):
                     self._keep(tensor)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if self.room < math.inf and _makes(func):
+            made = result if isinstance(result, list | tuple) else (result,)
+            self.made += sum(t.numel() * t.element_size() for t in made if isinstance(t, Tensor))
+            if self.made > self.room:
+                raise TooMuch
+        return result
 
     def _keep(self, tensor: Any) -> None:
         if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
@@ -105,6 +130,13 @@ class _Watch(TorchDispatchMode):
         self._copies.clear()
 
 
+@cache
+def _makes(func: Any) -> bool:
+    """Whether an operation gives memory of its own, no view and nothing that it was given."""
+    return any(result.alias_info is None for result in func._schema.returns)
+
+
+@cache
 def _written_arguments(func: Any) -> Callable[[tuple, dict[str, Any]], list[Any]] | None:
     """Which of its arguments an operation writes to, as a function of them; None if none."""
     if func in _WRITES_UNSAID:

@@ -238,9 +238,9 @@ def _inputs_first(root: Node) -> list[Node]:
     return order
 
 
-def parameter_uses(graph: Graph) -> Counter[Tensor]:
-    """How many edges of the graph lead to each parameter."""
-    children: Iterator[Any] = (child for node in graph.nodes for child, _ in node.next_functions)
+def parameter_uses(nodes: Iterable[Node]) -> Counter[Tensor]:
+    """How many edges lead from these nodes of a graph to each parameter."""
+    children: Iterator[Any] = (child for node in nodes for child, _ in node.next_functions)
     leaf = "torch::autograd::AccumulateGrad"
     return Counter(child.variable for child in children if child and child.name() == leaf)
 

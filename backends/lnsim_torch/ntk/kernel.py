@@ -130,7 +130,7 @@ def _kernel(
     """The kernel, or its trace over the outputs, by the first plan that holds; their number."""
     untouched = Untouched(network)
     for layout in layouts(network, x):
-        for looks in (1, 2, 0):
+        for looks in (3, 1, 2, 0) if others is x else (1, 2, 0):
             try:
                 plan = make_plan(
                     untouched, x, others, traced=traced, memory=memory, looks=looks, layout=layout

@@ -28,11 +28,14 @@ from lnsim_torch.ntk.graph import (
 )
 from lnsim_torch.ntk.layers import can_be_reduced, has_rule, layer_for
 from lnsim_torch.ntk.rows import Irregular, check_outputs, check_rows, close
-from lnsim_torch.untouched import Untouched
+from lnsim_torch.untouched import TooMuch, Untouched
 
 # One part in so many of the budget is for the products of one layer.
 _WORKSPACE = 8
 _NAMES = ("weight", "bias")
+# Samples are few if they take at most one part in so many of the budget, and all that the network
+# makes of them at most one in so many.
+_FEW, _LITTLE = 1024, 64
 
 Claims = tuple[tuple[bool, bool], ...]
 
@@ -47,8 +50,8 @@ class Plan:
 
     network: Untouched
     tapped: list[nn.Module]  # the modules that are recorded
-    probe: Tensor  # one sample
-    alone: Graph  # what the network does with it
+    probe: Tensor  # one sample, or all
+    probed: Graph  # what the network does with it
     claims: Claims  # per call: its weight goes by the rule, its bias does
     plain: tuple[tuple[nn.Parameter, ...], ...]  # those that go by plain autograd, in groups
     stages: tuple[frozenset[int], ...]  # the calls above the end of each stage
@@ -60,6 +63,7 @@ class Plan:
     reduced: frozenset[int]  # the calls whose weight gradients are formed at once
     dtype: torch.dtype
     layout: torch.memory_format
+    together: bool = False  # `probed` is of all samples, and used once, in one stage
 
     def run(self, x: Tensor, check: bool) -> tuple[Graph, list[tuple[list[int], Bottleneck]]]:
         """Record the samples x, and find in the graph the calls and the end of every stage.
@@ -69,18 +73,21 @@ class Plan:
         Raises Irregular if a layer or a parameter is not used as the plan has it, ValueError if
         the output of a sample depends on its neighbours.
         """
+        if self.together:
+            self._check_rows(x, self.probed, alone_too=True)
+            self.probed.release()
+            return self.probed, [(sorted(self.stages[0]), Bottleneck(self.stages[0]))]
         graph = _record(self.network, self.tapped, x, self.layout)
         row = None
         if torch.equal(x[-1:], self.probe):
             row = len(x) - 1
-            check_outputs(self.alone.output[0], graph.output[row], self._alone)
-        uses = parameter_uses(graph)
-        claims = _claims(self.alone, graph, row, uses)
+            check_outputs(self.probed.output[0], graph.output[row], self._alone)
+        uses = parameter_uses(graph.nodes)
+        claims = _claims(self.probed, graph, row, uses)
         if not _contains(claims, self.claims):
             raise Irregular
         if check and len(x) > 1:
-            trusted = {graph.calls[i] for i in _claimed(self.claims)}
-            check_rows(self.network, self.tapped, x, graph, trusted, self._alone, self.layout)
+            self._check_rows(x, graph, alone_too=False)
         graph.release()
         pairs = zip(graph.calls, self.claims, strict=True)
         covered = {*chain(*self.plain), *(p for call, claim in pairs for p in _own(call, claim))}
@@ -93,8 +100,14 @@ class Plan:
         calls = [sorted(end - start) for start, end in zip(starts, self.stages, strict=False)]
         return graph, list(zip(calls, (ends[above] for above in self.stages), strict=True))
 
+    def _check_rows(self, x: Tensor, graph: Graph, alone_too: bool) -> None:
+        trusted = {graph.calls[i] for i in _claimed(self.claims)}
+        check_rows(
+            self.network, self.tapped, x, graph, trusted, self._alone, self.layout, alone_too
+        )
+
     def _alone(self) -> Graph:
-        return _record(self.network, self.tapped, self.probe, self.layout)
+        return _record(self.network, self.tapped, self.probe[-1:], self.layout)
 
 
 def make_plan(
@@ -109,15 +122,17 @@ def make_plan(
 ) -> Plan:
     """Plan the kernel of x with others (x itself if symmetric) in `memory` bytes.
 
-    looks: 1 trusts the rules as far as one sample alone shows, 2 as two together show; 0 sends
-    every parameter through plain autograd.
+    looks: 1 trusts the rules as far as one sample alone shows, 2 as two together show, 3 as all
+    together show, where x is few and symmetric; 0 sends every parameter through plain autograd.
 
     Raises ValueError if the output of a sample depends on its neighbours; Irregular if no
-    tile would show whether the plan holds; TooSmall if one sample does not fit.
+    tile would show whether the plan holds, or x is not few; TooSmall if one sample does not fit.
     """
+    tapped = [module for module in network.modules if _can_be_tapped(module)]
+    if looks == 3:
+        return _plan_together(network, tapped, x, traced, memory, layout)
     last_two = (x if len(x) >= len(others) else others)[-2:]
     probe = last_two[-1:]
-    tapped = [module for module in network.modules if _can_be_tapped(module)]
     alone = partial(_record, network, tapped)
     one, saved = _first_look(network, alone, probe, layout)
     if looks:
@@ -125,14 +140,14 @@ def make_plan(
         if looks == 2:
             two = alone(last_two, layout)
             check_outputs(one.output[0], two.output[-1], lambda: alone(probe, layout))
-        uses = parameter_uses(two)
+        uses = parameter_uses(two.nodes)
         claims = _claims(one, two, len(two.output) - 1, uses)
         if len(two.output) > 1:
             trusted = {two.calls[i] for i in _claimed(claims)}
             check_rows(
                 network, tapped, last_two, two, trusted, lambda: alone(probe, layout), layout
             )
-        uses += parameter_uses(one)
+        uses += parameter_uses(one.nodes)
     else:
         # Two at least, to see them together.
         at_once = max(2, memory // (2 * max(saved, 1)))
@@ -162,9 +177,9 @@ def make_plan(
         network=network,
         tapped=tapped,
         probe=probe,
-        alone=one,
+        probed=one,
         claims=claims,
-        plain=cost.groups(at_once, room),
+        plain=_groups(plain, at_once * cost.itemsize, room),
         stages=stages,
         outputs=outputs,
         outputs_at_once=at_once,
@@ -174,6 +189,59 @@ def make_plan(
         reduced=frozenset(cost.reduced),
         dtype=one.output.dtype,
         layout=layout,
+    )
+
+
+def _plan_together(
+    network: Untouched,
+    tapped: list[nn.Module],
+    x: Tensor,
+    traced: bool,
+    memory: int,
+    layout: torch.memory_format,
+) -> Plan:
+    """Plan the kernel of x with itself in one tile and one stage, on the record of that tile.
+
+    Raises Irregular if that may not fit, which is left to closer looks.
+    """
+    if len(x) == 1 or x.numel() * x.element_size() * _FEW > memory:
+        raise Irregular
+    try:
+        with network.within(memory // _LITTLE) as made:
+            graph = _record(network, tapped, x, layout)
+    except TooMuch as error:
+        raise Irregular from error
+    uses = parameter_uses(graph.nodes)
+    claims = _claims(graph, graph, None, uses)
+    claimed = _claimed(claims)
+    covered = {p for i in claimed for p in _own(graph.calls[i], claims[i])}
+    plain = [p for p in network.trained if uses[p] and p not in covered]
+    outputs, itemsize = graph.output.shape[1], graph.output.element_size()
+    workspace = memory // _WORKSPACE
+    room = (memory - workspace) / len(x)
+    rows = max(map(numbers, plain), default=0) * itemsize * outputs
+    # As in `_Cost`; no layer holds more than two numbers for each of its results, the largest one
+    # of them twice.
+    if not claimed or max(rows, (6 + 4 * outputs) * made() / len(x)) > room:
+        raise Irregular
+    bottom = frozenset(claimed)
+    return Plan(
+        network=network,
+        tapped=tapped,
+        probe=x,
+        probed=graph,
+        claims=claims,
+        plain=_groups(plain, outputs * itemsize, room),
+        stages=(bottom,),
+        outputs=outputs,
+        outputs_at_once=outputs,
+        tile=len(x),
+        workspace=workspace,
+        traced=traced,
+        reduced=frozenset(),
+        dtype=graph.output.dtype,
+        layout=layout,
+        together=True,
     )
 
 
@@ -234,7 +302,7 @@ def _survey(
         for i, sample in enumerate(samples.split(1)):
             alone = recorder(sample, layout)
             check_outputs(alone.output[0], together[i], partial(recorder, sample, layout))
-            uses += parameter_uses(alone)
+            uses += parameter_uses(alone.nodes)
     return uses
 
 
@@ -246,7 +314,7 @@ def _is_row(alone: Call, call: Call, row: int | None, samples: int) -> bool:
     here, there = alone.input.shape, call.input.shape
     return (
         call.input_intact
-        and here[:1] == alone.output_shape[:1] == (1,)
+        and here[:1] == alone.output_shape[:1] == (samples if alone is call else 1,)
         and there == (samples, *here[1:])
         and call.output_shape == (samples, *alone.output_shape[1:])
         and (alone is call or row is None or close(alone.input[0], call.input[row]))
@@ -360,17 +428,20 @@ class _Cost:
             start = best
         return tuple(chosen)
 
-    def groups(self, outputs: int, room: float) -> tuple[tuple[nn.Parameter, ...], ...]:
-        """The plain parameters, as few groups as fit into room bytes per sample."""
-        groups: list[list[nn.Parameter]] = []
-        size = math.inf
-        for p in self.plain:
-            size += numbers(p)
-            if size * outputs * self.itemsize > room:
-                groups.append([])
-                size = numbers(p)
-            groups[-1].append(p)
-        return tuple(tuple(group) for group in groups)
+
+def _groups(
+    plain: list[nn.Parameter], nbytes: int, room: float
+) -> tuple[tuple[nn.Parameter, ...], ...]:
+    """The plain parameters, as few groups as fit into room bytes, a number taking nbytes."""
+    groups: list[list[nn.Parameter]] = []
+    size = math.inf
+    for p in plain:
+        size += numbers(p)
+        if size * nbytes > room:
+            groups.append([])
+            size = numbers(p)
+        groups[-1].append(p)
+    return tuple(tuple(group) for group in groups)
 
 
 def numbers(p: nn.Parameter) -> int:
