@@ -9,13 +9,14 @@ A dispatch mode sees every operation of torch before it runs. Of a parameter or 
 about to write to, it keeps a copy, and puts it back at the end: what is not written costs nothing.
 """
 
+import ctypes
 import math
-import operator
+import pickle
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,11 @@ class Untouched:
     def __init__(self, network: nn.Module):
         self.network = network
         self.modules = [*network.modules()]
-        self.trained = [p for p in network.parameters() if p.requires_grad]
-        self.state = {*network.parameters(), *network.buffers()}
+        self.parameters = [*network.parameters()]
+        self.trained = [p for p in self.parameters if p.requires_grad]
+        self.state = {*self.parameters, *network.buffers()}
         self._watch = _Watch(self.state)
+        self._generators: Generators | None = None
         self._calls = 0
 
     def __call__(self, x: Tensor) -> Any:
@@ -57,8 +60,10 @@ class Untouched:
         flags = [module.training for module in self.modules]
         slots = [m._buffers for m in self.modules if m._buffers and type(m._buffers) is dict]
         buffers = [slot.copy() for slot in slots]
+        if self._generators is None:
+            self._generators = Generators(x.device)
         try:
-            with eager(), refused_randomness(x.device), watch:
+            with eager(), watch:
                 output = self.network(x)
             self._calls += 1
             return output
@@ -70,6 +75,7 @@ class Untouched:
             for module, flag in zip(self.modules, flags, strict=True):
                 if module.training is not flag:
                     module.training = flag
+            self._generators.refuse_draws()
 
     @contextmanager
     def within(self, nbytes: int) -> Iterator[Callable[[], int]]:
@@ -157,17 +163,31 @@ def _written_arguments(func: Any) -> Callable[[tuple, dict[str, Any]], list[Any]
 def refused_randomness(device: torch.device | None) -> Iterator[None]:
     """Raise ValueError if random numbers are drawn inside; the generators are put back.
 
-    device: whose torch generator to watch, with that of the CPU; None: Python's and NumPy's global
-    generators, which are slower to look at.
+    device: see `Generators`.
     """
-    generators = _others() if device is None else _torchs(device)
-    states = [read() for read, _, _ in generators]
-    drawn = False
+    generators = Generators(device)
     try:
         yield
     finally:
-        for state, (read, put, same) in zip(states, generators, strict=True):
-            if not same(state, read()):
+        generators.refuse_draws()
+
+
+class Generators:
+    """Random generators as they are now, to see whether they are drawn from.
+
+    device: whose torch generator to watch, with that of the CPU; None: Python's and NumPy's global
+    generators, which are slower to look at.
+    """
+
+    def __init__(self, device: torch.device | None):
+        generators = _others() if device is None else _torchs(device)
+        self._states = [(generator, generator[0]()) for generator in generators]
+
+    def refuse_draws(self) -> None:
+        """Put back those that were drawn from; raise ValueError if there are any."""
+        drawn = False
+        for (_, put, moved), state in self._states:
+            if moved(state):
                 drawn = True
                 put(state)
         if drawn:
@@ -178,26 +198,46 @@ def refused_randomness(device: torch.device | None) -> Iterator[None]:
             )
 
 
-Generator = tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any, Any], bool]]
+# How to read the state of a generator, to put it back, and to see whether it is another one now.
+Generator = tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any], bool]]
 
 
 def _torchs(device: torch.device) -> list[Generator]:
-    """How to read, put back and compare the states of torch's generators."""
     generators = [torch.default_generator]
     if device.type == "cuda":
         number = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[number])
-    return [(g.get_state, g.set_state, torch.equal) for g in generators]
+    return [(g.get_state, g.set_state, partial(_moved, g)) for g in generators]
+
+
+def _moved(generator: torch.Generator, state: Tensor) -> bool:
+    return not torch.equal(state, generator.get_state())
 
 
 def _others() -> list[Generator]:
-    def same(a: Any, b: Any) -> bool:
-        return np.array_equal(a[1], b[1]) and a[2:] == b[2:]
-
     return [
-        (random.getstate, random.setstate, operator.eq),
-        (np.random.get_state, np.random.set_state, same),
+        (random.getstate, random.setstate, lambda state: random.getstate() != state),
+        (_numpys_state, lambda state: np.random.set_state(state[0]), _numpys_moved),  # noqa: NPY002
     ]
+
+
+def _numpys_state() -> tuple[dict[str, Any], bytes]:
+    """The state of NumPy's global generator, and its memory, which is sooner read."""
+    state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+    return state, _memory() if state["bit_generator"] == "MT19937" else b""
+
+
+def _numpys_moved(before: tuple[dict[str, Any], bytes]) -> bool:
+    state, memory = before
+    if memory and not state["has_gauss"]:  # a second normal number may be in store, and be taken
+        return memory != _memory()
+    return pickle.dumps(state) != pickle.dumps(_numpys_state()[0])
+
+
+def _memory() -> bytes:
+    """What a Mersenne twister of NumPy holds: 624 words, and the place of the next one."""
+    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    return ctypes.string_at(generator.ctypes.state_address, 4 * 625)
 
 
 def eager() -> Any:

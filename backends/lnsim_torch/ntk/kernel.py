@@ -68,6 +68,8 @@ from lnsim_torch.ntk.rows import Irregular
 from lnsim_torch.untouched import Untouched, refused_randomness
 
 _OUTPUTS = ("full", "mean", "sum")
+# Precisions of float32 products that are exact; "none" is that of torch where nobody chose.
+_EXACT = ("ieee", "none")
 # Bytes of gradients up to which one backward pass serves all outputs.
 _SHARED = 4 * 2**20
 
@@ -104,23 +106,25 @@ def empirical_ntk(
     Source: Jacot, Gabriel, Hongler 2018; the contraction without weight gradients is in the
     spirit of Novak, Sohl-Dickstein, Schoenholz 2022, "Fast finite width neural tangent kernel".
     """
-    _check_arguments(network, outputs, memory, accumulate)
+    untouched = Untouched(network)
+    _check_arguments(untouched, outputs, memory, accumulate)
     refuse_random_layers(network)
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        _exact_arithmetic(next(network.parameters()).device),
+        _exact_arithmetic(untouched.parameters[0].device),
         refused_randomness(None),
     ):
-        x = _samples(network, x)
-        others = x if x2 is None else _samples(network, x2)
+        like = untouched.parameters[0]
+        x = _samples(x, like)
+        others = x if x2 is None else _samples(x2, like)
         _check_samples(x, others)
-        kernel, classes = _kernel(network, x, others, outputs != "full", int(memory), accumulate)
+        kernel, classes = _kernel(untouched, x, others, outputs != "full", int(memory), accumulate)
     return kernel / classes if outputs == "mean" else kernel
 
 
 def _kernel(
-    network: nn.Module,
+    network: Untouched,
     x: Tensor,
     others: Tensor,
     traced: bool,
@@ -128,12 +132,11 @@ def _kernel(
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, int]:
     """The kernel, or its trace over the outputs, by the first plan that holds; their number."""
-    untouched = Untouched(network)
     for layout in layouts(network, x):
         for looks in (3, 1, 2, 0) if others is x else (1, 2, 0):
             try:
                 plan = make_plan(
-                    untouched, x, others, traced=traced, memory=memory, looks=looks, layout=layout
+                    network, x, others, traced=traced, memory=memory, looks=looks, layout=layout
                 )
                 return _fill(x, others, plan, dtype), plan.outputs
             except TooSmall as error:
@@ -151,10 +154,11 @@ def _kernel(
 def refuse_random_layers(network: nn.Module) -> None:
     """Raise ValueError if a layer, in its present mode, mixes a batch's samples or is random."""
     for name, module in network.named_modules():
-        label = f"{type(module).__name__} {name!r}"
         if module.training and _is_random(module):
+            label = f"{type(module).__name__} {name!r}"
             raise ValueError(f"{label} is in training mode and random; call network.eval() first")
         if isinstance(module, _NormBase) and _normalises_by_batch(module):
+            label = f"{type(module).__name__} {name!r}"
             state = "is in training mode" if module.training else "keeps no running statistics"
             raise ValueError(
                 f"{label} {state}: it normalises by the batch, so that no output is a function of "
@@ -176,7 +180,7 @@ def _normalises_by_batch(module: _NormBase) -> bool:
 
 
 def _check_arguments(
-    network: nn.Module, outputs: str, memory: float, accumulate: torch.dtype | None
+    network: Untouched, outputs: str, memory: float, accumulate: torch.dtype | None
 ) -> None:
     if outputs not in _OUTPUTS:
         raise ValueError(f"outputs must be one of {', '.join(_OUTPUTS)}; got {outputs!r}")
@@ -184,22 +188,21 @@ def _check_arguments(
         raise ValueError(f"memory must be a number of bytes, at least 1; got {memory!r}")
     if accumulate is not None and not accumulate.is_floating_point:
         raise ValueError(f"accumulate must be a floating dtype; got {accumulate}")
-    trained = [p for p in network.parameters() if p.requires_grad]
-    if not trained:
-        raise ValueError(f"{type(network).__name__} has no parameter that requires grad")
-    if any(p.is_inference() for p in trained):
+    name = type(network.network).__name__
+    if not network.trained:
+        raise ValueError(f"{name} has no parameter that requires grad")
+    if any(p.is_inference() for p in network.trained):
         raise ValueError(
-            f"{type(network).__name__} was made inside torch.inference_mode(), where nothing can "
+            f"{name} was made inside torch.inference_mode(), where nothing can "
             "be differentiated; make it outside"
         )
 
 
-def _samples(network: nn.Module, x: Tensor | Any) -> Tensor:
-    """x as a tensor outside of autograd; arrays and lists in the network's precision and place."""
+def _samples(x: Tensor | Any, like: Tensor) -> Tensor:
+    """x as a tensor outside of autograd; arrays and lists in the precision and place of `like`."""
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x.detach()
     array = np.asarray(x)
-    like = next(network.parameters())
     values = torch.tensor(array.astype(array.dtype.newbyteorder("=")), device=like.device)
     return values.to(like.dtype) if values.is_floating_point() else values
 
@@ -220,14 +223,15 @@ def _exact_arithmetic(device: torch.device) -> Iterator[None]:
     backends: Any = torch.backends
     places = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
     places += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
-    before = [place.fp32_precision for place in places]
+    found = [(place, place.fp32_precision) for place in places]
+    reduced = [(place, precision) for place, precision in found if precision not in _EXACT]
     try:
-        for place in places:
+        for place, _ in reduced:
             place.fp32_precision = "ieee"
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for place, precision in zip(places, before, strict=True):
+        for place, precision in reduced:
             place.fp32_precision = precision
 
 

@@ -75,13 +75,10 @@ def _does_as_made(module: nn.Module) -> bool:
     function = getattr(F, _RULES[type(module)])
     if not isinstance(function, BuiltinFunctionType) and _file(function) != F.__file__:
         return False
-    for name in ("forward", "_conv_forward"):
-        owner = next((base for base in type(module).__mro__ if name in vars(base)), None)
-        if name in vars(module) or (
-            owner and _file(vars(owner)[name]) != sys.modules[owner.__module__].__file__
-        ):
-            return False
-    return True
+    kind = type(module)
+    names = ("forward", "_conv_forward") if isinstance(module, _CONV) else ("forward",)
+    theirs = sys.modules[kind.__module__].__file__
+    return not any(name in vars(module) or _file(getattr(kind, name)) != theirs for name in names)
 
 
 def _file(function: Any) -> str | None:
@@ -191,6 +188,7 @@ class Weighted(Layer):
 
     def __init__(self, module: nn.Module, x: Tensor, weight: bool, bias: bool, traced: bool):
         super().__init__(module, x, weight, bias, traced)
+        self._whole: Tensor | None = None  # all gradients in one tensor, if they came so
         self.groups = module.groups if isinstance(module, _CONV) else 1
         self.kernel_size = prod(module.kernel_size) if isinstance(module, _CONV) else 1
         if isinstance(module, _CONV):
@@ -201,7 +199,9 @@ class Weighted(Layer):
     def add(self, gradients: Tensor) -> None:
         channels_last = gradients.movedim(2, -1) if isinstance(self.module, _CONV) else gradients
         c, n, *places, channels = channels_last.shape
-        super().add(channels_last.reshape(c, n, prod(places), channels))
+        rows = channels_last.reshape(c, n, prod(places), channels)
+        self._whole = None if self.gradients else rows
+        super().add(rows)
 
     def contribute(self, other: Layer, kernel: Tensor, workspace: int) -> None:
         assert isinstance(other, Weighted)
@@ -220,7 +220,12 @@ class Weighted(Layer):
 
     def gradients_by_output(self, dtype: torch.dtype) -> Tensor:
         """All D, (C, n, L, O)."""
-        whole = torch.cat(self.gradients, 2)[None] if self.traced else torch.stack(self.gradients)
+        if self.traced:
+            whole = torch.cat(self.gradients, 2)[None]
+        elif self._whole is not None:
+            whole = self._whole.contiguous()
+        else:
+            whole = torch.stack(self.gradients)
         return whole.to(dtype)
 
     def gradients_by_sample(self, dtype: torch.dtype) -> Tensor:

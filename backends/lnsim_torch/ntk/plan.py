@@ -245,9 +245,9 @@ def _plan_together(
     )
 
 
-def layouts(network: nn.Module, x: Tensor) -> tuple[torch.memory_format, ...]:
+def layouts(network: Untouched, x: Tensor) -> tuple[torch.memory_format, ...]:
     """The memory formats to try, the fastest first; a network that calls .view() may refuse it."""
-    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules)
     if convolves and x.ndim == 4 and x.is_floating_point() and x.device.type == "cpu":
         return torch.channels_last, torch.contiguous_format  # up to four times faster convolutions
     return (torch.contiguous_format,)
