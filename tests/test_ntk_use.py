@@ -281,6 +281,71 @@ def test_compiled_and_scripted_networks():
         assert (empirical_ntk(made, x) - right).abs().max() <= TOLERANCE * right.abs().max()
 
 
+# Networks that do something else with one sample alone.
+
+
+class Alone(Between):
+    """Has its way with the output y of one sample x, and of its layer's weight, where alone."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.way = way
+
+    def forward(self, x):
+        y = self.layers(x)
+        return self.way(self, x, y) if len(x) == 1 else y
+
+
+def counted(network, x, y):
+    network.calls += 1
+    return y
+
+
+def pulled(network, x, y):
+    """The same numbers, another gradient."""
+    z = (x @ network.first.weight.T)[:, :3]
+    return y + z - z.detach()
+
+
+@pytest.mark.parametrize("samples", [2, 3, 8, 40])
+def test_what_happens_to_one_sample_alone(samples):
+    x = torch.randn(samples, 4)
+    refused("neighbours", Alone(lambda network, x, y: 2 * y), x)
+    refused("draws random", Alone(lambda network, x, y: y + 0 * torch.rand(1)), x)
+    network = Alone(counted)
+    empirical_ntk(network, x)
+    assert network.calls == 0
+    assert_exact(Alone(pulled), x)
+
+
+# Few samples are recorded before anything else is known, up to a limit.
+
+
+class Swollen(Between):
+    """Takes much memory on the way; an error there is raised, replaced or forgotten."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, x):
+        try:
+            x.expand(1000, *x.shape).clone().sum()
+        except Exception as error:
+            if self.error == "raised":
+                raise
+            if self.error == "replaced":
+                raise RuntimeError("no memory") from error
+            x = 2 * x
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("error", ["raised", "replaced", "forgotten"])
+def test_few_samples_that_take_much_memory(error, no_fallback):
+    assert_exact(Swollen(error), torch.randn(20, 4), memory=2**20)
+
+
 # Networks that are nearly zero.
 
 
@@ -446,6 +511,26 @@ def test_what_draws_random_numbers_is_refused_every_time(kind, samples):
     for _ in range(3):
         refused("draws random numbers", network, x)
     assert generators() == before
+
+
+def test_any_of_numpys_generators_may_be_the_global_one():
+    generator = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(0))
+    try:
+        assert_exact(mlp(), torch.randn(5, 4))
+        refused("draws random", Drawn(DRAWS["NumPy's"]), torch.randn(5, 4))
+    finally:
+        np.random.set_bit_generator(generator)
+
+
+def test_normal_numbers_in_store():
+    """NumPy and Python draw them in pairs, and leave the generator alone for the second."""
+    network, x = Drawn(lambda y: y + 0 * np.random.normal()), torch.randn(5, 4)  # noqa: NPY002
+    np.random.normal()  # noqa: NPY002
+    refused("draws random", network, x)
+    network = Drawn(lambda y: y + 0 * random.gauss(0, 1))
+    random.gauss(0, 1)
+    refused("draws random", network, x)
 
 
 def test_dropout_of_nothing_is_no_randomness():

@@ -84,9 +84,12 @@ class Untouched:
         watch.made, watch.room = 0, nbytes
         try:
             yield lambda: watch.made
+        except Exception:
+            if watch.made <= nbytes:
+                raise
         finally:
             watch.room = math.inf
-        if watch.made > nbytes:  # and the network went on
+        if watch.made > nbytes:  # whatever the network made of the error
             raise TooMuch
 
 

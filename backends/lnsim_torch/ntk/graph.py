@@ -29,6 +29,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge, saved_te
 
 from lnsim_torch.untouched import Untouched
 
+NAMES = ("weight", "bias")
+
 
 @dataclass(eq=False)
 class Call:
@@ -117,7 +119,7 @@ def record(network: Untouched, x: Tensor, modules: Sequence[nn.Module]) -> Graph
     with _wrapped(modules, tap):
         output = network(x)
     _check_output(output, len(x))
-    nodes = _inputs_first(output.grad_fn)
+    nodes = inputs_first(output.grad_fn)
     if any(node.name() == "CheckpointFunctionBackward" for node in nodes):
         raise ValueError(
             "torch.utils.checkpoint with use_reentrant=True hides parameters from torch.autograd."
@@ -172,7 +174,7 @@ def outputs_of(network: Untouched, x: Tensor) -> Tensor:
     except TypeError:  # it differentiates inside, and needs what is saved
         output = network(x)
     _check_output(output, len(x))
-    return output.detach()
+    return output
 
 
 @contextmanager
@@ -220,10 +222,10 @@ def _check_output(output: Any, samples: int) -> None:
         raise ValueError("network output depends on no parameter that requires grad")
 
 
-def _inputs_first(root: Node) -> list[Node]:
-    """All nodes below `root`, each after every node it leads to (iterative depth first)."""
+def inputs_first(root: Any, known: Iterable[Node] = ()) -> list[Node]:
+    """All nodes from `root` to those known, each after what it leads to (iterative depth first)."""
     order: list[Node] = []
-    seen = {root}
+    seen = {root, *known}
     stack = [(root, iter(root.next_functions))]
     while stack:
         node, edges = stack[-1]
@@ -243,6 +245,12 @@ def parameter_uses(nodes: Iterable[Node]) -> Counter[Tensor]:
     children: Iterator[Any] = (child for node in nodes for child, _ in node.next_functions)
     leaf = "torch::autograd::AccumulateGrad"
     return Counter(child.variable for child in children if child and child.name() == leaf)
+
+
+def own_parameters(call: Call, claim: tuple[bool, bool] = (True, True)) -> list[nn.Parameter]:
+    """Weight and bias of a call's module; of these, the ones claimed."""
+    both = (call.module._parameters.get(name) for name in NAMES)
+    return [p for p, claimed in zip(both, claim, strict=True) if claimed and p is not None]
 
 
 @dataclass(frozen=True)
@@ -333,12 +341,12 @@ def sweep(
 def _shared_pass(output: Tensor, calls: Sequence[Call], outputs: range) -> Gradients | None:
     """The gradients of all outputs by one pass; None where an operation cannot be batched."""
     samples, classes = output.shape
-    seeds = torch.eye(classes, dtype=output.dtype, device=output.device)[outputs]
+    seeds = torch.eye(classes, dtype=output.dtype, device=output.device)
     try:
         found = torch.autograd.grad(
             output,
             [call.edge for call in calls],
-            seeds[:, None].expand(-1, samples, -1),
+            seeds[outputs.start : outputs.stop, None].expand(-1, samples, -1),
             retain_graph=True,
             allow_unused=True,
             is_grads_batched=True,

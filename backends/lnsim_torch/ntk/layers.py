@@ -220,13 +220,14 @@ class Weighted(Layer):
 
     def gradients_by_output(self, dtype: torch.dtype) -> Tensor:
         """All D, (C, n, L, O)."""
-        if self.traced:
-            whole = torch.cat(self.gradients, 2)[None]
-        elif self._whole is not None:
-            whole = self._whole.contiguous()
+        if self._whole is None:
+            whole = (
+                torch.cat(self.gradients, 2)[None] if self.traced else torch.stack(self.gradients)
+            )
         else:
-            whole = torch.stack(self.gradients)
-        return whole.to(dtype)
+            traced = self.traced
+            whole = self._whole.permute(1, 2, 0, 3).flatten(2)[None] if traced else self._whole
+        return whole.to(dtype).contiguous()
 
     def gradients_by_sample(self, dtype: torch.dtype) -> Tensor:
         """All D, transposed: (n, C, O, L)."""

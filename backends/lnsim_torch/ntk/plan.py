@@ -4,6 +4,10 @@ All of it is decided before the work begins, on one sample alone: what the netwo
 shows the uses of every parameter and the bytes per sample. Whether the first axis of every layer is
 the samples', and whether samples keep to themselves, shows in the work itself (`ntk_rows`), or,
 should that prove the plan wrong, on two samples together.
+
+Few samples of a small network, which by far fit all at once, are themselves what is looked at: one
+sample alone would cost as much as a quarter of them, all weights being read. How few they are shows
+in the bytes that the network makes of them, which are counted, and limited, as it runs.
 """
 
 import math
@@ -18,11 +22,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from lnsim_torch.ntk.graph import (
+    NAMES,
     Bottleneck,
     Call,
     Graph,
     bottlenecks,
     outputs_of,
+    own_parameters,
     parameter_uses,
     record,
 )
@@ -32,7 +38,6 @@ from lnsim_torch.untouched import TooMuch, Untouched
 
 # One part in so many of the budget is for the products of one layer.
 _WORKSPACE = 8
-_NAMES = ("weight", "bias")
 # Samples are few if they take at most one part in so many of the budget, and all that the network
 # makes of them at most one in so many.
 _FEW, _LITTLE = 1024, 64
@@ -90,7 +95,10 @@ class Plan:
             self._check_rows(x, graph, alone_too=False)
         graph.release()
         pairs = zip(graph.calls, self.claims, strict=True)
-        covered = {*chain(*self.plain), *(p for call, claim in pairs for p in _own(call, claim))}
+        covered = {
+            *chain(*self.plain),
+            *(p for call, claim in pairs for p in own_parameters(call, claim)),
+        }
         if any(uses[p] and p not in covered for p in self.network.trained):
             raise Irregular
         ends = {end.above: end for end in bottlenecks(graph, _claimed(self.claims))}
@@ -153,7 +161,11 @@ def make_plan(
         at_once = max(2, memory // (2 * max(saved, 1)))
         uses = _survey(network, alone, [x] if others is x else [x, others], at_once, layout)
         claims = ((False, False),) * len(one.calls)
-    by_rule = {p for call, claim in zip(one.calls, claims, strict=True) for p in _own(call, claim)}
+    by_rule = {
+        p
+        for call, claim in zip(one.calls, claims, strict=True)
+        for p in own_parameters(call, claim)
+    }
     plain = [p for p in network.trained if uses[p] and p not in by_rule]
     outputs = one.output.shape[1]
     workspace = memory // _WORKSPACE
@@ -214,7 +226,7 @@ def _plan_together(
     uses = parameter_uses(graph.nodes)
     claims = _claims(graph, graph, None, uses)
     claimed = _claimed(claims)
-    covered = {p for i in claimed for p in _own(graph.calls[i], claims[i])}
+    covered = {p for i in claimed for p in own_parameters(graph.calls[i], claims[i])}
     plain = [p for p in network.trained if uses[p] and p not in covered]
     outputs, itemsize = graph.output.shape[1], graph.output.element_size()
     workspace = memory // _WORKSPACE
@@ -298,7 +310,7 @@ def _survey(
     """
     uses: Counter[Tensor] = Counter()
     for samples in chain(*(side.split(at_once) for side in sides)):
-        together = outputs_of(network, samples.clone(memory_format=layout))
+        together = outputs_of(network, samples.clone(memory_format=layout)).detach()
         for i, sample in enumerate(samples.split(1)):
             alone = recorder(sample, layout)
             check_outputs(alone.output[0], together[i], partial(recorder, sample, layout))
@@ -321,11 +333,6 @@ def _is_row(alone: Call, call: Call, row: int | None, samples: int) -> bool:
     )
 
 
-def _own(call: Call, claim: tuple[bool, bool] = (True, True)) -> list[nn.Parameter]:
-    both = (call.module._parameters.get(name) for name in _NAMES)
-    return [p for p, claimed in zip(both, claim, strict=True) if claimed and p is not None]
-
-
 def _claims(alone: Graph, graph: Graph, row: int | None, uses: Counter[Tensor]) -> Claims:
     """Per call: whether weight and bias are used by this call, as its rule says, and no other.
 
@@ -335,11 +342,11 @@ def _claims(alone: Graph, graph: Graph, row: int | None, uses: Counter[Tensor]) 
     pairs = list(zip(alone.calls, graph.calls, strict=False))
     if len(alone.calls) != len(graph.calls) or any(a.module is not b.module for a, b in pairs):
         return ((False, False),) * len(alone.calls)
-    owners = Counter(p for call in graph.calls for p in _own(call))
+    owners = Counter(p for call in graph.calls for p in own_parameters(call))
     claims = []
     for other, call in pairs:
         regular = _is_row(other, call, row, len(graph.output))
-        both = (call.module._parameters.get(name) for name in _NAMES)
+        both = (call.module._parameters.get(name) for name in NAMES)
         weight, bias = (
             regular
             and p is not None

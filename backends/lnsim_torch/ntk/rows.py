@@ -13,6 +13,8 @@ ones in i), which has no period and no three alike in a row, so that it cuts thr
 the samples are ordered. Of few samples a group may yet lie in one half; these are halved by every
 bit of i, which parts any two.
 
+Where no sample was recorded alone, one is run so, too: networks may do something else with it.
+
 A layer whose rule is trusted need not be computed for this: when it is given the rows that it was
 given before, it gives the rows that it gave. That leaves what is between the layers, some
 hundredths of the price of a forward pass.
@@ -25,7 +27,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from lnsim_torch.ntk.graph import Call, Graph, parameter_uses, replay
+from lnsim_torch.ntk.graph import Call, Graph, inputs_first, own_parameters, parameter_uses, replay
 from lnsim_torch.untouched import Untouched
 
 # Roundings by which two ways of summing the same terms may differ.
@@ -61,16 +63,24 @@ def check_rows(
     for part in _parts(len(x), alone_too):
         rows = part.to(x.device)
         samples = x.index_select(0, rows).contiguous(memory_format=layout)
+        computed: list[Call] = []
 
         def known(
-            call: Call, given: Tensor, rows: Tensor = rows, samples: Tensor = samples
+            call: Call,
+            given: Tensor,
+            rows: Tensor = rows,
+            samples: Tensor = samples,
+            computed: list[Call] = computed,
         ) -> Tensor | None:
             if call not in trusted:
                 return None
             if not _holds(given, samples, call.input, graph.input, rows):
                 raise Irregular
             output = call.result()
-            return None if output is None else output.index_select(0, rows)
+            if output is None:
+                computed.append(call)
+                return None
+            return output.index_select(0, rows)
 
         try:
             output = replay(network, samples, graph.taps, tapped, known)
@@ -78,9 +88,25 @@ def check_rows(
             raise Irregular from error
         if output is None:
             raise Irregular
-        expected = record.index_select(0, rows)
-        if not (finite and torch.equal(expected, output)):
-            check_outputs(expected, output, alone)
+        expected, found = record.index_select(0, rows), output.detach()
+        if not (finite and torch.equal(expected, found)):
+            check_outputs(expected, found, alone)
+        if len(rows) == 1 and _uses_more(output, computed, graph, trusted):
+            raise Irregular
+
+
+def _uses_more(output: Tensor, computed: list[Call], graph: Graph, trusted: set[Call]) -> bool:
+    """Whether some parameters have more uses outside of trusted calls than in the record, `graph`.
+
+    output: of some samples, with what trusted calls gave known, but of those `computed`.
+    """
+    uses = parameter_uses(inputs_first(output.grad_fn, graph.nodes))
+    if not uses:
+        return False
+    uses.subtract(p for call in computed for p in own_parameters(call))
+    recorded = parameter_uses(graph.nodes)
+    recorded.subtract(p for call in trusted for p in own_parameters(call))
+    return any(count > max(recorded[p], 0) for p, count in uses.items())
 
 
 def _holds(given: Tensor, samples: Tensor, before: Tensor, x: Tensor, rows: Tensor) -> bool:
