@@ -44,9 +44,11 @@ class Untouched:
     def __init__(self, network: nn.Module):
         self.network = network
         self.modules = [*network.modules()]
-        self.parameters = [*network.parameters()]
+        parameters = (p for m in self.modules for p in m._parameters.values() if p is not None)
+        self.parameters = [*dict.fromkeys(parameters)]
         self.trained = [p for p in self.parameters if p.requires_grad]
-        self.state = {*self.parameters, *network.buffers()}
+        buffers = (b for m in self.modules for b in m._buffers.values() if b is not None)
+        self.state = {*self.parameters, *buffers}
         self._watch = _Watch(self.state)
         self._generators: Generators | None = None
         self._calls = 0

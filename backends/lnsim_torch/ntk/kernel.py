@@ -47,12 +47,12 @@ two, is not found out.
 and 2e-6 with accumulate=torch.float64, as the naive loop is.
 
 *The price of the checks* is that of what lies between the layers: hundredths of a kernel of images,
-about a millisecond in all.
+less than a millisecond where layers are few.
 """
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -228,7 +228,8 @@ def _exact_arithmetic(device: torch.device) -> Iterator[None]:
     try:
         for place, _ in reduced:
             place.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
+        mixed = torch.is_autocast_enabled(device.type)
+        with torch.autocast(device.type, enabled=False) if mixed else nullcontext():
             yield
     finally:
         for place, precision in reduced:
