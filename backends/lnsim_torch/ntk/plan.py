@@ -38,9 +38,9 @@ from lnsim_torch.untouched import TooMuch, Untouched
 
 # One part in so many of the budget is for the products of one layer.
 _WORKSPACE = 8
-# Samples are few if they take at most one part in so many of the budget, and all that the network
-# makes of them at most one in so many.
-_FEW, _LITTLE = 1024, 64
+# Samples are few if they take at most one part in so many of the budget, and so does all that the
+# network makes of them. A convolution of images is soon beyond that, and little is done in vain.
+_FEW = 1024
 
 Claims = tuple[tuple[bool, bool], ...]
 
@@ -219,7 +219,7 @@ def _plan_together(
     if len(x) == 1 or x.numel() * x.element_size() * _FEW > memory:
         raise Irregular
     try:
-        with network.within(memory // _LITTLE) as made:
+        with network.within(memory // _FEW) as made:
             graph = _record(network, tapped, x, layout)
     except TooMuch as error:
         raise Irregular from error
