@@ -61,9 +61,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from lnsim_torch.ntk.cost import numbers
 from lnsim_torch.ntk.graph import Gradients, Graph, sweep
 from lnsim_torch.ntk.layers import Layer, Rows, layer_for
-from lnsim_torch.ntk.plan import Plan, TooSmall, layouts, make_plan, numbers
+from lnsim_torch.ntk.plan import Plan, TooSmall, layouts, make_plan
 from lnsim_torch.ntk.rows import Irregular
 from lnsim_torch.untouched import Untouched, refused_randomness
 

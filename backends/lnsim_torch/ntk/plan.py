@@ -10,17 +10,17 @@ sample alone would cost as much as a quarter of them, all weights being read. Ho
 in the bytes that the network makes of them, which are counted, and limited, as it runs.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from lnsim_torch.ntk.cost import Claims, Cost, claimed, grouped, numbers, sizes_of
 from lnsim_torch.ntk.graph import (
     NAMES,
     Bottleneck,
@@ -32,7 +32,7 @@ from lnsim_torch.ntk.graph import (
     parameter_uses,
     record,
 )
-from lnsim_torch.ntk.layers import can_be_reduced, has_rule, layer_for
+from lnsim_torch.ntk.layers import has_rule
 from lnsim_torch.ntk.rows import Irregular, check_outputs, check_rows, close
 from lnsim_torch.untouched import TooMuch, Untouched
 
@@ -41,8 +41,6 @@ _WORKSPACE = 8
 # Samples are few if they take at most one part in so many of the budget, and so does all that the
 # network makes of them. A convolution of images is soon beyond that, and little is done in vain.
 _FEW = 1024
-
-Claims = tuple[tuple[bool, bool], ...]
 
 
 class TooSmall(Irregular):
@@ -101,7 +99,7 @@ class Plan:
         }
         if any(uses[p] and p not in covered for p in self.network.trained):
             raise Irregular
-        ends = {end.above: end for end in bottlenecks(graph, _claimed(self.claims))}
+        ends = {end.above: end for end in bottlenecks(graph, claimed(self.claims))}
         if not ends.keys() >= set(self.stages):
             raise Irregular
         starts = (frozenset(), *self.stages)
@@ -109,7 +107,7 @@ class Plan:
         return graph, list(zip(calls, (ends[above] for above in self.stages), strict=True))
 
     def _check_rows(self, x: Tensor, graph: Graph, alone_too: bool) -> None:
-        trusted = {graph.calls[i] for i in _claimed(self.claims)}
+        trusted = {graph.calls[i] for i in claimed(self.claims)}
         check_rows(
             self.network, self.tapped, x, graph, trusted, self._alone, self.layout, alone_too
         )
@@ -151,7 +149,7 @@ def make_plan(
         uses = parameter_uses(two.nodes)
         claims = _claims(one, two, len(two.output) - 1, uses)
         if len(two.output) > 1:
-            trusted = {two.calls[i] for i in _claimed(claims)}
+            trusted = {two.calls[i] for i in claimed(claims)}
             check_rows(
                 network, tapped, last_two, two, trusted, lambda: alone(probe, layout), layout
             )
@@ -172,8 +170,8 @@ def make_plan(
     sides = 1 if others is x else 2
     samples = max(len(x), len(others))
     for reduced in (False, True):
-        cost = _Cost(one, claims, saved, plain, 1 if traced else outputs, reduced)
-        sizes = _sizes(cost, samples, sides, outputs, traced, memory - workspace)
+        cost = Cost(one, claims, saved, plain, 1 if traced else outputs, reduced)
+        sizes = sizes_of(cost, samples, sides, outputs, traced, memory - workspace)
         if sizes is not None:
             break
     else:
@@ -191,7 +189,7 @@ def make_plan(
         probe=probe,
         probed=one,
         claims=claims,
-        plain=_groups(plain, at_once * cost.itemsize, room),
+        plain=grouped(plain, at_once * cost.itemsize, room),
         stages=stages,
         outputs=outputs,
         outputs_at_once=at_once,
@@ -225,25 +223,25 @@ def _plan_together(
         raise Irregular from error
     uses = parameter_uses(graph.nodes)
     claims = _claims(graph, graph, None, uses)
-    claimed = _claimed(claims)
-    covered = {p for i in claimed for p in own_parameters(graph.calls[i], claims[i])}
+    by_rule = claimed(claims)
+    covered = {p for i in by_rule for p in own_parameters(graph.calls[i], claims[i])}
     plain = [p for p in network.trained if uses[p] and p not in covered]
     outputs, itemsize = graph.output.shape[1], graph.output.element_size()
     workspace = memory // _WORKSPACE
     room = (memory - workspace) / len(x)
     rows = max(map(numbers, plain), default=0) * itemsize * outputs
-    # As in `_Cost`; no layer holds more than two numbers for each of its results, the largest one
+    # As in `Cost`; no layer holds more than two numbers for each of its results, the largest one
     # of them twice.
-    if not claimed or max(rows, (6 + 4 * outputs) * made() / len(x)) > room:
+    if not by_rule or max(rows, (6 + 4 * outputs) * made() / len(x)) > room:
         raise Irregular
-    bottom = frozenset(claimed)
+    bottom = frozenset(by_rule)
     return Plan(
         network=network,
         tapped=tapped,
         probe=x,
         probed=graph,
         claims=claims,
-        plain=_groups(plain, outputs * itemsize, room),
+        plain=grouped(plain, outputs * itemsize, room),
         stages=(bottom,),
         outputs=outputs,
         outputs_at_once=outputs,
@@ -362,115 +360,3 @@ def _claims(alone: Graph, graph: Graph, row: int | None, uses: Counter[Tensor]) 
 def _contains(claims: Claims, others: Claims) -> bool:
     pairs = zip(chain(*claims), chain(*others), strict=True)
     return all(claimed or not other for claimed, other in pairs)
-
-
-def _claimed(claims: Claims) -> list[int]:
-    return [i for i, claim in enumerate(claims) if any(claim)]
-
-
-class _Cost:
-    """Bytes that one sample takes: `fixed`, and `per_output` for each output taken at once."""
-
-    def __init__(
-        self,
-        one: Graph,
-        claims: Claims,
-        saved: int,
-        plain: list[nn.Parameter],
-        outputs: int,
-        reduced: bool,
-    ) -> None:
-        self.itemsize = one.output.element_size()
-        self.plain = plain
-        self.results: dict[int, int] = {}
-        self.held: dict[int, int] = {}
-        self.reduced = set()
-        for i in _claimed(claims):
-            call = one.calls[i]
-            self.results[i] = call.output_shape.numel() * self.itemsize
-            layer = layer_for(call.module, call.input, claims[i])
-            self.held[i] = layer.held_nbytes(self.results[i], self.itemsize)
-            if reduced and can_be_reduced(call.module):
-                formed = layer_for(call.module, call.input, claims[i], reduced=0)
-                least = formed.held_nbytes(self.results[i], self.itemsize)
-                if least < self.held[i]:
-                    self.held[i] = least
-                    self.reduced.add(i)
-        top = Bottleneck(frozenset())
-        self.ends = [top, *bottlenecks(one, list(self.held))]
-        # Autograd's own working copies: a few times the largest activation.
-        self.saved = saved + 4 * max(self.results.values(), default=0)
-        finest = [self._stage(start, end) for start, end in pairwise(self.ends)]
-        rows = max((numbers(p) * self.itemsize for p in plain), default=0)
-        self.per_output = max(rows, *(per_output for per_output, _ in finest))
-        self.fixed = self.saved + max(results for _, results in finest)
-        per_output, results = self._stage(top, self.ends[-1])
-        if self.reduced and self.need(outputs) > self.saved + results + outputs * max(
-            rows, per_output
-        ):
-            self.per_output, self.fixed = max(rows, per_output), self.saved + results
-
-    def need(self, outputs: int) -> int:
-        """Bytes that one sample takes, so many outputs at once."""
-        return max(1, self.fixed + outputs * self.per_output)
-
-    def _stage(self, start: Bottleneck, end: Bottleneck) -> tuple[int, int]:
-        """Bytes for each output, and for the pass in progress, from one bottleneck to another."""
-        inside = end.above - start.above
-        held = [self.held[i] for i in inside]
-        # One layer's gradients once more, in the layout that its product asks for.
-        per_output = start.nbytes + end.nbytes + sum(held) + max(held, default=0)
-        return per_output, sum(self.results[i] for i in inside)
-
-    def stages(self, outputs: int, room: float) -> tuple[frozenset[int], ...]:
-        """As few stages as fit into room bytes per sample; the finest do."""
-        chosen, start, bottom = [], 0, len(self.ends) - 1
-        while self.held and start < bottom:
-            best = start + 1
-            for end in range(start + 2, bottom + 1):
-                per_output, results = self._stage(self.ends[start], self.ends[end])
-                if self.saved + outputs * per_output + results <= room:
-                    best = end
-            chosen.append(self.ends[best].above)
-            start = best
-        return tuple(chosen)
-
-
-def _groups(
-    plain: list[nn.Parameter], nbytes: int, room: float
-) -> tuple[tuple[nn.Parameter, ...], ...]:
-    """The plain parameters, as few groups as fit into room bytes, a number taking nbytes."""
-    groups: list[list[nn.Parameter]] = []
-    size = math.inf
-    for p in plain:
-        size += numbers(p)
-        if size * nbytes > room:
-            groups.append([])
-            size = numbers(p)
-        groups[-1].append(p)
-    return tuple(tuple(group) for group in groups)
-
-
-def numbers(p: nn.Parameter) -> int:
-    """Real numbers in a parameter."""
-    return p.numel() * (2 if p.is_complex() else 1)
-
-
-def _sizes(
-    cost: _Cost, samples: int, sides: int, outputs: int, traced: bool, memory: int
-) -> tuple[int, int, float] | None:
-    """Samples a tile, outputs at once, and the bytes left for one sample of one side.
-
-    None if one sample does not fit.
-    """
-    at_once = outputs
-    if traced:  # its outputs are independent: taking fewer at once costs little
-        fitting = (memory / (sides * samples) - cost.fixed) // max(cost.per_output, 1)
-        at_once = int(max(1, min(fitting, outputs)))
-    need = cost.need(at_once)
-    if sides * samples * need <= memory:
-        return samples, at_once, memory / (sides * samples)
-    tile = memory // (2 * need)
-    if tile == 0:
-        return None
-    return -(-samples // -(-samples // tile)), at_once, memory / (2 * tile)

@@ -16,14 +16,11 @@ operations, and its bytes written. A kernel block is (C, n, C, m); when both sid
 more than half of it is computed, and mirrored.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from lnsim_torch.ntk.layers import Weighted
 
 # What writing one byte costs in floating point operations.
 _FLOPS_PER_BYTE = 10
@@ -33,7 +30,36 @@ _SMALL = 10**8
 _PIECE = 4 * 2**20
 
 
-def add_weighted(a: "Weighted", b: "Weighted", kernel: Tensor, workspace: int) -> None:
+class Side(Protocol):
+    """What a product asks of one side: layers.Weighted, which says what each is."""
+
+    module: nn.Module
+    x: Tensor
+    weight: bool
+    bias: bool
+    traced: bool
+    groups: int
+    gradients: list[Tensor]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]: ...
+
+    def gradients_by_output(self, dtype: torch.dtype) -> Tensor: ...
+
+    def gradients_by_sample(self, dtype: torch.dtype) -> Tensor: ...
+
+    def patches(self, samples: slice, channels: slice) -> Tensor: ...
+
+    def inputslices(self, nbytes: int, with_rows: bool = False) -> Iterator[slice]: ...
+
+    def outputslices(self, inputs: slice, nbytes: int) -> Iterator[slice]: ...
+
+    def gradient_rows(
+        self, patches: Tensor, part: slice, outputs: Sequence[int], buffer: Tensor
+    ) -> Tensor: ...
+
+
+def add_weighted(a: Side, b: Side, kernel: Tensor, workspace: int) -> None:
     """Add to kernel (C, n, C, m) what sides a and b of one layer contribute; b may be a."""
     ways = [_blocks]
     if a.weight and a.groups == 1:
@@ -41,7 +67,7 @@ def add_weighted(a: "Weighted", b: "Weighted", kernel: Tensor, workspace: int) -
     min(ways, key=lambda way: _COSTS[way](a, b))(a, b, kernel, workspace)
 
 
-def _cost_of_blocks(a: "Weighted", b: "Weighted") -> float:
+def _cost_of_blocks(a: Side, b: Side) -> float:
     n, c, length, o, k = a.shape
     m = 0 if b is a else b.shape[0]
     form = 2 * (n + m) * c * o * k * length
@@ -49,40 +75,38 @@ def _cost_of_blocks(a: "Weighted", b: "Weighted") -> float:
     return form + multiply + _price(a, (n + m) * (c * o + length) * k)
 
 
-def _cost_of_gram(a: "Weighted", b: "Weighted") -> float:
+def _cost_of_gram(a: Side, b: Side) -> float:
     n, _, length, _, k = a.shape
     pairs = _pairs(a, b)
     return 2 * pairs * k + _price(a, pairs + n * length * k)
 
 
-def _cost_of_apply(a: "Weighted", b: "Weighted") -> float:
+def _cost_of_apply(a: Side, b: Side) -> float:
     _, c, length, o, _ = a.shape
     pairs = _pairs(a, b)
     flops = 2 * pairs * c * o + 2 * pairs / b.shape[2] * c * c * o
     return _cost_of_gram(a, b) + flops + _price(a, 2 * pairs / length * c * o)
 
 
-def _cost_of_hadamard(a: "Weighted", b: "Weighted") -> float:
+def _cost_of_hadamard(a: Side, b: Side) -> float:
     _, c, _, o, _ = a.shape
     pairs = _pairs(a, b)
     return _cost_of_gram(a, b) + 2 * pairs * c * c * o + _price(a, pairs * c * c)
 
 
-def _pairs(a: "Weighted", b: "Weighted") -> float:
+def _pairs(a: Side, b: Side) -> float:
     """Entries of A that are computed."""
     n, _, length, _, _ = a.shape
     m, _, length2, _, _ = b.shape
     return n * length * m * length2 * (0.6 if b is a else 1.0)
 
 
-def _price(a: "Weighted", elements: float) -> float:
+def _price(a: Side, elements: float) -> float:
     """Of writing so many numbers."""
     return _FLOPS_PER_BYTE * a.x.element_size() * elements
 
 
-def _gram(
-    a: "Weighted", b: "Weighted", rows: slice, columns: slice, dtype: torch.dtype, nbytes: int
-) -> Tensor:
+def _gram(a: Side, b: Side, rows: slice, columns: slice, dtype: torch.dtype, nbytes: int) -> Tensor:
     """A (+ 1 for the bias) of the samples named, (n, L, m, L')."""
     if isinstance(a.module, nn.Embedding):
         mine = a.x[rows].flatten(1)
@@ -104,7 +128,7 @@ def _gram(
     return (total.add_(1) if a.bias else total).view(shape)
 
 
-def _apply(a: "Weighted", b: "Weighted", kernel: Tensor, workspace: int) -> None:
+def _apply(a: Side, b: Side, kernel: Tensor, workspace: int) -> None:
     """Θ[nc, mc'] = ⟨D_nc, A_nm D_mc'⟩."""
     mine = a.gradients_by_sample(kernel.dtype)
     theirs = mine if b is a else b.gradients_by_sample(kernel.dtype)
@@ -130,7 +154,7 @@ def _apply(a: "Weighted", b: "Weighted", kernel: Tensor, workspace: int) -> None
                     kernel[:, j + skip : columns.stop, :, i] += product[:, skip:].permute(2, 1, 0)
 
 
-def _hadamard(a: "Weighted", b: "Weighted", kernel: Tensor, workspace: int) -> None:
+def _hadamard(a: Side, b: Side, kernel: Tensor, workspace: int) -> None:
     """Θ[nc, mc'] = Σ_ll' A_nm[l, l'] (D_nc D_mc'ᵀ)[l, l']."""
     mine = a.gradients_by_output(kernel.dtype)
     theirs = mine if b is a else b.gradients_by_output(kernel.dtype)
@@ -160,7 +184,7 @@ def _hadamard(a: "Weighted", b: "Weighted", kernel: Tensor, workspace: int) -> N
             kernel[:, below, :, rows] += part[..., rows.stop - first :].permute(2, 3, 0, 1)
 
 
-def _blocks(a: "Weighted", b: "Weighted", kernel: Tensor, workspace: int) -> None:
+def _blocks(a: Side, b: Side, kernel: Tensor, workspace: int) -> None:
     """Θ = J Jᵀ, with J = DᵀP made for one slice of the weight at a time."""
     # Traced, each output adds J Jᵀ of its own; else one J holds the rows of all outputs.
     batches = [[c] for c in range(len(a.gradients))] if a.traced else [range(len(a.gradients))]
