@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -139,3 +140,19 @@ def test_every_command_runs_verbatim_and_in_order(line, checkout):
     # asv exits with 1 also where it found a commit slower, as on a busy machine it will.
     compared = "asv continuous" in line and "BENCHMARKS" in done.stdout
     assert done.returncode == 0 or compared, done.stdout
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("address", ["", "https://files.example/lnsim/main/"])
+def test_pictures_on_a_package_index(address, tmp_path, monkeypatch):
+    shutil.copy(ROOT / "README.md", tmp_path)
+    script = tmp_path / "setup.py"
+    shutil.copy(ROOT / "setup.py", script)
+    (tmp_path / "setup.cfg").write_text(f"[lnsim]\npictures = {address}\n", encoding="utf-8")
+    given = {}
+    monkeypatch.setattr("setuptools.setup", given.update)
+    runpy.run_path(str(script))
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert pictures and all((ROOT / path).is_file() for path in pictures)
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", given["long_description"])
+    assert shown == [f"{address}{path}" for path in pictures if address]
