@@ -129,7 +129,7 @@ def test_without_flips_both_runs_are_one(data):
 
 
 def test_erf_and_its_slope_are_right_to_the_last_bits():
-    two_layer = pytest.importorskip("lnsim_numba.two_layer")
+    two_layer = pytest.importorskip("lnsim_numba.erf_network")
 
     def both(h):
         work, results = np.empty((4, h.size)), np.empty((2, h.size))
@@ -145,7 +145,7 @@ def test_erf_and_its_slope_are_right_to_the_last_bits():
 
 
 def test_the_kernel_compiles_once_for_each_type(data):
-    two_layer = pytest.importorskip("lnsim_numba.two_layer")
+    two_layer = pytest.importorskip("lnsim_numba.erf_network")
     linearization.run(small(data))
     linearization.run(small(data, samples=9, width=5, dtype="float32"))
     if hasattr(two_layer.descend, "signatures"):

@@ -18,7 +18,7 @@ from lnsim.images import data as images
 from lnsim.images import erf_network
 
 torch = pytest.importorskip("torch")
-two_layer = pytest.importorskip("lnsim_torch.two_layer")
+two_layer = pytest.importorskip("lnsim_torch.erf_network")
 
 
 @pytest.fixture

@@ -7,7 +7,12 @@ import pytest
 from scipy.linalg import expm
 
 import lnsim
-from lnsim.theory import modes, paper
+from lnsim.theory import integrator, modes, paper
+
+
+def norm_curve(*arguments, **named):
+    """|W|_F^2 by the law of modes, (T,)."""
+    return modes.integrate_modes(*arguments, **named).norm_squared
 
 
 def problem(seed=0, samples=60, dim=5, width=40, scales=1.0):
@@ -125,7 +130,7 @@ def test_modes_off_theta_star_decay_at_their_rates():
     W = np.diag([math.sqrt(along), 2.0, 3.0])
     a = np.array([math.sqrt(second), 0.0, 0.0])
     times = np.array([0.0, 0.5, 2.0]) / (lr * sigma) ** 2
-    curve = modes.norm_curve(X, theta_star, W, a, lr, sigma, times)
+    curve = norm_curve(X, theta_star, W, a, lr, sigma, times)
     rates = paper.decay_rates(X, lr, sigma)  # ascending: axes 2, 0, 1
     expected = along + 9 * np.exp(-rates[0] * times) + 4 * np.exp(-rates[2] * times)
     np.testing.assert_allclose(curve, expected, rtol=1e-3)
@@ -170,11 +175,11 @@ def test_without_label_noise_there_is_gradient_flow_and_no_decay():
 def test_inputs_outside_the_span_keep_their_weights():
     X, theta_star, W, a = problem(samples=40, dim=3)
     times = [0, 1_000, 50_000]
-    inside = modes.norm_curve(X, theta_star, W, a, 4e-3, 2.0, times)
+    inside = norm_curve(X, theta_star, W, a, 4e-3, 2.0, times)
     rng = np.random.default_rng(1)
     rotation = np.linalg.qr(rng.standard_normal((5, 5)))[0]
     spare = rng.standard_normal((len(W), 2))
-    wide = modes.norm_curve(
+    wide = norm_curve(
         np.pad(X, ((0, 0), (0, 2))) @ rotation,
         np.append(theta_star, [7.0, -7.0]) @ rotation,
         np.column_stack([W, spare]) @ rotation,
@@ -188,8 +193,8 @@ def test_only_the_gram_matrix_of_the_hidden_layer_matters():
     rotation = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))[0]
     times = [0, 500, 20_000]
     np.testing.assert_allclose(
-        modes.norm_curve(X, theta_star, rotation @ W, rotation @ a, 4e-3, 2.0, times),
-        modes.norm_curve(X, theta_star, W, a, 4e-3, 2.0, times),
+        norm_curve(X, theta_star, rotation @ W, rotation @ a, 4e-3, 2.0, times),
+        norm_curve(X, theta_star, W, a, 4e-3, 2.0, times),
         rtol=1e-6,
     )
 
@@ -221,7 +226,7 @@ def test_curve_matches_simulation(width, batch, sigma):
 
 def test_the_start_alone_is_the_measured_start():
     X, theta_star, W, a = problem()
-    assert modes.norm_curve(X, theta_star, W, a, 4e-3, 2.0, [0]) == pytest.approx(
+    assert norm_curve(X, theta_star, W, a, 4e-3, 2.0, [0]) == pytest.approx(
         [np.sum(W**2)], rel=1e-5
     )
 
@@ -231,7 +236,7 @@ def test_chebyshev_steps_are_stable_and_of_second_order(stages):
     """On y' = -y, from 1."""
 
     def after(h):
-        return modes._chebyshev_step(np.negative, np.ones(1), -np.ones(1), h, stages)[0]
+        return integrator.chebyshev_step(np.negative, np.ones(1), -np.ones(1), h, stages)[0]
 
     def error(h):
         return abs(after(h) - math.exp(-h))
@@ -247,7 +252,7 @@ def test_the_integrator_is_as_accurate_as_it_says(sigma, monkeypatch):
     lr = 2e-3
     times = np.linspace(0, 10 / (lr * sigma) ** 2, 300)
     curve = modes.integrate_modes(X, theta_star, W, a, lr, sigma, times)
-    monkeypatch.setattr(modes, "TOLERANCE", 3e-6)
+    monkeypatch.setattr(integrator, "TOLERANCE", 3e-6)
     exact = modes.integrate_modes(X, theta_star, W, a, lr, sigma, times)
     np.testing.assert_allclose(curve.norm_squared, exact.norm_squared, rtol=2.5e-3)
     np.testing.assert_allclose(curve.second_layer_squared, exact.second_layer_squared, rtol=2.5e-3)
@@ -282,16 +287,16 @@ GOOD = dict(zip(("X", "theta_star", "W", "a"), problem(), strict=True)) | {
         ({"times": []}, "times must not be empty"),
     ],
 )
-def test_norm_curve_refuses(change, message):
+def test_the_law_of_modes_refuses(change, message):
     with pytest.raises(ValueError, match=message):
-        modes.norm_curve(**(GOOD | change))
+        norm_curve(**(GOOD | change))
 
 
 def test_a_setting_outside_the_expansion_is_refused(monkeypatch):
-    monkeypatch.setattr(modes, "ATTEMPTS", 100)
+    monkeypatch.setattr(integrator, "ATTEMPTS", 100)
     X, theta_star, W, a = problem(samples=200, dim=20, width=1000)
     with pytest.raises(ValueError, match=r"cannot be followed beyond step .* small parameter is"):
-        modes.norm_curve(X, theta_star, W, a, 1e-3, 40.0, [0, 2_000_000])
+        norm_curve(X, theta_star, W, a, 1e-3, 40.0, [0, 2_000_000])
 
 
 def test_covariance_refuses():

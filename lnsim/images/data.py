@@ -48,8 +48,7 @@ def load(data: str, root: str = "data") -> Images:
         raise ValueError(
             f"data=cifar10 needs {needed}: pip install 'lnsim[torch]', or give an .npz file"
         ) from error
-    images: Images = reader.cifar10(root)
-    return images
+    return checked(*reader.cifar10(root), source="CIFAR-10")
 
 
 def read(path: Path) -> Images:

@@ -62,14 +62,12 @@ direction (n close to d).  Momentum and sampling without replacement are outside
 
 How it is solved
     (2) is stiff where it ends: the rank-one part turns back to theta_star at rate lr^2 nu, tr Sigma
-    times the rates above.  It is integrated by the Runge-Kutta-Chebyshev method of second order
-    (Sommeijer, Shampine, Verwer 1998), whose steps grow with the square of its stages.
+    times the rates above.  integrator.py has the method.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -78,14 +76,9 @@ from numpy.typing import ArrayLike
 
 from lnsim.base import checks
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
+from lnsim.theory.integrator import integrate
 
 Eigen = tuple[FloatArray, FloatArray]
-
-TOLERANCE = 3e-4
-"""Relative error of one step of the integrator; the whole curve was seen good to 0.2%."""
-
-ATTEMPTS = 500
-"""Steps the integrator may try; a hundred or two suffice wherever (4) is small."""
 
 
 def quasi_stationary_loss(A: ArrayLike, Sigma: ArrayLike, lr: float, sigma: float) -> float:
@@ -141,14 +134,6 @@ class ModeCurve:
     expansion: FloatArray
 
 
-def norm_curve(
-    X: ArrayLike, theta_star: ArrayLike, W: ArrayLike, a: ArrayLike,
-    lr: float, sigma: float, times: ArrayLike, batch_size: int = 1,
-) -> FloatArray:  # fmt: skip
-    """Predicted |W(t)|_F^2 at the steps `times`; see `integrate_modes`."""
-    return integrate_modes(X, theta_star, W, a, lr, sigma, times, batch_size).norm_squared
-
-
 def integrate_modes(
     X: ArrayLike, theta_star: ArrayLike, W: ArrayLike, a: ArrayLike,
     lr: float, sigma: float, times: ArrayLike, batch_size: int = 1,
@@ -179,7 +164,7 @@ def integrate_modes(
     base, course = _gradient_flow(data, target, inside, second, lr, steps)
 
     law = partial(_law, data, target, lr, sigma, batch_size)
-    grid, states, laws = _integrate(law, base, steps[-1] + 1)  # never an empty span
+    grid, states, laws = integrate(law, base, steps[-1] + 1)  # never an empty span
     slopes = np.stack([law.slope for law in laws], axis=1)
     norms = CubicHermiteSpline(grid, _norms(states), _norms(slopes), axis=1)(steps) + course
     smooth = np.array([[law.spread, law.loss, law.expansion, law.relaxation] for law in laws])
@@ -287,58 +272,6 @@ def _fast(
         f"lr = {lr} is too large for a quasi-stationary state: lr tr(A Sigma)/batch_size = "
         f"{lr * float(alpha.sum()) / batch_size:.3g} must be well below 2"
     )
-
-
-def _integrate(
-    law: Callable[[FloatArray], _Law], state: FloatArray, end: float
-) -> tuple[FloatArray, FloatArray, list[_Law]]:
-    """Solves (2) from 0 to `end`: the times of its steps, (K,), states, (r^2 + 1, K), and laws."""
-    here = law(state)
-    time, step, path = 0.0, 0.25 / max(here.stiffness, 1e-300), [(0.0, state, here)]
-    for _ in range(ATTEMPTS):
-        step = min(step, end - time, 2e4 / max(here.stiffness, 1e-300))  # at most 177 stages
-        stages = 2 + math.isqrt(int(1.54 * step * here.stiffness))
-        after = _chebyshev_step(lambda y: law(y).slope, state, here.slope, step, stages)
-        there = law(after)
-        defect = 0.8 * (state - after) + 0.4 * step * (here.slope + there.slope)
-        of_P = np.abs(defect[:-1]).max() / np.abs(after[:-1]).max()
-        error = max(float(of_P), abs(float(defect[-1] / after[-1]))) / TOLERANCE
-        if error <= 1:
-            time, state, here = time + step, after, there
-            path.append((time, state, here))
-            if time >= end:
-                times, states, laws = zip(*path, strict=True)
-                return np.array(times), np.stack(states, axis=1), list(laws)
-        step *= min(5.0, max(0.2, 0.8 * max(error, 1e-9) ** (-1 / 3)))
-    raise ValueError(
-        f"the law of modes cannot be followed beyond step {time:.4g},"
-        f" where its small parameter is {here.expansion:.3g}"
-    )
-
-
-def _chebyshev_step(
-    slope: Callable[[FloatArray], FloatArray],
-    state: FloatArray,
-    first: FloatArray,
-    step: float,
-    stages: int,
-) -> FloatArray:
-    """One step of the Runge-Kutta-Chebyshev method; stable to step * rate = 0.65 (stages^2 - 1)."""
-    w0 = 1 + 2 / (13 * stages**2)
-    T, dT, ddT = [1.0, w0], [0.0, 1.0], [0.0, 0.0]  # Chebyshev polynomials, derivatives, at w0
-    for _ in range(2, stages + 1):
-        ddT.append(2 * w0 * ddT[-1] + 4 * dT[-1] - ddT[-2])
-        dT.append(2 * w0 * dT[-1] + 2 * T[-1] - dT[-2])
-        T.append(2 * w0 * T[-1] - T[-2])
-    b = [ddT[max(j, 2)] / dT[max(j, 2)] ** 2 for j in range(stages + 1)]
-    gain = step * dT[-1] / ddT[-1]
-    before, now = state, state + b[1] * gain * first
-    for j in range(2, stages + 1):
-        mu, nu = 2 * w0 * b[j] / b[j - 1], -b[j] / b[j - 2]
-        change = slope(now) - (1 - b[j - 1] * T[j - 1]) * first
-        kept = (1 - mu - nu) * state + mu * now + nu * before
-        before, now = now, kept + 2 * gain * b[j] / b[j - 1] * change
-    return now
 
 
 def _gradient_flow(
