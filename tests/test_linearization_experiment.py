@@ -15,6 +15,7 @@ from lnsim.figures import canvas
 from lnsim.images import data as images
 from lnsim.images import erf_network, label_flips
 from lnsim.streams import WordStream
+from lnsim_numba import erf_network as numba_network
 
 CLASSES = 10
 NAMES = ("train_images", "train_labels", "test_images", "test_labels")
@@ -129,12 +130,11 @@ def test_without_flips_both_runs_are_one(data):
 
 
 def test_erf_and_its_slope_are_right_to_the_last_bits():
-    two_layer = pytest.importorskip("lnsim_numba.erf_network")
 
     def both(h):
         work, results = np.empty((4, h.size)), np.empty((2, h.size))
-        two_layer.look_up(h, two_layer._nodes(), *work)
-        two_layer.series(*work, *results)
+        numba_network.look_up(h, numba_network._nodes(), *work)
+        numba_network.series(*work, *results)
         return results
 
     h = np.append(np.linspace(-8.0, 8.0, 100_001), [0.0, -0.0, 1e150, -1e150])
@@ -145,11 +145,10 @@ def test_erf_and_its_slope_are_right_to_the_last_bits():
 
 
 def test_the_kernel_compiles_once_for_each_type(data):
-    two_layer = pytest.importorskip("lnsim_numba.erf_network")
     linearization.run(small(data))
     linearization.run(small(data, samples=9, width=5, dtype="float32"))
-    if hasattr(two_layer.descend, "signatures"):
-        assert len(two_layer.descend.signatures) == 2
+    if hasattr(numba_network.descend, "signatures"):
+        assert len(numba_network.descend.signatures) == 2
 
 
 def test_the_mean_kernel_is_that_of_the_plain_jacobian(data):

@@ -18,7 +18,8 @@ from lnsim.images import data as images
 from lnsim.images import erf_network
 
 torch = pytest.importorskip("torch")
-two_layer = pytest.importorskip("lnsim_torch.erf_network")
+
+from lnsim_torch import erf_network as torch_network
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_a_run_is_the_same_alone_and_among_others(dtype):
 
     def trained(chosen):
         state = erf_network.state_at_start(network, samples, len(chosen))
-        two_layer.advance(state, start, labels[chosen], 0.1, dtype=dtype)
+        torch_network.advance(state, start, labels[chosen], 0.1, dtype=dtype)
         return state
 
     together = vars(trained(list(range(runs))))
