@@ -18,7 +18,7 @@ from lnsim.cli.main import main
 from lnsim.figures import canvas
 from lnsim.figures import curves as figures_curves
 from lnsim.figures import style as figures_style
-from lnsim.run import curves
+from lnsim.run import curves, quantities
 from lnsim.run import experiment as experiments
 from lnsim.run.record import Status
 from lnsim.simulation.trajectory import Trajectory
@@ -269,7 +269,7 @@ def test_runs_are_drawn_over_each_other(single):
     figure = figures_curves.figure([single, longer], ["short", "long"])
     panels = figure.axes[:5]
     assert legend(figure) == ["short", "long"]
-    for axes, name in zip(panels, curves.SYNTHETIC, strict=True):
+    for axes, name in zip(panels, quantities.drawn(quantities.TWO_LAYER), strict=True):
         for line, trajectory in zip(axes.lines, (single, longer), strict=True):
             np.testing.assert_array_equal(line.get_ydata(), trajectory[name])
         assert axes.lines[0].get_color() != axes.lines[1].get_color()

@@ -8,6 +8,7 @@ from numba import njit
 
 import lnsim
 import naive
+from lnsim.run import quantities
 from lnsim.simulation import custom
 
 pytestmark = pytest.mark.small
@@ -392,7 +393,7 @@ def test_observables_that_cannot_be(reduce):
         ({3: spread}, ValueError, "needs a name such as my_loss, got 3"),
         ({"state_W": spread}, ValueError, "needs a name"),
         ({"train_loss": spread}, ValueError, "'train_loss': a trajectory has an array of that"),
-        ({"file": spread}, ValueError, "'file'"),
+        ({"about": spread}, ValueError, "'about'"),
     ):  # fmt: skip
         with pytest.raises(error, match=says) as raised:
             simulate(problem, network, lnsim.SGD(LR), observables=observables, reduce=reduce)
@@ -401,11 +402,9 @@ def test_observables_that_cannot_be(reduce):
 
 
 def test_no_array_of_a_trajectory_is_free_to_take():
-    from lnsim.simulation.observables import RESERVED
-
     problem, network = case()
     run = simulate(problem, network, lnsim.SGD(LR, NOISE), ledger=True)
-    assert run.arrays.keys() <= RESERVED
+    assert run.arrays.keys() <= quantities.reserved()
 
 
 BACKEND = '''

@@ -22,6 +22,7 @@ import lnsim
 from lnsim.cli.main import main
 from lnsim.experiments import label_noise, oscillation, sam
 from lnsim.run import experiment as experiments
+from lnsim.run import quantities
 from lnsim.sweeps import dispatch as sweep_workers
 from lnsim.sweeps import grid as sweep_grid
 from lnsim.sweeps import points as sweep_points
@@ -152,17 +153,16 @@ def test_a_point_is_the_run_alone_bit_for_bit(tmp_path):
     sweep = tiny(tmp_path)
     assert len(sweep.rows) == 18 and set(sweep["regime"]) == {"lazy", "rich", "diverged"}
     names = {field.name for field in dataclasses.fields(label_noise.Config)}
+    last = quantities.names(quantities.TWO_LAYER)
     for row in sweep.rows:
         config = label_noise.Config(**{k: v for k, v in row.items() if k in names})
         run = label_noise.run(config)
         assert row["status"] == run.status.code
         if row["status"] == "DIVERGED":
             assert row["diverged_at"] == run.status.step
-            assert all(row[name] is None for name in (*sweep_points.TIMES, *sweep_points.LAST))
+            assert all(row[name] is None for name in (*sweep_points.TIMES, *last))
             continue
-        assert [row[name] for name in sweep_points.LAST] == [
-            float(run[name][-1]) for name in sweep_points.LAST
-        ]
+        assert [row[name] for name in last] == [float(run[name][-1]) for name in last]
         phases = run.phases()
         for name in sweep_points.TIMES:
             value = float(getattr(phases, name))

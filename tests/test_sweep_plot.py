@@ -36,7 +36,7 @@ def made_up(grid, seeds=1, measure=lambda row: {}, **base):
         predicted |= dict(zip(group, found, strict=True))
     rows = []
     for point in points:
-        row = {**vars(point), **dict.fromkeys(sweep_points.COLUMNS), "status": "OK"}
+        row = {**vars(point), **dict.fromkeys(sweep_points.columns()), "status": "OK"}
         row |= {"regime": "rich"} | predicted[point]
         rows.append({**row, **measure(row)})
     return Sweep("folder", "label-noise", tuple(grid), {}, rows)

@@ -25,17 +25,18 @@ from lnsim.backend import NetworkEngine, load_networks
 from lnsim.base import checks
 from lnsim.experiments import _images
 from lnsim.experiments._arms import Arms, Records
+from lnsim.run import quantities
 from lnsim.run.loop import record_steps
 from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SERIES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "first_layer_norm")
+SERIES = quantities.names(quantities.WIDE_RESNET)
 """What is recorded of every arm, (records,), under its name and an underscore."""
 
 KERNEL = "ntk_distance"
-"""What is recorded at `kernel_step` alone, |K_t - K_0|_F / |K_0|_F on the training images."""
+"""That of SERIES which is recorded at `kernel_step` alone."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {},
@@ -95,9 +96,7 @@ def run(
     with engine.held(config.threads):
         data = engine.place(images, device, normalization="global")
         recorder = _Recorder(engine, config, data)
-        kept = Arms(
-            engine, plans, images, (*SERIES, KERNEL), recorder.assemble, identity, device
-        )  # fmt: skip
+        kept = Arms(engine, plans, images, SERIES, recorder.assemble, identity, device)
         if resume is not None:
             kept.restore(resume)
         return kept.train(

@@ -25,6 +25,7 @@ from lnsim.images import erf_network
 from lnsim.images.data import CLASSES
 from lnsim.images.erf_network import Start, State, Task
 from lnsim.images.label_flips import FLIPS, check_tau, flip_labels
+from lnsim.run import quantities
 from lnsim.run.experiment import Experiment
 from lnsim.run.loop import record_steps
 from lnsim.run.machine import provenance
@@ -36,9 +37,11 @@ if TYPE_CHECKING:
 
 RUNS = ("clean", "noisy")
 CURVES = ("clean", "noisy", "linearized")
+LOSSES = ("train_loss", "test_loss")
+MEASURES = tuple(name for name in quantities.names(quantities.ERF) if name not in LOSSES)
 SERIES = (
-    *(f"{curve}_{part}_loss" for curve in CURVES for part in ("train", "test")),
-    *(f"{run}_{what}" for run in RUNS for what in ("norm_mean", "norm_std", "ntk_distance")),
+    *(f"{curve}_{name}" for curve in CURVES for name in LOSSES),
+    *(f"{run}_{name}" for run in RUNS for name in MEASURES),
 )
 """The recorded arrays beside `step`, each (records,)."""
 

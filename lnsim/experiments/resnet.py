@@ -27,6 +27,7 @@ from lnsim.backend import NetworkEngine, load_networks
 from lnsim.base import checks
 from lnsim.experiments import _images
 from lnsim.experiments._arms import Arms, Records
+from lnsim.run import quantities
 from lnsim.run.experiment import Experiment
 from lnsim.run.loop import record_steps
 from lnsim.simulation.trajectory import Trajectory
@@ -35,13 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-SERIES = (
-    "train_loss",
-    "test_loss",
-    "train_accuracy",
-    "test_accuracy",
-    "smoothed_test_accuracy",
-)
+SERIES = quantities.names(quantities.RESNET)
 """The recorded arrays, (arms, records), beside `tau` (arms,) and `epoch` (records,)."""
 
 PRUNED = "pruned_accuracy"
@@ -151,7 +146,10 @@ def report(trajectory: Trajectory) -> list[str]:
     """What a person wants to know first, a line each: of every tau at the end."""
     lines = []
     for i, tau in enumerate(trajectory["tau"]):
-        loss, raw, smooth = (trajectory[name][i, -1] for name in SERIES[1:4:2] + SERIES[4:])
+        loss, raw, smooth = (
+            trajectory[name][i, -1]
+            for name in ("test_loss", "test_accuracy", "smoothed_test_accuracy")
+        )
         if np.isnan(loss):
             lines.append(f"tau = {tau:<8g}not trained to the end")
             continue

@@ -17,30 +17,12 @@ from matplotlib.figure import Figure
 from lnsim.figures import networks, panels
 from lnsim.figures.canvas import blank
 from lnsim.figures.style import COLOURS, ONE_COLUMN, TWO_COLUMNS, drawing
-from lnsim.run import curves
+from lnsim.run import curves, quantities
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from lnsim.run.record import Record
-
-LABELS = {
-    "train_loss": "training loss (clean labels)",
-    "test_loss": "test loss",
-    "linearized_train_loss": "training loss, linearised",
-    "linearized_test_loss": "test loss, linearised",
-    "norm_mean": r"mean $\|w_i\|$",
-    "norm_squared": r"$\|W\|_F^2$",
-    "norm_std": r"deviation of $\|w_i\|$",
-    "second_layer_norm": r"$\|a\|$",
-    "alignment_mean": r"mean $|\langle w_i, \theta^\star\rangle|$",
-    "cosine_mean": r"mean $|\cos(w_i, \theta^\star)|$",
-    "interpolator_distance": r"$\|\theta - \theta^\star\|$",
-    "lazy_fraction": "share of lazy neurons",
-    "first_layer_norm": r"first layer $\|W_1\|_F$",
-    "ntk_distance": r"$\|K_t - K_0\|_F\,/\,\|K_0\|_F$",
-}
-"""What curves are called on an axis; others by their own names."""
 
 SYMBOLS = {
     "lr": r"$\eta$", "sigma": r"$\sigma$", "rho": r"$\rho$", "tau": r"$\tau$", "width": "$m$",
@@ -53,7 +35,7 @@ ASIDE = ("steps", "record_every", "test_samples", "tracked", "ledger", "backend"
 """Keys that name a curve only where nothing else differs."""
 
 LINES = ("-", "--", ":", "-.")
-ARMS = dict(zip(curves.ARMS, ("-", "--", ":", ":"), strict=True))
+ARMS = dict(zip(quantities.ARMS, ("-", "--", ":", ":"), strict=True))
 """Lines of the arms of a network where colours tell runs apart; other arms have LINES in turn."""
 
 
@@ -117,7 +99,7 @@ def draw(axes: Axes, trajectory: Record, name: str, *, label: str = "", **line: 
             band = axes.lines[-1].get_color()
             axes.fill_between(curve.times, low, high, color=band, alpha=0.25, lw=0)
     if not axes.get_ylabel():
-        axes.set_ylabel(LABELS.get(name, name.replace("_", " ")))
+        axes.set_ylabel(quantities.label(name))
     if not axes.get_xlabel():
         axes.set_xlabel(_time(trajectory, name))
 
@@ -166,8 +148,7 @@ def _shared(trajectories: Sequence[Record]) -> list[str]:
 
 def _time(trajectory: Record, name: str) -> str:
     """What a curve is over, as a label."""
-    over = curves.axis(trajectory, name)
-    return {"kept_percent": "weights kept (%)", "epoch": "epoch"}.get(over, "step $t$")
+    return quantities.label(curves.axis(trajectory, name))
 
 
 def _scale(axes: Axes, drawn: Sequence[curves.Curve], name: str) -> None:
@@ -180,7 +161,7 @@ def _scale(axes: Axes, drawn: Sequence[curves.Curve], name: str) -> None:
         panels.network_losses_axis(axes, of_all)
     elif name.endswith("_loss"):
         panels.loss_axis(axes, values[values > 0])
-    elif name in curves.SYNTHETIC and values.size:
+    elif name in quantities.TABLE and quantities.TABLE[name].from_zero and values.size:
         axes.set_ylim(bottom=0.0)
 
 
@@ -194,7 +175,7 @@ def _label_times(axes: Axes, trajectories: Sequence[Record], name: str) -> None:
     # A logarithmic axis begins where all runs have a record: from 0 on there is nothing to draw.
     first = max(times[min(1, times.size - 1)] for times in every)
     steps = np.unique(np.concatenate([[0], *(times[times >= first] for times in every)]))
-    panels.time_axis(axes, steps, log="alignment_mean" in trajectories[0].arrays)
+    panels.time_axis(axes, steps, log=curves.of_two_layer(trajectories[0]))
     axes.set_xlabel(_time(trajectories[0], name))
 
 

@@ -15,29 +15,9 @@ from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray
 from lnsim.base.config import nearest
+from lnsim.run import quantities
+from lnsim.run.quantities import ARMS, Axis
 from lnsim.run.record import Record
-
-NO_CURVES = ("tau", "kept_percent", "theta_star", "lazy_escape", "final_W", "final_a")
-"""Arrays of numbers that are not over times, though as many numbers may be in them."""
-
-OF_NEURONS = ("tracked_", "cloud_", "ledger_")
-"""How arrays begin that have a number for every neuron."""
-
-SYNTHETIC = ("train_loss", "test_loss", "norm_mean", "alignment_mean", "cosine_mean")
-NETWORKS = (
-    "train_loss",
-    "test_loss",
-    "test_accuracy",
-    "first_layer_norm",
-    "norm_mean",
-    "ntk_distance",
-    "pruned_accuracy",
-)
-"""What is drawn of a run on the two-layer linear network, and of others, where it is there."""
-
-
-ARMS = ("clean", "linearized", "noisy", "sam")
-"""How the names begin of what a run has several networks for."""
 
 ENDS = {"DIVERGED": "diverged at step {:,}", "STOPPED": "stopped at step {:,}"}
 """How a run ended before its end, in few words."""
@@ -106,23 +86,29 @@ def _arm(name: str) -> str:
 
 def usual(trajectory: Record) -> list[str]:
     """The quantities to draw of a trajectory where none is named: those that have a value."""
-    of_neurons = "alignment_mean" in trajectory.arrays
+    models = (quantities.TWO_LAYER,) if of_two_layer(trajectory) else quantities.NETWORKS
     known = names(trajectory)
     return [
         name
-        for name in (SYNTHETIC if of_neurons else NETWORKS)
+        for name in quantities.drawn(*models)
         if any(array == name or array.endswith(f"_{name}") for array in known)
         and any(np.isfinite(curve.values).any() for curve in find(trajectory, name))
     ]
 
 
+def of_two_layer(trajectory: Record) -> bool:
+    """Whether a run is of the two-layer linear network."""
+    return "alignment_mean" in trajectory.arrays
+
+
 def axis(trajectory: Record, name: str) -> str:
     """The array of the times, or of the shares of weights kept, that a curve is over."""
-    if name.startswith("lemma_3"):
+    row = quantities.find(name)
+    if row is not None and row.axis is Axis.CLOUD:
         return "cloud_step"
-    if name == "pruned_accuracy":
+    if row is not None and row.axis is Axis.PERCENT:
         return "kept_percent"
-    if name.endswith("ntk_distance") and "kernel_step" in trajectory.arrays:
+    if row is not None and row.costly and "kernel_step" in trajectory.arrays:
         return "kernel_step"
     return "epoch" if "epoch" in trajectory.arrays else "step"
 
@@ -158,8 +144,10 @@ def _count(trajectory: Record) -> int:
 
 
 def _is_curve(trajectory: Record, name: str) -> bool:
-    values = trajectory[name]
-    if values.dtype.kind != "f" or name in NO_CURVES or name.startswith(OF_NEURONS):
+    values, row = trajectory[name], quantities.find(name)
+    if values.dtype.kind != "f":
+        return False
+    if row is not None and (row.of_neurons or row.axis in (Axis.RUN, Axis.END)):
         return False
     over = trajectory.arrays.get(axis(trajectory, name), np.empty(0))
     if over.size == 0:  # it was never measured

@@ -1,7 +1,8 @@
 """What is recorded of a two-layer linear network, each quantity with its formula.
 
-`SCALARS`, `PATHS` and `CLOUDS` map a name to a function of one `View`: a stack of B networks, any
-mixture of steps and replicas of one run, so that the cost of a call is shared by all of them.
+`FORMULAS` has for each, by its name in the table of run/quantities.py, a function of one `View`: a
+stack of B networks, any mixture of steps and replicas of one run, so that the cost of a call is
+shared by all of them.
 
 A user's own observables are functions of a Network, called at every record (recorder.py).
 
@@ -28,6 +29,8 @@ from lnsim.base.checks import FloatArray, Noting
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import Reduction
 from lnsim.models.two_layer import Network
+from lnsim.run import quantities
+from lnsim.run.quantities import Axis
 
 
 class Frame:
@@ -230,11 +233,13 @@ def ntk_distance(view: View) -> FloatArray:
     return _kernel_norm(change, frame.gram) / frame.kernel_norm
 
 
-SCALARS: dict[str, Callable[[View], FloatArray]] = {
+FORMULAS: dict[str, Callable[[View], FloatArray]] = {
     function.__name__: function
     for function in (
         train_loss,
         test_loss,
+        linearized_train_loss,
+        linearized_test_loss,
         norm_mean,
         norm_squared,
         second_layer_norm,
@@ -244,37 +249,26 @@ SCALARS: dict[str, Callable[[View], FloatArray]] = {
         lazy_fraction,
         ntk_distance,
     )
-}
-"""One number of every network, (B,), kept at every record."""
-
-TWIN_SCALARS: dict[str, Callable[[View], FloatArray]] = {
-    "linearized_train_loss": linearized_train_loss,
-    "linearized_test_loss": linearized_test_loss,
-}
-"""The same of its linearised twin, where there is one."""
-
-PATHS: dict[str, Callable[[View], FloatArray]] = {
+} | {
     "tracked_norm": lambda view: view.norms,
     "tracked_alignment": lambda view: view.alignments,
     "tracked_second_layer": lambda view: view.second_layer,
-}
-"""Quantities of every neuron, (B, m), kept of the tracked neurons at every record."""
-
-CLOUDS: dict[str, Callable[[View], FloatArray]] = {
     "cloud_norm": lambda view: view.norms,
     "cloud_alignment": lambda view: view.alignments,
 }
-"""Quantities of every neuron, (B, m), kept of all neurons at a few records."""
+"""One number of every network, (B,), or of every neuron of each, (B, m): see Quantity."""
+
+
+def formulas(
+    axis: Axis = Axis.RECORD, *, of_neurons: bool = False, needs: str = ""
+) -> dict[str, Callable[[View], FloatArray]]:
+    """The quantities of the table that are recorded so, and how each is computed."""
+    names = quantities.names(quantities.TWO_LAYER, axis, of_neurons=of_neurons, needs=needs)
+    return {name: FORMULAS[name] for name in names}
+
 
 Observable = Callable[[Network], float]
 """A user's own: a number of a network, which is read-only."""
-
-RESERVED = {
-    *SCALARS, *TWIN_SCALARS, *PATHS, *CLOUDS, "ledger_removed", "ledger_restored",
-    "lemma_3_nonpositive", "lemma_3_decrease", "lazy_escape", "step", "cloud_step", "theta_star",
-    "tracked_neurons", "diverged_at", "final_W", "final_a", "about", "file", "allow_pickle",
-}  # fmt: skip
-"""Names of a trajectory's own arrays, and those that its file cannot hold."""
 
 
 def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observable]:
@@ -282,7 +276,7 @@ def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observ
     for name, function in observables.items():
         if not isinstance(name, str) or not name.isidentifier() or name.startswith("state_"):
             raise ValueError(f"an observable needs a name such as my_loss, got {name!r}")
-        if name in RESERVED:
+        if name in quantities.reserved():
             raise ValueError(f"observable {name!r}: a trajectory has an array of that name already")
         if not callable(function):
             raise TypeError(f"observable {name!r} must be a function, got {function!r}")

@@ -15,17 +15,9 @@ from lnsim.models.ledger import lemma_3_shares
 from lnsim.models.reduction import rest_scale
 from lnsim.models.two_layer import Network
 from lnsim.run.machine import provenance
+from lnsim.run.quantities import Axis
 from lnsim.run.record import Ending, Status
-from lnsim.simulation.observables import (
-    CLOUDS,
-    PATHS,
-    SCALARS,
-    TWIN_SCALARS,
-    Frame,
-    Observable,
-    View,
-    ask,
-)
+from lnsim.simulation.observables import Frame, Observable, View, ask, formulas
 from lnsim.simulation.replicas import Replicas
 from lnsim.simulation.trajectory import Trajectory
 
@@ -114,10 +106,14 @@ class Recorder:
         records = cloud_records(len(plan)) if clouds else []
         self._cloud_of_record = {record: cloud for cloud, record in enumerate(records)}
         each, width = (len(moving), len(plan)), frame.width
-        self._kinds = SCALARS | (TWIN_SCALARS if moving.twin is not None else {})
-        self._scalars = np.full((len(self._kinds), *each), np.nan)
-        self._paths = np.full((len(PATHS), *each, tracked), np.nan)
-        self._clouds = np.full((len(CLOUDS), len(moving), len(records), width), np.nan)
+        self._of_networks = formulas()
+        if moving.twin is not None:
+            self._of_networks |= formulas(needs="linearized")
+        self._of_tracked = formulas(of_neurons=True)
+        self._of_neurons = formulas(Axis.CLOUD, of_neurons=True)
+        self._scalars = np.full((len(self._of_networks), *each), np.nan)
+        self._paths = np.full((len(self._of_tracked), *each, tracked), np.nan)
+        self._clouds = np.full((len(self._of_neurons), len(moving), len(records), width), np.nan)
         self._observables = observables
         self._observed = np.full((len(observables), *each), np.nan)
         ledger = 0 if moving.ledger is None else width
@@ -221,7 +217,7 @@ class Recorder:
                 self._watch(s, t, view.displacements[b])
             if i in self._cloud_of_record:
                 cloud = self._cloud_of_record[i]
-                self._clouds[:, s, cloud] = [f(view)[b] for f in CLOUDS.values()]
+                self._clouds[:, s, cloud] = [f(view)[b] for f in self._of_neurons.values()]
                 if self._moving.ledger is not None:
                     self._lemma_3[:, s, cloud] = self._shares(
                         s, view.reduced_W[b], view.reduced_a[b]
@@ -229,8 +225,8 @@ class Recorder:
         kept = record != WATCHED_ONLY
         at = replica[kept], record[kept]
         tracked = slice(self._tracked.size)
-        self._scalars[:, *at] = [f(view)[kept] for f in self._kinds.values()]
-        self._paths[:, *at] = [f(view)[kept, tracked] for f in PATHS.values()]
+        self._scalars[:, *at] = [f(view)[kept] for f in self._of_networks.values()]
+        self._paths[:, *at] = [f(view)[kept, tracked] for f in self._of_tracked.values()]
 
     def _watch(self, s: int, step: int, moved: FloatArray) -> None:
         """Notes when neurons left the lazy radius, interpolating since the last watch."""
@@ -265,15 +261,15 @@ class Recorder:
 
     def _recorded(self) -> Iterator[tuple[str, FloatArray]]:
         """The name and the array, replicas and records in front, of all that is recorded."""
-        yield from zip(self._kinds, self._scalars, strict=True)
-        yield from zip(PATHS, self._paths, strict=True)
+        yield from zip(self._of_networks, self._scalars, strict=True)
+        yield from zip(self._of_tracked, self._paths, strict=True)
         yield from zip(self._observables, self._observed, strict=True)
         if self._moving.ledger is not None:
             yield from zip(("ledger_removed", "ledger_restored"), self._ledger, strict=True)
 
     def _of_clouds(self) -> Iterator[tuple[str, FloatArray]]:
         """The name and the array, replicas and clouds in front, of what goes with the clouds."""
-        yield from zip(CLOUDS, self._clouds, strict=True)
+        yield from zip(self._of_neurons, self._clouds, strict=True)
         if self._moving.ledger is not None:
             yield from zip(("lemma_3_nonpositive", "lemma_3_decrease"), self._lemma_3, strict=True)
 
@@ -319,7 +315,7 @@ class Recorder:
                 np.array([s]), self._last_step[[s]], reduced_W[None], reduced_a[None], _NO_TWIN
             )
             lifted = self._frame.reduction.lift(reduced_W, reduced_a, float(view.scale[0]))
-            last: list[Any] = [*lifted, *(f(view)[0] for f in CLOUDS.values())]
+            last: list[Any] = [*lifted, *(f(view)[0] for f in self._of_neurons.values())]
             if self._moving.ledger is not None:
                 last += self._shares(s, reduced_W, reduced_a)
             for values, value in zip(found.values(), last, strict=True):

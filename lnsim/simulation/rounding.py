@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray
-from lnsim.run import curves
+from lnsim.run import curves, quantities
 from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
 
@@ -117,7 +117,7 @@ def _trained(run: Trajectory) -> list[str]:
         name
         for name in curves.names(run)
         if curves.axis(run, name) in ("step", "epoch")
-        and "accuracy" not in name
+        and not _of_images(name)
         and not name.startswith("linearized_")
     ]
 
@@ -151,9 +151,16 @@ def pairs(trajectory: Trajectory, again: Trajectory, limit: Allowed) -> Iterator
 
 
 def _margin(trajectory: Trajectory, name: str) -> float:
-    """The share of a set that FLIPS images are, where `name` is an accuracy."""
-    if "accuracy" not in name:
+    """The share of a set that FLIPS images are, where an array is a share of images."""
+    if not _of_images(name):
         return 0.0
     training, test = (int(n) for n in trajectory["images"])
     measured = int(trajectory.config.get("train_measured", 0)) or training
     return FLIPS / (min(measured, training) if "train_accuracy" in name else test)
+
+
+def _of_images(name: str) -> bool:
+    """Whether an array, or a part of the state such as "noisy.records.test_accuracy", jumps where
+    the class of an image changes."""
+    row = quantities.find(name.rpartition(".")[2])
+    return row is not None and row.unit == quantities.IMAGES

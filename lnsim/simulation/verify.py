@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from lnsim.base import config as configs
-from lnsim.run import experiment
+from lnsim.run import experiment, quantities
 from lnsim.run.experiment import Experiment
 from lnsim.run.machine import provenance
+from lnsim.run.quantities import Axis
 from lnsim.run.record import Ending, Status
 from lnsim.simulation import rounding
-from lnsim.simulation.observables import CLOUDS
 from lnsim.simulation.recorder import waypoint, waypoint_records
 from lnsim.simulation.rounding import CLOSE_FLOAT32, Allowed, Pair
 from lnsim.simulation.trajectory import Trajectory
@@ -35,10 +35,6 @@ CLOSE = 1e-6
 
 SHOWN = 10
 """Differences that are named one by one; the records come first."""
-
-AT_THE_END = ("lazy_escape", "final_W", "final_a", "diverged_at")
-WITH_CLOUDS = (*CLOUDS, "lemma_3_nonpositive", "lemma_3_decrease")
-CONSTANT = ("theta_star", "tracked_neurons", "cloud_step")
 
 
 @dataclass(frozen=True)
@@ -216,10 +212,12 @@ def _pairs(trajectory: Trajectory, again: Trajectory, first: int | None) -> Iter
     ended = _ended_alike(trajectory, again)
     for name in sorted(again.arrays.keys() & trajectory.arrays.keys()):
         ours, theirs = trajectory[name], again[name]
-        if name in WITH_CLOUDS:
+        row = quantities.find(name)
+        axis = Axis.RECORD if row is None else row.axis
+        if axis is Axis.CLOUD:
             yield _of_clouds(trajectory, again, name, steps[0] if steps.size else 0)
-        elif name in CONSTANT or name in AT_THE_END or ours.shape[:1] != trajectory.steps.shape:
-            if ended or (name not in AT_THE_END and name != "cloud_step"):
+        elif axis is not Axis.RECORD or ours.shape[:1] != trajectory.steps.shape:
+            if ended or axis is not Axis.END:
                 yield Pair(name, ours, theirs)
         else:
             yield Pair(name, ours[begin:count], theirs[begin:count], steps)

@@ -36,6 +36,7 @@ from lnsim.figures.style import (
     drawing,
     pt,
 )
+from lnsim.run import quantities
 from lnsim.sweeps import points
 from lnsim.sweeps.power_law import power_law
 from lnsim.sweeps.table import Table
@@ -55,12 +56,8 @@ COLUMNS = {
     "decay_time": r"$t$ at which $\|W\|_F^2$ has fallen by $e$",
     "decay_rate": r"decay rate of $\|W\|_F^2$ in Phase I",
     "alignment": "Phase II begins at $t$", "convergence": "Phase II has converged at $t$",
-    "norm_mean": r"mean $\|w_i\|$ at the end", "norm_squared": r"$\|W\|_F^2$ at the end",
-    "second_layer_norm": r"$\|a\|$ at the end", "train_loss": "training loss at the end",
-    "test_loss": "test loss at the end",
-    "cosine_mean": r"mean $|\cos(w_i, \theta^\star)|$ at the end",
 }  # fmt: skip
-"""What keys and columns are called on an axis; others by their own names."""
+"""What keys, and columns that are no quantity's, are called on an axis; others by their names."""
 
 PREDICTED = {
     "last_escape": ("predicted_last_escape", "$T_1$ (Theorem 2)"),
@@ -129,8 +126,16 @@ def _check(sweep: Table, column: str) -> None:
             f"a figure has one or two swept keys, and {sweep.folder} leaves {keys}: "
             "fix the others with --where KEY=VALUE"
         )
-    if column and column not in points.COLUMNS:
-        raise ValueError(f"unknown column {column!r}: {nearest(column, points.COLUMNS)}")
+    known = points.columns()
+    if column and column not in known:
+        raise ValueError(f"unknown column {column!r}: {nearest(column, known)}")
+    if column and column not in sweep.rows[0]:
+        raise ValueError(f"{sweep.folder} was begun without the column {column!r}")
+
+
+def _label(column: str) -> str:
+    """What a column is called on an axis."""
+    return COLUMNS.get(column) or quantities.last_label(column)
 
 
 class _Axis:
@@ -186,7 +191,7 @@ def draw_map(axes: Axes, sweep: Table, column: str) -> None:
     for row in sweep.rows:
         cells.setdefault((y.index[row[y.key]], x.index[row[x.key]]), []).append(row)
     legend: list[Any] = []
-    if points.COLUMNS[column] == "TEXT":
+    if points.columns()[column] == "TEXT":
         legend += _draw_words(axes, x, y, cells, column)
     else:
         legend += _draw_numbers(axes, x, y, cells, column)
@@ -238,7 +243,7 @@ def _draw_numbers(axes: Axes, x: _Axis, y: _Axis, cells: Any, column: str) -> li
     )  # fmt: skip
     drawn = axes.get_figure()
     assert drawn is not None
-    drawn.colorbar(colours, ax=axes, pad=0.02, aspect=30, label=COLUMNS.get(column, column))
+    drawn.colorbar(colours, ax=axes, pad=0.02, aspect=30, label=_label(column))
     kinds = ((0.0, NOTHING, "not reached"), (1.0, GONE, "diverged"))
     return [
         Patch(fc=colour, ec=BLACK, lw=pt(0.4), label=name)
@@ -283,7 +288,7 @@ def draw_curve(axes: Axes, sweep: Table, column: str) -> None:
 
     Raises ValueError where the column is one of words, or no x has a value for every seed.
     """
-    if points.COLUMNS[column] == "TEXT":
+    if points.columns()[column] == "TEXT":
         raise ValueError(f"{column} is a word: over one key a column of numbers can be drawn")
     x = _Axis(sweep, sweep.swept[0])
     values: list[list[Any]] = [[] for _ in x.values]
@@ -301,7 +306,7 @@ def draw_curve(axes: Axes, sweep: Table, column: str) -> None:
     positive = min(low) > 0
     if x.log and positive:
         axes.set_yscale("log")
-    axes.set_ylabel(COLUMNS.get(column, column))
+    axes.set_ylabel(_label(column))
     if not x.words and positive:
         _draw_power_law(axes, places, kept)
     if not x.words:

@@ -14,7 +14,7 @@ Of a run that diverged nothing is measured but when.
     first_escape, last_escape, alignment, convergence, decay_rate     as phases.py measures them
     decay_time             when |W|_F^2 first is a factor e below its start; between two records
                            its logarithm is interpolated
-    train_loss ... ntk_distance       observables at the last step (observables.py)
+    train_loss ... ntk_distance       quantities at the last step (run/quantities.py)
 
 Predictions.  Where the statements cover the setting (label noise of +-sigma, one sample a step,
 neither momentum nor weight decay), else None:
@@ -38,7 +38,9 @@ import numpy as np
 
 from lnsim.base.checks import FloatArray
 from lnsim.experiments._synthetic import Setting, start
+from lnsim.run import quantities
 from lnsim.run.experiment import load
+from lnsim.run.quantities import TWO_LAYER
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
 
@@ -46,24 +48,19 @@ SCALARS = ("lr", "sigma", "rho", "momentum", "weight_decay")
 """Keys in which the points of one chunk may differ."""
 
 TIMES = ("first_escape", "last_escape", "alignment", "convergence", "decay_rate")
-LAST = (
-    "train_loss", "test_loss", "norm_mean", "norm_squared", "second_layer_norm", "alignment_mean",
-    "cosine_mean", "interpolator_distance", "lazy_fraction", "ntk_distance",
-)  # fmt: skip
 PREDICTED = (
     "predicted_last_escape", "predicted_decay_time", "predicted_norm_squared",
     "predicted_second_layer_norm", "predicted_instability",
 )  # fmt: skip
 
-COLUMNS: dict[str, str] = {
-    "status": "TEXT",
-    "diverged_at": "INTEGER",
-    "regime": "TEXT",
-    **dict.fromkeys((*TIMES, "decay_time", *LAST, *PREDICTED), "REAL"),
-}
-"""The summary of a point, with the types that SQLite stores."""
-
 Summary = dict[str, Any]
+
+
+def columns() -> dict[str, str]:
+    """The names in the summary of a point, with the types that SQLite stores."""
+    numbers = (*TIMES, "decay_time", *quantities.names(TWO_LAYER), *PREDICTED)
+    words = {"status": "TEXT", "diverged_at": "INTEGER", "regime": "TEXT"}
+    return words | dict.fromkeys(numbers, "REAL")
 
 
 def run_points(
@@ -100,12 +97,12 @@ def summarize(trajectory: Trajectory) -> list[Summary]:
     phases = trajectory.phases()
     decay = np.atleast_1d(decay_time(trajectory))
     times = {name: np.atleast_1d(getattr(phases, name)) for name in TIMES}
-    series = {name: np.atleast_2d(trajectory[name]) for name in LAST}
+    series = {name: np.atleast_2d(trajectory[name]) for name in quantities.names(TWO_LAYER)}
     half = 0.5 * float(np.linalg.norm(trajectory["theta_star"]))
     summaries = []
     for s, diverged_at in enumerate(trajectory["diverged_at"].tolist()):
         if diverged_at >= 0:
-            empty = dict.fromkeys((*TIMES, "decay_time", *LAST))
+            empty = dict.fromkeys((*TIMES, "decay_time", *series))
             regime = "diverged"
             summaries.append(
                 {"status": "DIVERGED", "diverged_at": diverged_at, "regime": regime, **empty}

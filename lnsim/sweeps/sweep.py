@@ -259,7 +259,7 @@ def _settle(
     if not earlier:
         types = get_type_hints(cls)
         columns = {field.name: sweep_store.SQL_TYPES[types[field.name]] for field in fields(cls)}
-        sweep_store.create(path, columns | sweep_points.COLUMNS, complete)
+        sweep_store.create(path, columns | sweep_points.columns(), complete)
     elif complete != earlier:
         with closing(sweep_store.Writer(path)) as writer:
             writer.put_meta({**complete, "swept": earlier["swept"]})

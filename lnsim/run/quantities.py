@@ -1,0 +1,281 @@
+"""Everything that a run can record, one row a quantity.
+
+From `TABLE` come the names that a user's observable cannot take, what is a curve and over which
+array, the curves that are drawn where none is named, labels, the columns of a sweep, the parts of a
+run that `verify` compares, the series of the experiments on images, and the README's table of
+arrays.
+
+A new quantity of the two-layer network is a row here and, under the same name, a formula in
+`FORMULAS` of simulation/observables.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+TWO_LAYER, ERF, WIDE_RESNET, RESNET = "two-layer", "erf", "wide-resnet", "resnet"
+"""The models: the two-layer linear network, and those of the experiments on images."""
+
+NETWORKS = (ERF, WIDE_RESNET, RESNET)
+ALL = (TWO_LAYER, *NETWORKS)
+
+ARMS = ("clean", "linearized", "noisy", "sam")
+"""How names begin where a run has a series for each of its networks: clean_test_loss, ..."""
+
+INDEXES = ("step", "epoch", "kernel_step", "cloud_step", "kept_percent")
+"""The arrays that the others are over."""
+
+IMAGES, STEPS = "share of images", "steps"
+"""Units of what is no pure number."""
+
+
+class Axis(Enum):
+    """What an array has its values for."""
+
+    RECORD = "every record"
+    CLOUD = "the records at which all neurons are kept"
+    PERCENT = "every share of the weights that pruning keeps"
+    RUN = "the run, known at its start"
+    END = "the run, known at its end"
+    FILE = "the file: no array of a Record"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """One row of the table.
+
+    formula: in words, what it is.
+    models: those of which it is recorded.
+    axis, of_neurons: what there are values for, and whether at each there is one for every neuron.
+    label, last_label: its name on the axis of a figure, and that of its last value on the axis of a
+    sweep's; empty for `name`.
+    drawn: the models of which it is drawn where no curve is named; from_zero: on an axis from 0.
+    needs: the option of `lnsim.simulate` that has it recorded; empty for always.
+    costly: in a run with the array `kernel_step` it is over that.
+    beside: the quantity whose row of the README's table it shares.
+    """
+
+    name: str
+    formula: str
+    models: tuple[str, ...] = (TWO_LAYER,)
+    axis: Axis = Axis.RECORD
+    of_neurons: bool = False
+    label: str = ""
+    last_label: str = ""
+    unit: str = ""
+    drawn: tuple[str, ...] = ()
+    from_zero: bool = False
+    needs: str = ""
+    costly: bool = False
+    beside: str = ""
+
+
+_LOSS = "half mean squared error, clean labels"
+_TWIN_LOSS = "the same of the linearised twin, trained on the same draws"
+_SINGLE, _CLOUD = "single neurons at every record", "all neurons at some records"
+_LEDGER = "with `ledger`: the two sums of the norm identity, for every neuron"
+_LEMMA_3 = "with `ledger`: shares of the events of Lemma 3, at the clouds"
+_ENDED = "how it ended, and what a resumed run starts from"
+
+_ROWS = (
+    Quantity(
+        name="step", formula="the recorded steps", models=ALL, label="step $t$", unit=STEPS,
+    ),
+    Quantity(name="epoch", formula="the recorded epochs", models=(RESNET,), label="epoch"),
+    Quantity(
+        name="train_loss", formula=_LOSS, models=ALL, drawn=ALL,
+        label="training loss (clean labels)", last_label="training loss at the end",
+    ),
+    Quantity(
+        name="test_loss", formula=_LOSS, beside="train_loss", models=ALL, drawn=ALL,
+        label="test loss", last_label="test loss at the end",
+    ),
+    Quantity(
+        name="linearized_train_loss", formula=_TWIN_LOSS, needs="linearized",
+        label="training loss, linearised",
+    ),
+    Quantity(
+        name="linearized_test_loss", formula=_TWIN_LOSS, needs="linearized",
+        beside="linearized_train_loss", label="test loss, linearised",
+    ),
+    Quantity(
+        name="train_accuracy", formula="share of training images classified rightly",
+        models=(WIDE_RESNET, RESNET), unit=IMAGES,
+    ),
+    Quantity(
+        name="test_accuracy", formula="share of test images classified rightly",
+        models=(WIDE_RESNET, RESNET), unit=IMAGES, drawn=(WIDE_RESNET, RESNET),
+    ),
+    Quantity(
+        name="smoothed_test_accuracy", formula="exponential mean of the test accuracy",
+        models=(RESNET,), unit=IMAGES,
+    ),
+    Quantity(
+        name="first_layer_norm", formula="‖W₁‖_F", models=(WIDE_RESNET,), drawn=(WIDE_RESNET,),
+        label=r"first layer $\|W_1\|_F$",
+    ),
+    Quantity(
+        name="norm_mean", formula="mean ‖wᵢ‖", models=(TWO_LAYER, ERF), drawn=(TWO_LAYER, ERF),
+        from_zero=True, label=r"mean $\|w_i\|$", last_label=r"mean $\|w_i\|$ at the end",
+    ),
+    Quantity(
+        name="norm_std", formula="standard deviation of ‖wᵢ‖", models=(ERF,),
+        label=r"deviation of $\|w_i\|$",
+    ),
+    Quantity(
+        name="norm_squared", formula="‖W‖²_F", beside="norm_mean",
+        label=r"$\|W\|_F^2$", last_label=r"$\|W\|_F^2$ at the end",
+    ),
+    Quantity(
+        name="second_layer_norm", formula="‖a‖", beside="norm_mean",
+        label=r"$\|a\|$", last_label=r"$\|a\|$ at the end",
+    ),
+    Quantity(
+        name="alignment_mean", formula="mean of |⟨wᵢ, θ*⟩|", drawn=(TWO_LAYER,), from_zero=True,
+        label=r"mean $|\langle w_i, \theta^\star\rangle|$",
+    ),
+    Quantity(
+        name="cosine_mean", formula="mean of |cos(wᵢ, θ*)|", beside="alignment_mean",
+        drawn=(TWO_LAYER,), from_zero=True, label=r"mean $|\cos(w_i, \theta^\star)|$",
+        last_label=r"mean $|\cos(w_i, \theta^\star)|$ at the end",
+    ),
+    Quantity(
+        name="interpolator_distance", formula="‖Wᵀa − θ*‖", label=r"$\|\theta - \theta^\star\|$",
+    ),
+    Quantity(
+        name="lazy_fraction", formula="share of neurons within 1/√m of their start",
+        label="share of lazy neurons",
+    ),
+    Quantity(
+        name="lazy_escape", beside="lazy_fraction", axis=Axis.END, of_neurons=True, unit=STEPS,
+        formula="when each left, in steps, interpolated between looks four an octave (−1: never)",
+    ),
+    Quantity(
+        name="ntk_distance", models=(TWO_LAYER, ERF, WIDE_RESNET), drawn=(ERF, WIDE_RESNET),
+        formula="‖K_t − K_0‖_F / ‖K_0‖_F, tangent kernel on the training inputs", costly=True,
+        label=r"$\|K_t - K_0\|_F\,/\,\|K_0\|_F$",
+    ),
+    Quantity(
+        name="kernel_step", formula="the steps at which the kernel was measured",
+        models=(WIDE_RESNET,), axis=Axis.RUN, label="step $t$", unit=STEPS,
+    ),
+    Quantity(
+        name="pruned_accuracy", formula="test accuracy with that share of the weights kept",
+        models=(RESNET,), axis=Axis.PERCENT, unit=IMAGES, drawn=(RESNET,),
+    ),
+    Quantity(
+        name="kept_percent", formula="shares of the weights that pruning keeps",
+        models=(RESNET,), axis=Axis.RUN, label="weights kept (%)", unit="%",
+    ),
+    Quantity(name="tracked_neurons", formula=_SINGLE, axis=Axis.RUN, of_neurons=True),
+    Quantity(name="tracked_norm", formula=_SINGLE, beside="tracked_neurons", of_neurons=True),
+    Quantity(name="tracked_alignment", formula=_SINGLE, beside="tracked_neurons", of_neurons=True),
+    Quantity(
+        name="tracked_second_layer", formula=_SINGLE, beside="tracked_neurons", of_neurons=True,
+    ),
+    # The last record is the last cloud: which steps have one is known when the run has ended.
+    Quantity(
+        name="cloud_step", formula=_CLOUD, axis=Axis.END, label="step $t$", unit=STEPS,
+    ),
+    Quantity(
+        name="cloud_norm", formula=_CLOUD, beside="cloud_step", axis=Axis.CLOUD, of_neurons=True,
+    ),
+    Quantity(
+        name="cloud_alignment", formula=_CLOUD, beside="cloud_step", axis=Axis.CLOUD,
+        of_neurons=True,
+    ),
+    Quantity(name="final_W", formula="the network at the end", axis=Axis.END),
+    Quantity(name="final_a", formula="the network at the end", beside="final_W", axis=Axis.END),
+    Quantity(name="theta_star", formula="the interpolator", beside="final_W", axis=Axis.RUN),
+    Quantity(name="ledger_removed", formula=_LEDGER, needs="ledger", of_neurons=True),
+    Quantity(
+        name="ledger_restored", formula=_LEDGER, beside="ledger_removed", needs="ledger",
+        of_neurons=True,
+    ),
+    Quantity(name="lemma_3_nonpositive", formula=_LEMMA_3, needs="ledger", axis=Axis.CLOUD),
+    Quantity(
+        name="lemma_3_decrease", formula=_LEMMA_3, beside="lemma_3_nonpositive", needs="ledger",
+        axis=Axis.CLOUD,
+    ),
+    Quantity(name="diverged_at", formula=_ENDED, axis=Axis.END, unit=STEPS),
+    Quantity(name="about", formula=_ENDED, beside="diverged_at", axis=Axis.FILE),
+    Quantity(name="state_…", formula=_ENDED, beside="diverged_at", axis=Axis.FILE),
+    Quantity(
+        name="tau", formula="the label noise of each network", models=(RESNET,), axis=Axis.RUN,
+    ),
+    Quantity(
+        name="images", formula="how many images there are for training and for the test",
+        models=(WIDE_RESNET, RESNET), axis=Axis.RUN,
+    ),
+    Quantity(
+        name="largest_stable_lr", models=(WIDE_RESNET,), axis=Axis.RUN,
+        formula="the learning rate below which the linearised network is stable",
+    ),
+)  # fmt: skip
+
+TABLE: dict[str, Quantity] = {row.name: row for row in _ROWS}
+"""The rows by their names, in the order in which arrays are recorded."""
+
+
+def find(name: str) -> Quantity | None:
+    """The quantity that an array holds, of all networks or of one arm; None for a user's own."""
+    arm, _, of_arm = name.partition("_")
+    row = TABLE.get(name)
+    if row is None and arm in ARMS:
+        row = TABLE.get(of_arm)
+        if row is not None and (row.axis is not Axis.RECORD or row.of_neurons):
+            return None
+    return row
+
+
+def names(
+    model: str, axis: Axis = Axis.RECORD, *, of_neurons: bool = False, needs: str = ""
+) -> tuple[str, ...]:
+    """The quantities recorded of a model for this axis, in order, without INDEXES.
+
+    `needs`: those that the option of this name adds.
+    """
+    return tuple(
+        row.name
+        for row in TABLE.values()
+        if model in row.models
+        and (row.axis, row.of_neurons, row.needs) == (axis, of_neurons, needs)
+        and row.name not in INDEXES
+    )
+
+
+def drawn(*models: str) -> list[str]:
+    """The quantities that are drawn of any of these models where none is named."""
+    return [row.name for row in TABLE.values() if not set(models).isdisjoint(row.drawn)]
+
+
+def reserved() -> set[str]:
+    """The names that a user's observable cannot take: those of a trajectory and of its file."""
+    return {row.name for row in TABLE.values() if TWO_LAYER in row.models}
+
+
+def label(name: str) -> str:
+    """What an array is called on the axis of a figure."""
+    row = TABLE.get(name)
+    return row.label if row is not None and row.label else name.replace("_", " ")
+
+
+def last_label(name: str) -> str:
+    """What the last value of a quantity is called on the axis of a sweep's figure."""
+    row = TABLE.get(name)
+    return row.last_label if row is not None and row.last_label else name
+
+
+def markdown(model: str = TWO_LAYER) -> str:
+    """The table of a model's arrays, as it stands in the README."""
+    rows: dict[str, list[Quantity]] = {}
+    for row in TABLE.values():
+        if model in row.models:
+            rows.setdefault(row.beside or row.name, []).append(row)
+    lines = ["| in `trajectory.npz` | what |", "| --- | --- |"]
+    for together in rows.values():
+        arrays = ", ".join(f"`{row.name}`" for row in together)
+        words = "; ".join(dict.fromkeys(row.formula for row in together)).replace("|", r"\|")
+        lines.append(f"| {arrays} | {words} |")
+    return "\n".join(lines) + "\n"
