@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lnsim.base.checks import FloatArray
 from lnsim.base.config import nearest
 from lnsim.run import quantities
-from lnsim.run.quantities import ARMS, Axis
+from lnsim.run.quantities import ARMS, Axis, Quantity
 from lnsim.run.record import Record
 
 ENDS = {"DIVERGED": "diverged at step {:,}", "STOPPED": "stopped at step {:,}"}
@@ -101,9 +101,17 @@ def of_two_layer(trajectory: Record) -> bool:
     return "alignment_mean" in trajectory.arrays
 
 
+def _row(trajectory: Record, name: str) -> Quantity | None:
+    """The row of an array; None for a user's own, whatever networks record under its name."""
+    row = quantities.find(name)
+    if row is not None and of_two_layer(trajectory) and quantities.TWO_LAYER not in row.models:
+        return None
+    return row
+
+
 def axis(trajectory: Record, name: str) -> str:
     """The array of the times, or of the shares of weights kept, that a curve is over."""
-    row = quantities.find(name)
+    row = _row(trajectory, name)
     if row is not None and row.axis is Axis.CLOUD:
         return "cloud_step"
     if row is not None and row.axis is Axis.PERCENT:
@@ -144,7 +152,7 @@ def _count(trajectory: Record) -> int:
 
 
 def _is_curve(trajectory: Record, name: str) -> bool:
-    values, row = trajectory[name], quantities.find(name)
+    values, row = trajectory[name], _row(trajectory, name)
     if values.dtype.kind != "f":
         return False
     if row is not None and (row.of_neurons or row.axis in (Axis.RUN, Axis.END)):

@@ -84,13 +84,18 @@ def _put_meta(database: sqlite3.Connection, meta: Mapping[str, Any]) -> None:
 
 
 class Writer:
-    """A results file that is open for writing, after `read` found it sound."""
+    """A results file that is open for writing, after `read` found it sound.
+
+    `columns` are those of its points; a file keeps the columns that it was made with.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._database = sqlite3.connect(path)
         self._database.execute("PRAGMA synchronous = FULL")
         self._waiting: list[Row] = []
+        listed = self._database.execute("SELECT name FROM pragma_table_info('points')")
+        self.columns = frozenset(name for (name,) in listed) - {"digest"}
 
     def put_meta(self, meta: Mapping[str, Any]) -> None:
         """Replaces the table meta, in one transaction.  Raises OSError as `flush` does."""

@@ -170,7 +170,8 @@ def _run(
                 for chunk, summaries in arrived
                 for point, summary in zip(chunk, summaries, strict=True)
             ]
-            writer.add(rows)
+            # A file made before a quantity was added to the table has no column for it.
+            writer.add([{k: v for k, v in row.items() if k in writer.columns} for row in rows])
             new += len(rows)
             report(len(rows))
         _flush(writer)
