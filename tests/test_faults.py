@@ -26,6 +26,7 @@ from lnsim.base import config as configs
 from lnsim.cli.main import main
 from lnsim.experiments.label_noise import Config
 from lnsim.images import data
+from lnsim.run.folder import LOCK
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.sweeps import store as sweep_store
 
@@ -209,7 +210,7 @@ def test_a_signal_stops_at_a_record_and_says_how_to_go_on(children, tmp_path, nu
     assert said.splitlines()[-1].endswith(f"go on with: lnsim run --resume --out {folder}")
     stopped = Trajectory.load(folder, "checkpoint.npz")
     assert stopped.status.code == "STOPPED" and stopped.status.step == stopped.steps[-1]
-    assert files.LOCK not in contents(folder)
+    assert LOCK not in contents(folder)
 
 
 def wait_for(path):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import lnsim
 from lnsim.cli.main import main
+from lnsim.run.folder import locked
 from lnsim.sweeps import store
 
 COLUMNS = {"lr": "REAL", "width": "INTEGER", "ledger": "INTEGER", "status": "TEXT"}
@@ -206,7 +207,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_two_sweeps_into_one_folder_are_never_mixed(tmp_path):
     sweep_of_two(tmp_path, [1.0])
     before = (tmp_path / store.FILE).read_bytes()
-    with store.locked(tmp_path), pytest.raises(ValueError, match="another sweep is writing"):
+    with locked(tmp_path, "sweep"), pytest.raises(ValueError, match="another sweep is writing"):
         sweep_of_two(tmp_path)
     assert (tmp_path / store.FILE).read_bytes() == before
     assert sweep_of_two(tmp_path).new == 1
@@ -214,7 +215,7 @@ def test_two_sweeps_into_one_folder_are_never_mixed(tmp_path):
 
 @pytest.mark.small
 def test_a_lock_without_results_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), store.locked(tmp_path):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path, "sweep"):
         raise ZeroDivisionError
     assert not os.listdir(tmp_path)
 

@@ -16,6 +16,7 @@ from lnsim.base import files
 from lnsim.cli.folders import how_to_resume
 from lnsim.cli.main import main
 from lnsim.experiments.label_noise import Config
+from lnsim.run.folder import in_shell
 from lnsim.sweeps.grid import axes, parse_axis
 
 pytestmark = pytest.mark.small
@@ -143,7 +144,7 @@ def test_commands_that_are_printed_can_be_pasted(name):
     command = how_to_resume(Path("runs") / name)
     assert shlex.split(command) == ["lnsim", "run", "--resume", "--out", f"runs/{name}"]
     said = subprocess.run(
-        ["sh", "-c", f"printf %s {files.in_shell(Path(name))}"], capture_output=True, check=True
+        ["sh", "-c", f"printf %s {in_shell(Path(name))}"], capture_output=True, check=True
     ).stdout.decode()
     assert Path(said) == Path(name) and not said.startswith("-")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lnsim.base.files import in_shell
+from lnsim.run.folder import in_shell
 from lnsim.simulation.trajectory import Trajectory
 
 CHECKPOINT = "checkpoint.npz"

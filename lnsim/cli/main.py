@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 from lnsim.base import config as configs
 from lnsim.base import threads
-from lnsim.base.files import RunFolder, free_path, in_shell, locked
 from lnsim.cli import plot, surroundings, sweep
 from lnsim.cli.exits import BAD_INPUT, DIVERGED, INTERRUPTED, LOST, MISMATCH, interrupted
 from lnsim.cli.folders import CHECKPOINT, hinting, how_to_resume, newest
@@ -20,6 +19,7 @@ from lnsim.figures import style
 from lnsim.figures.output import Undrawn
 from lnsim.run import experiment
 from lnsim.run.experiment import Experiment
+from lnsim.run.folder import RunFolder, free_path, in_shell, locked
 from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
 

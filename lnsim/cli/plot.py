@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lnsim.base import config as configs
-from lnsim.base.files import RunFolder
 from lnsim.cli.folders import newest
 from lnsim.figures.output import guarded
+from lnsim.run.folder import RunFolder
 from lnsim.run.record import Ending
 
 CURVES = "curves"

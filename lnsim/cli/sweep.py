@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from lnsim.base import config as configs
-from lnsim.base.files import in_shell
 from lnsim.cli.exits import interrupted
+from lnsim.run.folder import in_shell
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:

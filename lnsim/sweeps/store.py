@@ -16,7 +16,7 @@ Safe.  The file comes into being complete, by a rename.  Rows arrive in transact
 rollback journal with synchronous=FULL: a process killed at any moment loses nothing committed, and
 leaves nothing half written.  (The write-ahead log is not used: it needs shared memory, which
 network folders lack.)  Before a file is opened for writing its header is read and, read-only,
-SQLite's integrity check and every digest.  One sweep at a time writes to a folder (files.py).
+SQLite's integrity check and every digest.  One sweep at a time writes to a folder (run/folder.py).
 Readers, such as a plot or pandas, may come at any time.
 """
 
@@ -29,13 +29,13 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lnsim.base import files
 
-FILE, LOCK = "sweep.sqlite", files.LOCK
+FILE = "sweep.sqlite"
 APPLICATION = 0x6C6E7377  # "lnsw"
 SCHEMA = 1
 BUSY = 60.0
@@ -48,11 +48,6 @@ HELD = "{} is held by another program: close that, or wait for its end"
 SQL_TYPES = {float: "REAL", int: "INTEGER", bool: "INTEGER", str: "TEXT"}
 
 Row = dict[str, Any]
-
-
-def locked(folder: Path) -> AbstractContextManager[None]:
-    """Holds the folder for one sweep: see files.py.  Raises ValueError where another has it."""
-    return files.locked(folder, "sweep")
 
 
 def key_of(experiment: str, backend: str, config: Mapping[str, Any]) -> str:

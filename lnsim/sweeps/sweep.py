@@ -114,7 +114,7 @@ def sweep(
     written, and for a folder of another sweep; ChildProcessError where points were lost because
     their workers died of them.
     """
-    from lnsim.base.files import RunFolder, holds_something
+    from lnsim.run.folder import RunFolder, holds_something, locked
     from lnsim.sweeps import dispatch as sweep_workers
     from lnsim.sweeps import grid as sweep_grid
     from lnsim.sweeps import store as sweep_store
@@ -128,7 +128,7 @@ def sweep(
     path = folder / sweep_store.FILE
     if folder.is_dir() and not path.exists() and holds_something(folder):
         raise ValueError(f"output folder {folder} is not empty and holds no sweep: choose another")
-    with RunFolder(folder, reuse=True), sweep_store.locked(folder):
+    with RunFolder(folder, reuse=True), locked(folder, "sweep"):
         earlier, rows = _earlier(path, meta) if path.exists() else ({}, [])
         there = {row["key"] for row in rows}
         keys = {point: sweep_store.key_of(experiment, backend, asdict(point)) for point in points}
