@@ -21,7 +21,7 @@ from test_faults import bound_by_modes
 import lnsim
 import lnsim_numba
 from lnsim.base import compiled as compiled_code
-from lnsim.sweeps import dispatch
+from lnsim.sweeps import processes
 
 pytestmark = pytest.mark.small
 
@@ -267,7 +267,7 @@ def test_the_workers_of_a_sweep_leave_the_warning_to_their_parent(kept, monkeypa
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     with warnings.catch_warnings():
-        dispatch._begin_worker()
+        processes.begin_worker()
         # Else it is an error.
         compiled_code._warn("Permission denied", "every process compiles anew")
     with pytest.warns(RuntimeWarning, match="cannot be kept"):

@@ -368,11 +368,9 @@ def ended(chunk):
 def killed_sending(chunk):
     """Dies as a process does that is killed once half of what it found is in the pipe."""
     frame = sys._getframe()
-    while "result_queue" not in frame.f_locals:
+    while "pipe" not in frame.f_locals:
         frame = frame.f_back
-    results = frame.f_locals["result_queue"]
-    results._wlock.acquire()
-    os.write(results._writer.fileno(), (1000).to_bytes(4, "big") + b"half")
+    os.write(frame.f_locals["pipe"].fileno(), (1000).to_bytes(4, "big") + b"half")
     killed(chunk)
 
 

@@ -4,38 +4,25 @@ A chunk is a list of configurations that agree in all but the scalar hyperparame
 ensemble can run them; it is one task, on one core.  Its length is such that it lasts some seconds
 and every core has work.  What a point gives does not depend on the chunk it is in.
 
-A worker that dies costs its chunk alone.  When a process dies its pool breaks, and nobody knows
-whose chunk it was: every chunk that was under way is then run once more, by itself, in a new pool,
-and one that breaks the pool again is lost; the others go on.  Dask gives a dead worker's chunk to
-another and, after some workers have died of it, up.
+A worker that dies costs its chunk alone.  The chunk of a process that died is run once more, in a
+new process and while no other chunk runs (the memory may have been too small for two), and one that
+its process dies of again is lost; the others go on.  Dask gives a dead worker's chunk to another
+and, after some workers have died of it, up.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    wait,
-)
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import connection
 from typing import Any
 
-from lnsim.base.signals import without_signals
 from lnsim.base.threads import cores, one_thread
 from lnsim.experiments._synthetic import Setting
 from lnsim.sweeps.points import Summary, run_points, shared
+from lnsim.sweeps.processes import Died, processes
 
 CHUNK_SECONDS = 4.0
 """About how long a chunk lasts on one core."""
@@ -49,7 +36,7 @@ RECORD_SECONDS = 1e-8
 POLL_SECONDS = 0.2
 """How often a sweep that waits looks whether it is to stop."""
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+BROKEN = "a worker died, and with it the executor; what had arrived is kept"
 
 Chunk = list[Setting]
 
@@ -82,16 +69,14 @@ def seconds(config: Setting) -> float:
 class Crew:
     """Workers to hand chunks to.
 
-    `renew` makes an executor anew after it broke, where that can be done; `gone` are the errors of
-    a task whose worker died and that will not be tried again; `tend(executor)` is called all the
-    time while tasks run.
+    `died` is the error of a task whose worker died and that may be tried again; `gone` are those of
+    tasks that the executor itself has tried again.
     """
 
-    executor: Any  # an Executor
+    executor: Executor
     size: int
-    renew: Callable[[], Executor] | None = None
+    died: tuple[type[BaseException], ...] = ()
     gone: tuple[type[BaseException], ...] = ()
-    tend: Callable[[Any], object] = lambda executor: None
 
 
 @contextmanager
@@ -111,76 +96,8 @@ def crew(executor: Executor | None, scheduler: str | None) -> Iterator[Crew]:
         with dask_cluster.cluster(scheduler) as (pool, size, gone):
             yield Crew(pool, size, gone=gone)
     else:
-        with _processes() as workers:
-            yield workers
-
-
-@contextmanager
-def _processes() -> Iterator[Crew]:
-    """One process per core, each of one thread; at the end, whatever the end, none is left."""
-    with _one_thread():
-        workers = Crew(_Pool(), cores(), renew=_Pool, tend=_Pool.tend)
-        try:
-            yield workers
-        finally:
-            workers.executor.end()
-            workers.executor.shutdown()
-
-
-class _Pool(ProcessPoolExecutor):
-    """A process per core, started as tasks come, that leaves Ctrl-C to this process.
-
-    One that is killed half way through sending leaves the pool's thread to wait for the rest, and
-    it would for ever, as the pool itself holds the other end of the pipe.
-    """
-
-    def __init__(self) -> None:
-        spawn = multiprocessing.get_context("spawn")  # a forked process may inherit a held lock
-        super().__init__(cores(), mp_context=spawn, initializer=_begin_worker)
-
-    def submit(self, task: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        with without_signals({signal.SIGINT}):  # it may start a process
-            return super().submit(task, *args, **options)
-
-    def tend(self) -> None:
-        """Has the pool break where one of its processes died."""
-        if connection.wait([process.sentinel for process in self._processes.values()], 0):
-            self.end()
-
-    def end(self) -> None:
-        """Kills the processes; the pool then is a broken one."""
-        for process in self._processes.values():
-            process.kill()
-        self._result_queue._writer.close()  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Has the processes that are started meanwhile use one thread each."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _begin_worker() -> None:
-    """Leaves Ctrl-C to the parent for good, and ends with it even where that is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.filterwarnings("ignore", "compiled code cannot be kept")  # the parent has said so
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        with processes() as pool:
+            yield Crew(pool, cores(), died=(Died,))
 
 
 def run_chunk(experiment: str, backend: str, chunk: Chunk) -> list[Summary]:
@@ -209,23 +126,21 @@ class Dispatch:
     ) -> Iterator[list[tuple[Chunk, list[Summary]]]]:
         """What has arrived, time after time, until all is done, lost, or `stop()` is true.
 
-        Raises what a task raises, ChildProcessError where an executor that cannot be renewed
-        breaks.
+        Raises what a task raises, ChildProcessError where the executor breaks.
         """
         self._waiting.extend(work)
         try:
             while (self._waiting or self._suspects or self._running) and not stop():
                 self._hand_out()
                 done, _ = wait(self._running, POLL_SECONDS, return_when=FIRST_COMPLETED)
-                self.workers.tend(self.workers.executor)
                 arrived = [(f, self._running.pop(f)) for f in done if _error(f) is None]
                 if arrived:
                     yield [(chunk, future.result()) for future, chunk in arrived]
-                self._deal_with_failures(done)
+                for future in done & self._running.keys():
+                    self._deal_with(_error(future), self._running.pop(future))
         finally:
-            if self.workers.renew is None:  # a pool that breaks chokes on what was cancelled
-                for future in self._running:
-                    future.cancel()
+            for future in self._running:
+                future.cancel()
 
     def _hand_out(self) -> None:
         """Keeps every worker busy; while there are suspects, one of them by itself."""
@@ -235,44 +150,24 @@ class Dispatch:
         elif not self._suspects and not (self._alone and self._running):
             self._alone = False
             while self._waiting and len(self._running) < 2 * self.workers.size:
-                if not self._submit(self._waiting[0]):
-                    break
-                self._waiting.popleft()
+                self._submit(self._waiting.popleft())
 
-    def _submit(self, chunk: Chunk) -> bool:
-        """Hands out a chunk, unless the executor broke and what was under way is to be seen to."""
+    def _submit(self, chunk: Chunk) -> None:
         try:
-            future = self.workers.executor.submit(self.task, chunk)
-        except BrokenExecutor:
-            if self._running:
-                return False
-            self._renew()
-            future = self.workers.executor.submit(self.task, chunk)
-        self._running[future] = chunk
-        return True
+            self._running[self.workers.executor.submit(self.task, chunk)] = chunk
+        except BrokenExecutor as error:
+            raise ChildProcessError(BROKEN) from error
 
-    def _deal_with_failures(self, done: set[Future[list[Summary]]]) -> None:
-        broken = False
-        for future in done & self._running.keys():
-            error = _error(future)
-            if isinstance(error, self.workers.gone):
-                self.lost.append(self._running.pop(future))
-            elif isinstance(error, BrokenExecutor):
-                broken = True
-            elif error is not None:
-                raise error
-        if broken:
-            self._renew()
-            (self.lost if self._alone else self._suspects).extend(self._running.values())
-            self._running.clear()
-
-    def _renew(self) -> None:
-        if self.workers.renew is None:
-            raise ChildProcessError(
-                "a worker died, and with it the executor; what had arrived is kept"
-            )
-        broken, self.workers.executor = self.workers.executor, self.workers.renew()
-        broken.shutdown()
+    def _deal_with(self, error: BaseException | None, chunk: Chunk) -> None:
+        """Notes a chunk whose worker died; raises any other error."""
+        if isinstance(error, self.workers.died) and not self._alone:
+            self._suspects.append(chunk)
+        elif isinstance(error, self.workers.died + self.workers.gone):
+            self.lost.append(chunk)
+        elif isinstance(error, BrokenExecutor):
+            raise ChildProcessError(BROKEN) from error
+        elif error is not None:
+            raise error
 
 
 def _error(future: Future[Any]) -> BaseException | None:
