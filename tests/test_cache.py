@@ -340,8 +340,10 @@ def test_importing_changes_neither_environment_nor_files(tmp_path):
 
 FROM_ARCHIVE = """
 import sys, lnsim.cli.main, lnsim.base.compiled, lnsim_numba
+from lnsim.verdicts import page
 assert ".whl" in lnsim.__file__ and ".whl" in lnsim_numba.__file__
 assert lnsim.base.compiled._digest() == sys.argv[1]
+assert page.render(None, [], [], {}).startswith("<!DOCTYPE html>")
 size = "steps=20 record_every=10 width=4 dim=2 samples=5 test_samples=5 tracked=2".split()
 sys.exit(lnsim.cli.main.main(["run", "label-noise", "--out", sys.argv[2], "--set", *size]))
 """
@@ -352,8 +354,9 @@ def test_it_runs_from_an_archive_on_the_path(tmp_path):
     with zipfile.ZipFile(archive, "w") as members:
         for name in ("lnsim", "lnsim_numba"):
             (folder,) = find_spec(name).submodule_search_locations
-            for file in Path(folder).rglob("*.py"):
-                members.write(file, file.relative_to(Path(folder).parent))
+            for file in Path(folder).rglob("*.*"):
+                if file.suffix != ".pyc":
+                    members.write(file, file.relative_to(Path(folder).parent))
     # The same code: it is compiled.
     keep = {"NUMBA_CACHE_DIR": str(compiled_code.folder().parents[1])}
     command = ("-c", FROM_ARCHIVE, compiled_code._digest(), str(tmp_path / "run"))

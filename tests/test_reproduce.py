@@ -1,13 +1,16 @@
 """The page of `reproduce`, at sizes at which nothing of the paper shows, and its verdicts."""
 
+import configparser
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lnsim.simulation.trajectory import Trajectory
+from lnsim.theory import paper
 from lnsim.verdicts import claims, page
 from lnsim.verdicts.reproduce import SYNTHETIC, reproduce
 
@@ -95,6 +98,39 @@ def test_a_verdict_follows_its_rule():
         assert verdict(relation, 1.0, math.nan, within=0.05) == claims.FAILS
     line = str(claims.judge("the claim", "Lemma 1", "at most", 1, 0, "rule"))
     assert line.split() == ["holds", "Lemma", "1:", "the", "claim"]
+
+
+@pytest.mark.small
+def test_what_is_put_into_the_page_is_text_and_nothing_else(tmp_path):
+    """Neither markup, nor what a template or a regular expression would take for its own."""
+    odd = "<b> & $rows ${key} \\1"
+    judged = claims.judge(odd, odd, "at most", 2.0, 1.0, odd, note=odd)
+    section = page.Section("key", odd, odd, (("missing.png", odd), ("there.png", odd)), [judged])
+    (tmp_path / "there.png").write_bytes(b"picture")
+    condition = paper.Condition("1", odd, 1.0, 2.0, None, odd)
+    made = {"versions": {odd: odd, "torch": "not installed"}, "python": odd}
+    text = page.render(tmp_path, [section], [condition], made)
+    shown = "&lt;b&gt; &amp; $rows ${key} \\1"
+    assert text.count(shown) == text.count("$rows") == 15 and "<b>" not in text
+    assert "torch" not in text and '\n<section id="key"><h2>' in text
+    assert '<figure><img alt="' in text and 'base64,cGljdHVyZQ=="><figcaption>' in text
+    assert f'<tr><td>{shown}<div class="rule">Rule: {shown}. {shown}.</div><td' in text
+    assert '<td class="verdict"><span style="color:#009E73">holds</span></tr></tbody>' in text
+
+
+@pytest.mark.small
+def test_every_file_of_a_package_is_installed_with_it():
+    root = Path(__file__).parents[1]
+    setup = configparser.ConfigParser()
+    setup.read(root / "setup.cfg", encoding="utf-8")
+    data, packages = setup["options.package_data"], setup["options"]["packages"].split()
+    for line in setup["options"]["package_dir"].split("\n")[1:]:
+        package, folder = line.split(" = ")
+        for file in (root / folder).rglob("*.*"):
+            if "__pycache__" not in file.parts:
+                inside = ".".join((package, *file.relative_to(root / folder).parts[:-1]))
+                assert inside in packages, file
+                assert file.suffix == ".py" or file.name in data[inside].split(), file
 
 
 @pytest.mark.small

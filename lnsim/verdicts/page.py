@@ -1,15 +1,21 @@
-"""The page of `reproduce`: one HTML file that holds its figures and asks nothing of a network."""
+"""The page of `reproduce`: one HTML file that holds its figures and asks nothing of a network.
+
+What it says is here, its markup in page.html.
+"""
 
 from __future__ import annotations
 
 import base64
+import functools
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from lnsim.theory.paper import Condition
@@ -153,25 +159,21 @@ SYMBOLS = (
     (r"(?<=\^)-|(?<=\^\()-", "−"), (r"\^\(([^)]*)\)|\^(−?\w+)", r"<sup>\1\2</sup>"),
 )  # fmt: skip
 COLOURS = {HOLDS: "#009E73", FAILS: "#D55E00", VACUOUS: "#767676", UNMET: "#8a6100"}
-STYLE = """
-body{font:16px/1.5 Georgia,'Times New Roman',serif;color:#111;background:#fff;max-width:60rem;
-margin:0 auto;padding:1rem}
-h1{font-size:1.6rem;line-height:1.2}h2{font-size:1.25rem;margin:2.2rem 0 .4rem;
-border-top:1px solid #bbb;padding-top:1rem}
-img{width:100%;height:auto}sup,sub{line-height:0}
-figure{margin:1rem 0}figcaption,.rule,footer{font-size:.85rem;color:#444}
-table{border-collapse:collapse;width:100%;font-size:.92rem}
-th,td{text-align:left;vertical-align:top;padding:.35rem .6rem .35rem 0;border-bottom:1px solid #ddd}
-td.number{white-space:nowrap}
-.verdict{font-weight:bold;white-space:nowrap}
-nav a{margin-right:1rem;white-space:nowrap}
-@media(max-width:40rem){thead{display:none}tr{display:block;border-bottom:1px solid #ddd;
-padding:.5rem 0}td{display:block;border:0;padding:.1rem 0}
-figure{overflow-x:auto}img{width:44rem;max-width:none}
-td[data-label]::before{content:attr(data-label) ': ';color:#444}td.number{white-space:normal}}
-@media print{body{max-width:none;padding:0;font-size:10pt}h2{break-after:avoid}
-figure,tr{break-inside:avoid}nav{display:none}}
-"""
+
+
+@functools.cache
+def _templates() -> dict[str, Template]:
+    """The blocks of page.html, by name."""
+    text = (resources.files(__package__) / "page.html").read_text(encoding="utf-8")
+    _, *blocks = re.split(r"<!-- (\w+) -->\n", re.sub(r"\n +", "", text))
+    return {
+        name: Template(block.rstrip("\n"))
+        for name, block in zip(blocks[::2], blocks[1::2], strict=True)
+    }
+
+
+def _fill(block: str, **values: object) -> str:
+    return _templates()[block].substitute(values)
 
 
 def render(
@@ -183,53 +185,41 @@ def render(
     """The page; pictures are read from `folder`."""
     counts = Counter(verdict.verdict for section in sections for verdict in section.verdicts)
     order = (HOLDS, FAILS, UNMET, VACUOUS)
-    tally = ", ".join(f"{counts[kind]} {_coloured(kind)}" for kind in order if counts[kind])
-    links = "".join(f'<a href="#{s.key}">{escape(s.title)}</a> ' for s in sections)
     versions = provenance.get("versions", {})
     made = ", ".join(f"{k} {v}" for k, v in versions.items() if v != "not installed")
-    return "\n".join(
-        [
-            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width,initial-scale=1">',
-            f"<title>lnsim: the paper's claims</title><style>{STYLE}</style></head><body>",
-            "<h1>Label noise SGD on two-layer linear networks: what holds</h1>",
-            "<p>The synthetic experiments of “On the Learning Dynamics of Two-layer Linear Networks"
-            " with Label Noise SGD” (AAAI 2026), run anew. Every verdict is computed from the runs"
-            f" by the rule below it: {tally}.</p>",
-            "<p><em>Premise not met</em>: the claim fails here, and so does an assumption it rests"
-            " on. <em>Vacuous</em>: the statement says nothing at these numbers.</p>",
-            f"<nav>{links}</nav>",
-            *(_section(folder, section) for section in sections),
-            _conditions(conditions),
-            f"<footer><p>{escape(made)}. Python {escape(str(provenance.get('python', '')))}. The"
-            " numbers are in verdicts.json, the runs in the folders beside it; lnsim run --config"
-            " FOLDER/config.toml repeats one bit for bit.</p></footer></body></html>",
-        ]
+    return _fill(
+        "page",
+        tally=", ".join(f"{counts[kind]} {_coloured(kind)}" for kind in order if counts[kind]),
+        links="".join(_fill("link", key=s.key, title=escape(s.title)) + " " for s in sections),
+        sections="\n".join(_section(folder, section) for section in sections),
+        conditions="".join(map(_condition, conditions)),
+        made=escape(made),
+        python=escape(str(provenance.get("python", ""))),
     )
 
 
 def _section(folder: Path, section: Section) -> str:
-    rows = "".join(_row(verdict) for verdict in section.verdicts)
-    return (
-        f'<section id="{section.key}"><h2>{escape(section.title)}</h2>'
-        f"<p><strong>Claim.</strong> {_text(section.claim)}</p>"
-        + "".join(_picture(folder / name, caption) for name, caption in section.pictures)
-        + "<table><thead><tr><th>Statement<th>Source<th>Predicted or asked<th>Measured<th>Verdict"
-        "</tr></thead>"
-        f"<tbody>{rows}</tbody></table></section>"
+    return _fill(
+        "section",
+        key=section.key,
+        title=escape(section.title),
+        claim=_text(section.claim),
+        pictures="".join(_picture(folder / name, caption) for name, caption in section.pictures),
+        rows="".join(map(_row, section.verdicts)),
     )
 
 
 def _row(verdict: Verdict) -> str:
-    note = f" {_text(verdict.note)}." if verdict.note else ""
-    return (
-        f"<tr><td>{_text(verdict.claim)}"
-        f'<div class="rule">Rule: {_text(verdict.rule)}.{note}</div>'
-        f'<td data-label="Source">{escape(verdict.source)}'
-        f'<td class="number" data-label="Predicted or asked">{verdict.relation}'
-        f" {number(verdict.predicted)}"
-        f'<td class="number" data-label="Measured">{number(verdict.measured)}'
-        f'<td class="verdict">{_coloured(verdict.verdict)}</tr>'
+    return _fill(
+        "row",
+        claim=_text(verdict.claim),
+        rule=_text(verdict.rule),
+        note=f" {_text(verdict.note)}." if verdict.note else "",
+        source=escape(verdict.source),
+        relation=verdict.relation,
+        predicted=number(verdict.predicted),
+        measured=number(verdict.measured),
+        verdict=_coloured(verdict.verdict),
     )
 
 
@@ -242,32 +232,26 @@ def _text(plain: str) -> str:
 
 
 def _coloured(kind: str) -> str:
-    return f'<span style="color:{COLOURS[kind]}">{kind}</span>'
+    return _fill("verdict", colour=COLOURS[kind], kind=kind)
 
 
 def _picture(path: Path, caption: str) -> str:
     if not path.is_file():
-        return f"<figure><figcaption>(not drawn) {_text(caption)}</figcaption></figure>"
+        return _fill("missing", caption=_text(caption))
     data = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
-    )
+    return _fill("picture", alt=escape(caption), data=data, caption=_text(caption))
 
 
-def _conditions(conditions: Sequence[Condition]) -> str:
+def _condition(condition: Condition) -> str:
     words = {True: HOLDS, False: FAILS, None: "constant unstated"}
-    rows = "".join(
-        f"<tr><td>{c.name}: {_text(c.statement)}"
-        f'<td data-label="Here">{number(c.value)}<td data-label="Asked">{number(c.threshold)}'
-        f"<td>{words[c.holds]}; {_text(c.note)}</tr>"
-        for c in conditions
-    )
-    return (
-        '<section id="condition-1"><h2>Condition 1 at the setting of Figure 2</h2>'
-        "<p>The theory asks for it throughout; the paper's own figures do not satisfy it.</p>"
-        "<table><thead><tr><th>Assumption<th>Here<th>Asked<th>Remark</tr></thead>"
-        f"<tbody>{rows}</tbody></table></section>"
+    return _fill(
+        "condition",
+        name=condition.name,
+        statement=_text(condition.statement),
+        value=number(condition.value),
+        threshold=number(condition.threshold),
+        holds=words[condition.holds],
+        note=_text(condition.note),
     )
 
 
