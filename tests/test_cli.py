@@ -14,7 +14,6 @@ import pytest
 import lnsim
 from lnsim.cli import exits
 from lnsim.cli.main import main
-from lnsim.experiments import keys
 from lnsim.run import experiment as experiments
 
 SMALL = ["--set", "samples=20", "--set", "dim=4", "--set", "width=30", "--set", "lr=1e-2",
@@ -99,13 +98,10 @@ def test_every_key_is_explained(name, capsys):
     assert main(["list", name]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
+    words = " ".join(out.split())
     for field in fields(experiments.load(name).Config):
         assert f"{field.name} = " in out
-
-
-def test_no_meaning_is_of_a_key_that_is_gone():
-    every = {f.name for name in experiments.names() for f in fields(experiments.load(name).Config)}
-    assert set(keys.MEANINGS) == every
+        assert field.metadata["meaning"] in words
 
 
 def test_the_second_sigterm_changes_nothing_and_ctrl_c_interrupts():

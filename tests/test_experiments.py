@@ -1,6 +1,7 @@
 """The synthetic experiments: their configurations, their effects, and their figures everywhere."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from lnsim.base import config as configs
 from lnsim.experiments import _synthetic, label_noise, label_noise_periodic, oscillation, sam
 from lnsim.figures import canvas
 from lnsim.run import experiment as experiments
+from lnsim.sweeps import dispatch
 from lnsim.verdicts.reproduce import SYNTHETIC
 
 TINY = {"samples": 12, "dim": 4, "width": 10, "lr": 1e-2, "steps": 60, "record_every": 3}
@@ -33,6 +35,47 @@ def test_the_synthetic_experiments_are_listed():
     assert set(SYNTHETIC) <= set(experiments.names())
     with pytest.raises(ValueError, match="oscillation"):
         experiments.load("oscilation")
+
+
+@pytest.mark.small
+def test_a_key_has_its_default_its_meaning_and_a_list_of_its_own():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        lr: float = configs.key(0.5, "learning rate")
+        tau: list = configs.key([0.0, 0.1], "shares")
+
+    first, second = Config(), Config(lr=2.0)
+    assert (first.lr, second.lr, first.tau) == (0.5, 2.0, [0.0, 0.1])
+    first.tau.append(1.0)
+    assert second.tau == Config().tau == [0.0, 0.1]
+    meanings = [field.metadata["meaning"] for field in dataclasses.fields(Config)]
+    assert meanings == ["learning rate", "shares"]
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("name", experiments.names())
+def test_every_experiment_is_run_alike(name):
+    first, *rest = inspect.signature(experiments.load(name).run).parameters.values()
+    assert first.name == "config" and [p.name for p in rest[:2]] == ["backend", "device"]
+    assert rest[1].default == ""
+    assert all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in rest)
+
+
+@pytest.mark.small
+@pytest.mark.parametrize(
+    ("name", "changes", "columns", "samples"),
+    [
+        ("label-noise", {}, 5, 1),
+        ("label-noise", {"batch_size": 3}, 5, 3),
+        ("sam", {"batch_size": 0}, 5, 12),
+        ("oscillation", {}, 10, 1),
+    ],
+)
+def test_the_time_of_a_point_is_guessed_from_what_a_step_touches(name, changes, columns, samples):
+    """Of 4 inputs a network of 10 neurons moves as one of 5; a chain has its 10."""
+    _, config = build(name, steps=10**9, record_every=10**9, **changes)
+    expected = 1e9 * samples * columns * 4 * dispatch.STEP_SECONDS
+    assert dispatch.seconds(config) == pytest.approx(expected, rel=1e-2)
 
 
 @pytest.mark.small

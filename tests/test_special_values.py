@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lnsim.cli import main
-from lnsim.experiments import _synthetic, keys
+from lnsim.experiments import _synthetic
 from lnsim.figures import curves
 from lnsim.models.problem import gaussian_regression
 from lnsim.run import experiment as experiments
@@ -96,7 +96,7 @@ def documented():
         if name in NEED_TORCH and not find_spec("torch"):
             continue
         for field in dataclasses.fields(experiments.load(name).Config):
-            meaning = keys.MEANINGS[field.name]
+            meaning = field.metadata["meaning"]
             special = re.search(r"\d: \w|left out", meaning)
             if special and ("of images" not in meaning or name in ON_IMAGES):
                 yield name, field.name

@@ -18,6 +18,14 @@ import numpy as np
 C = TypeVar("C")
 
 
+def key(default: Any, meaning: str) -> Any:
+    """A key of a configuration: the field's default, and what `lnsim list` says that it means."""
+    metadata = {"meaning": meaning}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint that names what `word` may have been meant to be, or lists all there is."""
     known = sorted(known)

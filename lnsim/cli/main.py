@@ -194,7 +194,7 @@ def _add_assignments(parser: argparse.ArgumentParser) -> None:
 
 def _list(arguments: argparse.Namespace) -> int:
     if arguments.experiment is not None:
-        from lnsim.experiments import keys
+        from lnsim.cli import keys
 
         print("\n".join(keys.described(arguments.experiment)))
         return 0

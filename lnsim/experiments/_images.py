@@ -13,6 +13,7 @@ import numpy as np
 from lnsim import streams
 from lnsim.backend import load_networks
 from lnsim.base import checks
+from lnsim.base.config import key
 from lnsim.images import data as images
 from lnsim.images.data import Images
 from lnsim.simulation.trajectory import Trajectory
@@ -31,7 +32,7 @@ _NO_CHANGE = ("preset", "data", "data_root", "seed", "threads")
 
 
 @dataclass(frozen=True)
-class Setting:
+class ImageConfig:
     """What all have.  `preset` names where the other values come from, but for those changed.
 
     `data` is the path of an .npz file, or "cifar10", downloaded below `data_root`.  Of `samples`
@@ -39,13 +40,13 @@ class Setting:
     in training: sums shared among threads are rounded otherwise, so they are part of the run.
     """
 
-    preset: str = "small"
-    data: str = ""
-    data_root: str = "data"
-    samples: int = 0
-    test_samples: int = 0
-    seed: int = 0
-    threads: int = 1
+    preset: str = key("small", "small or paper: where the other values come from")
+    data: str = key("", "FILE.npz of images, or cifar10, which is downloaded")
+    data_root: str = key("data", "where cifar10 is kept")
+    samples: int = key(0, "n, training samples; of images, 0: all")
+    test_samples: int = key(0, "samples of the test set; of images, 0: all")
+    seed: int = key(0, "of the data, the network and the noise")
+    threads: int = key(1, "of the CPU, for each network; they change the last bits")
 
 
 def default_preset(backend: str, device: str | None) -> str:
@@ -62,7 +63,7 @@ def join(backend: str, device: str | None) -> Iterator[tuple[str, bool]]:
         yield own, engine.group().rank == 0
 
 
-def choose(config: Setting) -> Images:
+def choose(config: ImageConfig) -> Images:
     """The images that `config` asks for, chosen at random.  Raises ValueError where they are not.
 
     The same seed chooses the same images as in `linearization`.
@@ -92,7 +93,7 @@ def choose(config: Setting) -> Images:
 
 
 def caption(
-    trajectory: Trajectory, cls: type[Setting], presets: Mapping[str, Any], words: Sequence[str]
+    trajectory: Trajectory, cls: type[ImageConfig], presets: Mapping[str, Any], words: Sequence[str]
 ) -> str:
     """What stands below a figure: which preset made it, what was changed of it, on what data.
 

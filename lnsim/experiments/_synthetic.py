@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
+from lnsim.base.config import key
 from lnsim.dynamics import SGD, Alternating, Dynamics, LabelNoise
 from lnsim.models.problem import Problem, gaussian_regression
 from lnsim.models.two_layer import Network, ntk_init
@@ -17,36 +18,50 @@ from lnsim.simulation.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
-class Setting:
-    """The setting of the figures.  theta_norm = 0 leaves theta* as drawn."""
+class LinearConfig:
+    """The setting of the figures.  theta_norm = 0 leaves theta* as drawn.
 
-    samples: int = 200
-    test_samples: int = 1000
-    dim: int = 20
-    width: int = 1000
-    theta_norm: float = 0.0
-    lr: float = 1e-3
-    steps: int = 2_000_000
-    record_every: int = 2_000
-    tracked: int = 8
-    seed: int = 0
+    `reduces` and `samples_a_step` say what a step costs: whether the network may be trained in the
+    span of the data, and of how many samples a step takes gradients one by one.
+    """
+
+    reduces: ClassVar[bool] = True
+
+    samples: int = key(200, "n, training samples; of images, 0: all")
+    test_samples: int = key(1000, "samples of the test set; of images, 0: all")
+    dim: int = key(20, "d, the input dimension")
+    width: int = key(1000, "m, hidden neurons; of resnet, channels of the first group")
+    theta_norm: float = key(0.0, "|theta*| to scale the labels to; 0: as drawn")
+    lr: float = key(1e-3, "learning rate, eta in the paper")
+    steps: int = key(2_000_000, "how long to train")
+    record_every: int = key(2_000, "steps between records; for resnet, epochs")
+    tracked: int = key(8, "neurons that are followed one by one")
+    seed: int = key(0, "of the data, the network and the noise")
+
+    @property
+    def samples_a_step(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True)
-class NoisySetting(Setting):
+class NoisyConfig(LinearConfig):
     """The same under label noise SGD."""
 
-    sigma: float = 4.0
-    law: str = "rademacher"
-    batch_size: int = 1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    sigma: float = key(4.0, "standard deviation of the label noise")
+    law: str = key("rademacher", "of the label noise: rademacher, gaussian or uniform")
+    batch_size: int = key(1, "samples in a step; 0: all of them")
+    momentum: float = key(0.0, "share of the last step that is taken again")
+    weight_decay: float = key(0.0, "share of the weights taken away, times lr")
+
+    @property
+    def samples_a_step(self) -> int:
+        return self.batch_size or self.samples
 
 
-C = TypeVar("C", bound=Setting)
+C = TypeVar("C", bound=LinearConfig)
 
 
-def start(config: Setting) -> tuple[Problem, Network]:
+def start(config: LinearConfig) -> tuple[Problem, Network]:
     """The problem and the network at the start.  Raises ValueError for sizes out of range."""
     checks.real("theta_norm", config.theta_norm, least=0.0)
     problem = gaussian_regression(
@@ -59,7 +74,7 @@ def start(config: Setting) -> tuple[Problem, Network]:
     return problem, ntk_init(config.width, config.dim, config.seed)
 
 
-def label_noise_sgd(config: NoisySetting) -> SGD:
+def label_noise_sgd(config: NoisyConfig) -> SGD:
     """The dynamics of a noisy setting."""
     return SGD(
         config.lr,
@@ -72,18 +87,19 @@ def label_noise_sgd(config: NoisySetting) -> SGD:
 
 def train(
     experiment: str,
-    config: Setting,
+    config: LinearConfig,
     dynamics: Dynamics | Alternating,
     backend: str,
-    driver: dict[str, Any],
+    device: str,
+    **driver: Any,
 ) -> Trajectory:
     """Trains from `start`; the trajectory's config names the experiment and repeats the run.
 
-    `driver` goes to `simulate` as it is, but for its `device`, which becomes part of the backend.
+    `device` becomes part of the backend; `driver` goes to `simulate` as it is.
     """
     problem, network = start(config)
     driver = {"seed": config.seed, "tracked": config.tracked, **driver}
-    if device := driver.pop("device", ""):
+    if device:
         backend = f"{backend}:{device}"
     return simulate(
         problem,

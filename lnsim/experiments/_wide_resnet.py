@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lnsim.backend import NetworkEngine, load_networks
 from lnsim.base import checks
+from lnsim.base.config import key
 from lnsim.experiments import _images
 from lnsim.experiments._arms import Arms, Records
 from lnsim.run import quantities
@@ -53,28 +54,28 @@ LABELS = {"clean": "clean", "noisy": "noisy", "sam": "SAM", "linearized": "linea
 
 
 @dataclass(frozen=True)
-class Setting(_images.Setting):
+class WideResNetConfig(_images.ImageConfig):
     """The network is wide_resnet(block_size, k, alpha=alpha); `alpha` scales its output.
 
     The kernel, dearer than some ten steps, is measured every `kernel_every` steps, a multiple of
     `record_every`; 0 for never.  `compile`: by torch.compile, on CUDA.
     """
 
-    samples: int = 64
-    test_samples: int = 64
-    block_size: int = 1
-    k: int = 1
-    alpha: float = 1.0
-    lr: float = 2.0
-    steps: int = 900
-    record_every: int = 25
-    kernel_every: int = 150
-    compile: bool = False
+    samples: int = key(64, "n, training samples; of images, 0: all")
+    test_samples: int = key(64, "samples of the test set; of images, 0: all")
+    block_size: int = key(1, "residual blocks in a group")
+    k: int = key(1, "widening factor")
+    alpha: float = key(1.0, "scale of the network's output at the start")
+    lr: float = key(2.0, "learning rate, eta in the paper")
+    steps: int = key(900, "how long to train")
+    record_every: int = key(25, "steps between records; for resnet, epochs")
+    kernel_every: int = key(150, "steps between measurements of the tangent kernel; 0: never")
+    compile: bool = key(False, "compile the network; needs CUDA")
 
 
 def run(
     experiment: str,
-    config: Setting,
+    config: WideResNetConfig,
     arms: Mapping[str, Mapping[str, Any]],
     backend: str,
     device: str,
@@ -128,7 +129,7 @@ def report(trajectory: Trajectory) -> list[str]:
     return lines
 
 
-def figure(trajectory: Trajectory, cls: type[Setting], *words: str) -> Figure:
+def figure(trajectory: Trajectory, cls: type[WideResNetConfig], *words: str) -> Figure:
     """Losses, first-layer norm and kernel distance of all curves; `words` say what the arms are."""
     from lnsim.figures import networks
 
@@ -145,7 +146,7 @@ def _each(values: Mapping[str, Any], form: str) -> str:
     return ", ".join(f"{text} {LABELS[curve]}" for curve, text in texts.items())
 
 
-def _check(config: Setting) -> None:
+def _check(config: WideResNetConfig) -> None:
     checks.choice("preset", config.preset, PRESETS)
     every = checks.integer("record_every", config.record_every, 1)
     if checks.integer("kernel_every", config.kernel_every, 0) % every:
@@ -154,7 +155,7 @@ def _check(config: Setting) -> None:
         )
 
 
-def _plan(engine: NetworkEngine, config: Setting, changes: Mapping[str, Any]) -> Any:
+def _plan(engine: NetworkEngine, config: WideResNetConfig, changes: Mapping[str, Any]) -> Any:
     return engine.Plan(
         steps=config.steps, record_every=config.record_every, lr=config.lr, seed=config.seed,
         **changes,
@@ -164,7 +165,7 @@ def _plan(engine: NetworkEngine, config: Setting, changes: Mapping[str, Any]) ->
 class _Recorder:
     """The network at the start, its linearisation, and what is observed of an arm."""
 
-    def __init__(self, engine: NetworkEngine, config: Setting, data: Any) -> None:
+    def __init__(self, engine: NetworkEngine, config: WideResNetConfig, data: Any) -> None:
         self._engine, self._config = engine, config
         self._steps = np.array(record_steps(config.steps, config.record_every))
         every = config.kernel_every

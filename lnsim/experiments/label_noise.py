@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lnsim.base.checks import FloatArray
+from lnsim.base.config import key
 from lnsim.experiments import _synthetic
 from lnsim.run.experiment import Experiment
 from lnsim.run.record import Ending
@@ -26,20 +27,20 @@ LARGEST_EXPANSION = 1.0
 
 
 @dataclass(frozen=True)
-class Config(_synthetic.NoisySetting):
+class Config(_synthetic.NoisyConfig):
     """The paper's setting.  `ledger` keeps the norm ledger of every neuron (ledger.py)."""
 
-    ledger: bool = False
+    ledger: bool = key(False, "keep what moved every neuron's norm (Lemma 3)")
 
 
-def run(config: Config, *, backend: str = "numba", **driver: Any) -> Trajectory:
+def run(config: Config, *, backend: str = "numba", device: str = "", **driver: Any) -> Trajectory:
     """Draws the problem and the network and trains; `driver` goes to `simulate` as it is.
 
     Raises ValueError or TypeError for values out of range.
     """
     driver = {"ledger": config.ledger, **driver}
     dynamics = _synthetic.label_noise_sgd(config)
-    return _synthetic.train("label-noise", config, dynamics, backend, driver)
+    return _synthetic.train("label-noise", config, dynamics, backend, device, **driver)
 
 
 def law_of_modes(trajectory: Trajectory) -> tuple[FloatArray | None, str]:

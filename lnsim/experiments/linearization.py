@@ -19,6 +19,7 @@ import numpy as np
 from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
+from lnsim.base.config import key
 from lnsim.base.progress import progress_bar
 from lnsim.images import data as images
 from lnsim.images import erf_network
@@ -62,18 +63,18 @@ class Config:
     one (the README).  `dtype` is that of single gradients.
     """
 
-    data: str = ""
-    data_root: str = "data"
-    samples: int = 64
-    test_samples: int = 64
-    width: int = 512
-    lr: float = 1e-3
-    steps: int = 10_000
-    record_every: int = 100
-    tau: float = 0.5
-    flip: str = "any"
-    dtype: str = "float32"
-    seed: int = 0
+    data: str = key("", "FILE.npz of images, or cifar10, which is downloaded")
+    data_root: str = key("data", "where cifar10 is kept")
+    samples: int = key(64, "n, training samples; of images, 0: all")
+    test_samples: int = key(64, "samples of the test set; of images, 0: all")
+    width: int = key(512, "m, hidden neurons; of resnet, channels of the first group")
+    lr: float = key(1e-3, "learning rate, eta in the paper")
+    steps: int = key(10_000, "how long to train")
+    record_every: int = key(100, "steps between records; for resnet, epochs")
+    tau: float = key(0.5, "probability that a label is drawn anew each time it is used")
+    flip: str = key("any", "a noisy label is drawn from any class, or from the other ones")
+    dtype: str = key("float32", "of the gradients: float32 or float64")
+    seed: int = key(0, "of the data, the network and the noise")
 
 
 def run(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lnsim.base.config import key
 from lnsim.experiments import _chain, _synthetic
 from lnsim.run.experiment import Experiment
 from lnsim.simulation.trajectory import Trajectory
@@ -24,20 +25,20 @@ EARLY = 40
 
 
 @dataclass(frozen=True)
-class Config(_chain.ChainSetting):
+class Config(_chain.ChainConfig):
     """The setting of the figures."""
 
-    steps: int = 1_000_000
-    record_every: int = 1_001
+    steps: int = key(1_000_000, "how long to train")
+    record_every: int = key(1_001, "steps between records; for resnet, epochs")
 
 
-def run(config: Config, *, backend: str = "numba", **driver: Any) -> Trajectory:
+def run(config: Config, *, backend: str = "numba", device: str = "", **driver: Any) -> Trajectory:
     """Draws the problem and the network and trains; `driver` goes to `simulate` as it is.
 
     Raises ValueError or TypeError for values out of range.
     """
     dynamics = _chain.oscillation(config)
-    return _synthetic.train("oscillation", config, dynamics, backend, driver)
+    return _synthetic.train("oscillation", config, dynamics, backend, device, **driver)
 
 
 def figure(trajectory: Trajectory) -> Figure:

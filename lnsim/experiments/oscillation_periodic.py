@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lnsim.base.config import key
 from lnsim.dynamics import Alternating
 from lnsim.experiments import _chain, _synthetic
 from lnsim.run.experiment import Experiment
@@ -19,21 +20,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(_chain.ChainSetting):
+class Config(_chain.ChainConfig):
     """The setting of the figures."""
 
-    steps: int = 100_000
-    record_every: int = 51
-    period: int = 5000
+    steps: int = key(100_000, "how long to train")
+    record_every: int = key(51, "steps between records; for resnet, epochs")
+    period: int = key(5000, "steps for which it is on, and as many for which it is off")
 
 
-def run(config: Config, *, backend: str = "numba", **driver: Any) -> Trajectory:
+def run(config: Config, *, backend: str = "numba", device: str = "", **driver: Any) -> Trajectory:
     """Draws the problem and the network and trains; `driver` goes to `simulate` as it is.
 
     Raises ValueError or TypeError for values out of range.
     """
     dynamics = Alternating(_chain.oscillation(config), config.period)
-    return _synthetic.train("oscillation-periodic", config, dynamics, backend, driver)
+    return _synthetic.train("oscillation-periodic", config, dynamics, backend, device, **driver)
 
 
 def figure(trajectory: Trajectory) -> Figure:

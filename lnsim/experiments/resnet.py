@@ -16,7 +16,7 @@ step, and small batches have more steps to a minute.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from lnsim.backend import NetworkEngine, load_networks
 from lnsim.base import checks
+from lnsim.base.config import key
 from lnsim.experiments import _images
 from lnsim.experiments._arms import Arms, Records
 from lnsim.run import quantities
@@ -60,7 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Config(_images.Setting):
+class Config(_images.ImageConfig):
     """`tau`: one network for each.  `flip`: from which classes a label is drawn anew.
 
     `width` is that of ResNet-18's first group; `record_every` is in epochs.  `smoothing`: how the
@@ -69,34 +70,30 @@ class Config(_images.Setting):
     and `compile` need CUDA.
     """
 
-    samples: int = 1000
-    test_samples: int = 750
-    width: int = 8
-    tau: list = field(default_factory=lambda: [0.0, 0.1])
-    flip: str = "other"
-    lr: float = 0.1
-    batch_size: int = 16
-    epochs: int = 120
-    record_every: int = 4
-    augment: bool = False
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    smoothing: float = 0.9
-    train_measured: int = 250
-    kept_percent: list = field(
-        default_factory=lambda: [100, 90, 80, 70, 60, 50, 40, 30, 20, 15, 10, 7, 5, 3, 2, 1]
+    samples: int = key(1000, "n, training samples; of images, 0: all")
+    test_samples: int = key(750, "samples of the test set; of images, 0: all")
+    width: int = key(8, "m, hidden neurons; of resnet, channels of the first group")
+    tau: list = key([0.0, 0.1], "probability that a label is drawn anew each time it is used")
+    flip: str = key("other", "a noisy label is drawn from any class, or from the other ones")
+    lr: float = key(0.1, "learning rate, eta in the paper")
+    batch_size: int = key(16, "samples in a step; 0: all of them")
+    epochs: int = key(120, "passes over the training images")
+    record_every: int = key(4, "steps between records; for resnet, epochs")
+    augment: bool = key(False, "random crops and flips of the training images")
+    momentum: float = key(0.0, "share of the last step that is taken again")
+    weight_decay: float = key(0.0, "share of the weights taken away, times lr")
+    smoothing: float = key(0.9, "decay of the smoothed accuracy from record to record")
+    train_measured: int = key(250, "images the training loss is taken of; 0: all")
+    kept_percent: list = key(
+        [100, 90, 80, 70, 60, 50, 40, 30, 20, 15, 10, 7, 5, 3, 2, 1],
+        "shares of the weights that pruning keeps",
     )
-    precision: str = "float32"
-    compile: bool = False
+    precision: str = key("float32", "float32 or bfloat16; bfloat16 needs CUDA")
+    compile: bool = key(False, "compile the network; needs CUDA")
 
 
 def run(
-    config: Config,
-    *,
-    backend: str = _images.BACKEND,
-    device: str = "",
-    resume: Trajectory | None = None,
-    **driver: Any,
+    config: Config, *, backend: str = _images.BACKEND, device: str = "", **driver: Any
 ) -> Trajectory:
     """Trains and prunes a network for each tau; `driver` as for `lnsim.simulate`.
 
@@ -112,8 +109,8 @@ def run(
     identity = {"experiment": "resnet", "backend": backend, **asdict(config)}
     assemble = partial(_assemble, config)
     arms = Arms(engine, plans, images, SERIES, assemble, identity, device)
-    if resume is not None:
-        arms.restore(resume)
+    if (earlier := driver.pop("resume", None)) is not None:
+        arms.restore(earlier)
     with engine.held(config.threads):
         data = engine.place(images, device)
         measure = partial(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lnsim.base.config import key
 from lnsim.dynamics import SAM, LabelNoise
 from lnsim.experiments import _synthetic
 from lnsim.run.experiment import Experiment
@@ -19,25 +20,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(_synthetic.Setting):
+class Config(_synthetic.LinearConfig):
     """The setting of the figures; label noise may be added."""
 
-    steps: int = 1_000_000
-    record_every: int = 1_000
-    rho: float = 0.1
-    sigma: float = 0.0
-    law: str = "rademacher"
-    batch_size: int = 1
+    steps: int = key(1_000_000, "how long to train")
+    record_every: int = key(1_000, "steps between records; for resnet, epochs")
+    rho: float = key(0.1, "radius of sharpness-aware minimisation")
+    sigma: float = key(0.0, "standard deviation of the label noise")
+    law: str = key("rademacher", "of the label noise: rademacher, gaussian or uniform")
+    batch_size: int = key(1, "samples in a step; 0: all of them")
+
+    @property
+    def samples_a_step(self) -> int:
+        return self.batch_size or self.samples
 
 
-def run(config: Config, *, backend: str = "numba", **driver: Any) -> Trajectory:
+def run(config: Config, *, backend: str = "numba", device: str = "", **driver: Any) -> Trajectory:
     """Draws the problem and the network and trains; `driver` goes to `simulate` as it is.
 
     Raises ValueError or TypeError for values out of range.
     """
     noise = LabelNoise(config.sigma, config.law)
     dynamics = SAM(config.lr, config.rho, noise, batch_size=config.batch_size)
-    return _synthetic.train("sam", config, dynamics, backend, driver)
+    return _synthetic.train("sam", config, dynamics, backend, device, **driver)
 
 
 def figure(trajectory: Trajectory) -> Figure:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lnsim.base.config import key
 from lnsim.experiments import _images, _wide_resnet
 from lnsim.run.experiment import Experiment
 from lnsim.simulation.trajectory import Trajectory
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(_wide_resnet.Setting):
+class Config(_wide_resnet.WideResNetConfig):
     """`tau`: the probability that a label is drawn anew at a step, `flip` from which classes."""
 
-    tau: float = 0.5
-    flip: str = "any"
+    tau: float = key(0.5, "probability that a label is drawn anew each time it is used")
+    flip: str = key("any", "a noisy label is drawn from any class, or from the other ones")
 
 
 def run(

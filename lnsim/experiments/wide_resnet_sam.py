@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lnsim.base.config import key
 from lnsim.experiments import _images, _wide_resnet
 from lnsim.run.experiment import Experiment
 from lnsim.simulation.trajectory import Trajectory
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(_wide_resnet.Setting):
+class Config(_wide_resnet.WideResNetConfig):
     """`rho`: how far SAM climbs before it takes the gradient."""
 
-    rho: float = 1.0
+    rho: float = key(1.0, "radius of sharpness-aware minimisation")
 
 
 def run(

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lnsim.base.threads import cores, one_thread
-from lnsim.experiments._synthetic import Setting
+from lnsim.experiments._synthetic import LinearConfig
 from lnsim.sweeps.points import Summary, run_points, shared
 from lnsim.sweeps.processes import Died, processes
 
@@ -38,10 +38,10 @@ POLL_SECONDS = 0.2
 
 BROKEN = "a worker died, and with it the executor; what had arrived is kept"
 
-Chunk = list[Setting]
+Chunk = list[LinearConfig]
 
 
-def chunks(points: Sequence[Setting], workers: int) -> list[Chunk]:
+def chunks(points: Sequence[LinearConfig], workers: int) -> list[Chunk]:
     """The points in chunks, each of points that may be run together, in order of appearance."""
     groups: dict[tuple[Any, ...], Chunk] = {}
     for point in points:
@@ -54,12 +54,11 @@ def chunks(points: Sequence[Setting], workers: int) -> list[Chunk]:
     return result
 
 
-def seconds(config: Setting) -> float:
+def seconds(config: LinearConfig) -> float:
     """A rough guess at the time of one point on one core."""
     rank = min(config.samples, config.dim)
-    width = config.width if hasattr(config, "amplitude") else min(config.width, rank + 1)
-    samples = config.samples if getattr(config, "batch_size", 1) == 0 else 1
-    steps = config.steps * max(samples, getattr(config, "batch_size", 1))
+    width = min(config.width, rank + 1) if config.reduces else config.width
+    steps = config.steps * max(config.samples_a_step, 1)
     records = config.steps / max(config.record_every, 1) + 50
     recording = records * config.width * config.dim * RECORD_SECONDS
     return 1e-3 + steps * width * rank * STEP_SECONDS + recording

@@ -17,7 +17,7 @@ import numpy as np
 
 from lnsim.base import checks
 from lnsim.base import config as configs
-from lnsim.experiments._synthetic import Setting
+from lnsim.experiments._synthetic import LinearConfig
 from lnsim.run.experiment import load
 
 MOST_POINTS = 10_000_000
@@ -29,10 +29,10 @@ SQL_MOST = 2**63 - 1
 Values = Iterable[Any] | str
 
 
-def configuration(experiment: str) -> type[Setting]:
+def configuration(experiment: str) -> type[LinearConfig]:
     """The Config of an experiment that can be swept.  Raises ValueError for any other."""
     cls = load(experiment).Config
-    if not issubclass(cls, Setting):
+    if not issubclass(cls, LinearConfig):
         raise ValueError(
             f"experiment {experiment!r} cannot be swept: it is none of the two-layer linear network"
         )
@@ -47,7 +47,7 @@ def parse_axis(text: str) -> tuple[str, str]:
     return key.strip(), values.strip()
 
 
-def axes(cls: type[Setting], grid: Mapping[str, Values]) -> dict[str, list[Any]]:
+def axes(cls: type[LinearConfig], grid: Mapping[str, Values]) -> dict[str, list[Any]]:
     """The values of every swept key, of the type that `cls` has for it.
 
     Raises ValueError or TypeError for an unknown key, a value of another type, a malformed range,
@@ -97,8 +97,8 @@ def _of_text(key: str, text: str, kind: type | None) -> list[Any]:
 
 
 def points(
-    cls: type[Setting], base: Mapping[str, Any], swept: Mapping[str, list[Any]], seeds: int
-) -> list[Setting]:
+    cls: type[LinearConfig], base: Mapping[str, Any], swept: Mapping[str, list[Any]], seeds: int
+) -> list[LinearConfig]:
     """Every configuration: seeds from the base's on, and for each the product of `swept`.
 
     `base` holds the keys that are set once.  Raises ValueError or TypeError for bad ones, and for

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from lnsim.base.checks import FloatArray
-from lnsim.experiments._synthetic import Setting, start
+from lnsim.experiments._synthetic import LinearConfig, start
 from lnsim.run import quantities
 from lnsim.run.experiment import load
 from lnsim.run.quantities import TWO_LAYER
@@ -64,7 +64,7 @@ def columns() -> dict[str, str]:
 
 
 def run_points(
-    experiment: str, configs: Sequence[Setting], backend: str = "numba"
+    experiment: str, configs: Sequence[LinearConfig], backend: str = "numba"
 ) -> list[Summary]:
     """The summary of every configuration, in order; they agree in all but SCALARS.
 
@@ -72,8 +72,8 @@ def run_points(
     Raises ValueError or TypeError for values out of range.
     """
     first, seeds = configs[0], [config.seed for config in configs]
-    differing = {key for key in SCALARS if len({getattr(c, key, None) for c in configs}) > 1}
-    arrays: dict[str, Any] = {k: np.array([getattr(c, k) for c in configs]) for k in differing}
+    values = {key: [vars(c)[key] for c in configs] for key in vars(first) if key in SCALARS}
+    arrays: dict[str, Any] = {k: np.array(v) for k, v in values.items() if len(set(v)) > 1}
     ensemble = load(experiment).run(
         replace(first, **arrays),
         backend=backend,
@@ -87,7 +87,7 @@ def run_points(
     return [{**m, **p} for m, p in zip(measured, predicted, strict=True)]
 
 
-def shared(config: Setting) -> tuple[Any, ...]:
+def shared(config: LinearConfig) -> tuple[Any, ...]:
     """What the points of one chunk must agree in."""
     return tuple(getattr(config, f.name) for f in fields(config) if f.name not in SCALARS)
 
@@ -137,7 +137,7 @@ def _first_fall(steps: FloatArray, squares: FloatArray) -> float:
     return float(steps[k - 1] + share * (steps[k] - steps[k - 1]))
 
 
-def predictions(experiment: str, configs: Sequence[Setting]) -> list[Summary]:
+def predictions(experiment: str, configs: Sequence[LinearConfig]) -> list[Summary]:
     """What the theory says of every configuration; they agree in all but SCALARS."""
     problem, network = start(configs[0])
     Sigma = problem.gram
@@ -190,8 +190,8 @@ def decay_time_by_modes(experiment: str, config: Mapping[str, Any]) -> float:
     sigma = covered_noise(experiment, config)
     if not sigma:
         return math.nan
-    known = {f.name for f in fields(Setting)}
-    problem, network = start(Setting(**{k: v for k, v in config.items() if k in known}))
+    known = {f.name for f in fields(LinearConfig)}
+    problem, network = start(LinearConfig(**{k: v for k, v in config.items() if k in known}))
     assert problem.theta_star is not None
     last = min(config["steps"], 4 * paper.decay_time(config["lr"], sigma))
     steps = np.linspace(0.0, last, 1001)

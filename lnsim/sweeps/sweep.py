@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lnsim.experiments._synthetic import Setting
+    from lnsim.experiments._synthetic import LinearConfig
     from lnsim.sweeps.dispatch import Crew
     from lnsim.sweeps.grid import Values
     from lnsim.sweeps.store import Writer
@@ -147,9 +147,9 @@ def sweep(
 
 def _run(
     path: Path,
-    todo: Mapping[Setting, str],
+    todo: Mapping[LinearConfig, str],
     workers: Crew,
-    task: Callable[[list[Setting]], list[dict[str, Any]]],
+    task: Callable[[list[LinearConfig]], list[dict[str, Any]]],
     stop: Callable[[], bool],
     report: Callable[[int], object],
 ) -> int:
@@ -195,7 +195,7 @@ def _flush(writer: Writer) -> None:
 
 
 def _probe(
-    experiment: str, backend: str, point: Setting, swept: Mapping[str, Sequence[Any]]
+    experiment: str, backend: str, point: LinearConfig, swept: Mapping[str, Sequence[Any]]
 ) -> None:
     """Has the experiment refuse values out of range: one by one, in no steps and at size 1."""
     from lnsim.run.experiment import load
@@ -210,7 +210,10 @@ def _probe(
 
 
 def _meta(
-    experiment: str, backend: str, swept: Mapping[str, Sequence[Any]], points: Sequence[Setting]
+    experiment: str,
+    backend: str,
+    swept: Mapping[str, Sequence[Any]],
+    points: Sequence[LinearConfig],
 ) -> dict[str, Any]:
     """What a results file says of itself: see store.py."""
     # A default that follows a swept key (experiments/_chain.py) is none they have in common.
@@ -247,7 +250,7 @@ def _earlier(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def _settle(
-    path: Path, cls: type[Setting], meta: Mapping[str, Any], earlier: Mapping[str, Any]
+    path: Path, cls: type[LinearConfig], meta: Mapping[str, Any], earlier: Mapping[str, Any]
 ) -> None:
     """Creates the results file, or notes in it what is asked for now, and where it is computed."""
     from lnsim.run.machine import provenance

@@ -224,7 +224,7 @@ def lazy_escape(seeds: Trajectory) -> Verdict:
 
 def _failing(run: Trajectory) -> str:
     """The assumptions of Condition 1 that fail in a run, in words."""
-    problem, network = _synthetic.start(_synthetic.config_of(_synthetic.NoisySetting, run))
+    problem, network = _synthetic.start(_synthetic.config_of(_synthetic.NoisyConfig, run))
     assert problem.theta_star is not None
     conditions = paper.condition_1(problem.X, problem.theta_star, network.width, run.config["lr"])
     names = [c.name for c in conditions if c.holds is False]
@@ -233,7 +233,7 @@ def _failing(run: Trajectory) -> str:
 
 def norm_identity(run: Trajectory) -> Verdict:
     """The exact identity, for every neuron, after all steps."""
-    network = _synthetic.start(_synthetic.config_of(_synthetic.NoisySetting, run))[1]
+    network = _synthetic.start(_synthetic.config_of(_synthetic.NoisyConfig, run))[1]
     start, end = np.sum(network.W**2, axis=1), np.sum(run["final_W"] ** 2, axis=1)
     removed, restored = run["ledger_removed"][-1], run["ledger_restored"][-1]
     told = start - network.a**2 + run["final_a"] ** 2 - removed + restored
@@ -347,7 +347,7 @@ def law_of_modes(
 
 def stationary(run: Trajectory, where: str) -> list[Verdict]:
     """The rank-one stationary state against the last quarter of a run."""
-    problem, _ = _synthetic.start(_synthetic.config_of(_synthetic.Setting, run))
+    problem, _ = _synthetic.start(_synthetic.config_of(_synthetic.LinearConfig, run))
     assert problem.theta_star is not None
     predicted = paper.stationary_norms(problem.theta_star, problem.gram)
     late = slice(3 * run.steps.size // 4, None)

@@ -59,9 +59,9 @@ def reproduce(
     folder.mkdir(parents=True, exist_ok=True)
     note, close = _progress(progress)
     try:
-        plan = _Plan(folder, backend, note, undrawn, overrides or {})
-        runs = {name: plan.run(name) for name in SYNTHETIC}
-        sections = _sections(plan, runs)
+        runner = _Runner(folder, backend, note, undrawn, overrides or {})
+        runs = {name: runner.run(name) for name in SYNTHETIC}
+        sections = _sections(runner, runs)
     finally:
         close()
     verdicts = [verdict for section in sections for verdict in section.verdicts]
@@ -73,7 +73,7 @@ def reproduce(
 
 
 @dataclass
-class _Plan:
+class _Runner:
     """How runs are made, and where they go."""
 
     folder: Path
@@ -119,14 +119,14 @@ class _Plan:
             self.undrawn(f"{to}: {reason}")
 
 
-def _sections(plan: _Plan, runs: Mapping[str, Trajectory]) -> list[page.Section]:
+def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Section]:
     """The page, a section for each figure of the paper, and two for the theory."""
-    base = plan.config("label-noise")
+    base = runner.config("label-noise")
     every = max(1, min(10 * base.record_every, base.steps // 10))
-    seeds = plan.seeds("label-noise", SEEDS, {}, record_every=every, ledger=False, tracked=0)
-    clean = plan.control("label-noise", "label-noise-clean", sigma=0.0, ledger=False,
+    seeds = runner.seeds("label-noise", SEEDS, {}, record_every=every, ledger=False, tracked=0)
+    clean = runner.control("label-noise", "label-noise-clean", sigma=0.0, ledger=False,
                          **_shorter(base, 20))  # fmt: skip
-    plain = plan.control("sam", "sam-without-rho", rho=0.0, **_shorter(plan.config("sam"), 10))
+    plain = runner.control("sam", "sam-without-rho", rho=0.0, **_shorter(runner.config("sam"), 10))
     return [
         page.figure_2(claims.two_phases("Figure 2", seeds, clean, "sigma = 0")),
         page.figure_4([
@@ -134,68 +134,68 @@ def _sections(plan: _Plan, runs: Mapping[str, Trajectory]) -> list[page.Section]
             *claims.stationary(runs["sam"], "SAM (not derived for it)"),
         ]),
         page.periodic(claims.windows(runs["label-noise-periodic"], "the noise")),
-        page.oscillation(_oscillation(plan, runs["oscillation"])),
+        page.oscillation(_oscillation(runner, runs["oscillation"])),
         page.oscillation_periodic(
             claims.windows(runs["oscillation-periodic"], "the oscillation")
         ),
         page.paper_theory([
             claims.lazy_escape(seeds),
             claims.norm_identity(runs["label-noise"]),
-            *claims.lemma_3(_while_lazy(plan, runs["label-noise"])),
+            *claims.lemma_3(_while_lazy(runner, runs["label-noise"])),
             claims.phase_two(runs["label-noise"]),
-            *claims.small_start([(s, _small_start(plan, s)) for s in (0.1, 1.0)]),
+            *claims.small_start([(s, _small_start(runner, s)) for s in (0.1, 1.0)]),
         ]),
         page.our_theory([
-            *_law_of_modes(plan, seeds),
+            *_law_of_modes(runner, seeds),
             *claims.stationary(seeds, "label noise SGD"),
         ]),
     ]  # fmt: skip
 
 
-def _shorter(config: _synthetic.Setting, share: int) -> dict[str, int]:
+def _shorter(config: _synthetic.LinearConfig, share: int) -> dict[str, int]:
     """Keys of a run of a `share`-th of the steps, with as many records."""
     steps = max(1, config.steps // share)
     return {"steps": steps, "record_every": max(1, config.record_every // share)}
 
 
-def _oscillation(plan: _Plan, run: Trajectory) -> list[Verdict]:
-    config: _chain.ChainSetting = plan.config("oscillation")
+def _oscillation(runner: _Runner, run: Trajectory) -> list[Verdict]:
+    config: _chain.ChainConfig = runner.config("oscillation")
     width = max(1, round(paper.lemma_4(config.lr).premise_width))
     every = max(1, config.steps // 500)
-    premise = plan.seeds("oscillation", SEEDS, {"linearized": False}, width=width,
+    premise = runner.seeds("oscillation", SEEDS, {"linearized": False}, width=width,
                          record_every=every)  # fmt: skip
-    plan.note("oscillation, off")
+    runner.note("oscillation, off")
     problem, network = _synthetic.start(config)
     still = simulate(
         problem, network, Oscillation(config.lr, config.amplitude).off(),
         steps=config.steps // 10, record_every=max(1, config.steps // 100), seed=config.seed,
-        backend=plan.backend,
+        backend=runner.backend,
     )  # fmt: skip
     return claims.oscillation(run, premise, still)
 
 
-def _while_lazy(plan: _Plan, run: Trajectory) -> Trajectory:
+def _while_lazy(runner: _Runner, run: Trajectory) -> Trajectory:
     """The same run up to the step at which the first neuron leaves the lazy regime."""
     first = float(run.phases().first_escape)
     steps = run.status.step if np.isnan(first) else int(first)
     changes = {"steps": steps, "record_every": max(1, steps // 100), "ledger": True}
-    plan.note("label-noise while lazy")
-    config = replace(plan.config("label-noise"), **changes)
-    trajectory: Trajectory = experiment.load("label-noise").run(config, backend=plan.backend)
+    runner.note("label-noise while lazy")
+    config = replace(runner.config("label-noise"), **changes)
+    trajectory: Trajectory = experiment.load("label-noise").run(config, backend=runner.backend)
     return trajectory
 
 
-def _small_start(plan: _Plan, share: float) -> Trajectory:
+def _small_start(runner: _Runner, share: float) -> Trajectory:
     """Gradient descent from weights of norm at most `share` sqrt(lr), on infinitely many samples.
 
     The width is 1/sqrt(lr), the least of (A1), and |theta*| = m^(-1/4), the most of (A4).  Gradient
     descent sees of the samples only X^T X/n and X^T y/n, which for n = infinity, the end of (A3),
     are I and theta*: those of the d samples sqrt(d) e_i.
     """
-    plan.note(f"gradient descent from {share:g} sqrt(lr)")
-    base = plan.config("label-noise")
+    runner.note(f"gradient descent from {share:g} sqrt(lr)")
+    base = runner.config("label-noise")
     width = max(2, round(base.lr**-0.5))
-    config = _synthetic.Setting(
+    config = _synthetic.LinearConfig(
         samples=base.samples, dim=base.dim, width=width, theta_norm=width**-0.25, lr=base.lr,
         seed=base.seed,
     )  # fmt: skip
@@ -211,18 +211,18 @@ def _small_start(plan: _Plan, share: float) -> Trajectory:
     steps = int(end) + 1
     return simulate(
         problem, Network(W, a), GD(config.lr), steps=steps, record_every=max(1, steps // 2000),
-        tracked=width, backend=plan.backend, config=asdict(config),
+        tracked=width, backend=runner.backend, config=asdict(config),
     )  # fmt: skip
 
 
-def _law_of_modes(plan: _Plan, seeds: Trajectory) -> list[Verdict]:
+def _law_of_modes(runner: _Runner, seeds: Trajectory) -> list[Verdict]:
     from lnsim.experiments import label_noise
 
     curve, reason = label_noise.law_of_modes(seeds)
-    base = plan.config("label-noise")
+    base = runner.config("label-noise")
     span = max(1, base.steps // 40)
     early, late = (
-        plan.seeds("label-noise", RATE_SEEDS, {"linearized": False}, steps=steps,
+        runner.seeds("label-noise", RATE_SEEDS, {"linearized": False}, steps=steps,
                    record_every=max(1, span // 50), ledger=False, tracked=0)
         for steps in (span, 2 * span)
     )  # fmt: skip
@@ -252,7 +252,7 @@ def _mode_ratios(base: Any, early: Trajectory, late: Trajectory) -> FloatArray:
 
 def _conditions(run: Trajectory) -> tuple[paper.Condition, ...]:
     """Condition 1 at the setting of Figure 2."""
-    problem, network = _synthetic.start(_synthetic.config_of(_synthetic.Setting, run))
+    problem, network = _synthetic.start(_synthetic.config_of(_synthetic.LinearConfig, run))
     assert problem.theta_star is not None
     return paper.condition_1(problem.X, problem.theta_star, network.width, run.config["lr"])
 
