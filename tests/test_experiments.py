@@ -8,6 +8,7 @@ import pytest
 
 from lnsim.base import config as configs
 from lnsim.experiments import _synthetic, label_noise, label_noise_periodic, oscillation, sam
+from lnsim.experiments.case import Case
 from lnsim.figures import canvas
 from lnsim.run import experiment as experiments
 from lnsim.sweeps import dispatch
@@ -170,13 +171,13 @@ def test_the_law_of_modes_says_why_it_is_not_drawn():
         ({"lr": 40.0}, "diverged"),
     ):
         module, config = build("label-noise", **changes)
-        curve, reason = label_noise.law_of_modes(module.run(config))
+        curve, reason = Case.of_run(module.run(config)).law_of_modes()
         assert curve is None and word in reason
 
 
 def test_the_law_of_modes_is_over_the_measured_norm():
     run = label_noise.run(label_noise.Config(steps=200_000))
-    curve, reason = label_noise.law_of_modes(run)
+    curve, reason = Case.of_run(run).law_of_modes()
     assert reason == ""
     np.testing.assert_allclose(curve, run["norm_squared"], rtol=0.03)
 

@@ -11,7 +11,7 @@ import pytest
 
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
-from lnsim.verdicts import claims, page
+from lnsim.verdicts import judge, page
 from lnsim.verdicts.reproduce import SYNTHETIC, reproduce
 
 TINY = {"samples": 12, "dim": 4, "width": 10, "lr": 1e-2, "steps": 400, "record_every": 7}
@@ -64,11 +64,11 @@ def test_the_verdicts_are_strict_json(made):
     assert [section["key"] for section in found["sections"]] == SECTIONS
     entries = [entry for section in found["sections"] for entry in section["verdicts"]]
     assert [e["claim"] for e in entries] == [v.claim for v in verdicts]
-    kinds = {claims.HOLDS, claims.FAILS, claims.VACUOUS, claims.UNMET}
+    kinds = {judge.HOLDS, judge.FAILS, judge.VACUOUS, judge.UNMET}
     assert {e["verdict"] for e in entries} <= kinds
     assert all(e["rule"] for e in entries)
     for entry in entries:
-        if entry["verdict"] == claims.HOLDS and None not in (entry["predicted"], entry["measured"]):
+        if entry["verdict"] == judge.HOLDS and None not in (entry["predicted"], entry["measured"]):
             assert {"at most": entry["measured"] <= entry["predicted"],
                     "at least": entry["measured"] >= entry["predicted"],
                     "about": True}[entry["relation"]]  # fmt: skip
@@ -76,27 +76,25 @@ def test_the_verdicts_are_strict_json(made):
 
 def test_the_norm_identity_holds_whatever_the_size(made):
     (verdict,) = [v for v in made[1] if v.source == "norm identity"]
-    assert verdict.verdict == claims.HOLDS
+    assert verdict.verdict == judge.HOLDS
 
 
 @pytest.mark.small
 def test_a_verdict_follows_its_rule():
     def verdict(relation, predicted, measured, **more):
-        return claims.judge(
-            "claim", "source", relation, predicted, measured, "rule", **more
-        ).verdict
+        return judge.judge("claim", "source", relation, predicted, measured, "rule", **more).verdict
 
-    assert verdict("at most", 1.0, 1.0) == claims.HOLDS
-    assert verdict("at most", 1.0, 1.1) == claims.FAILS
-    assert verdict("at least", 1.0, 0.9, unmet="premise") == claims.UNMET
-    assert verdict("at least", 1.0, 1.1, unmet="premise") == claims.HOLDS
-    assert verdict("at least", -1.0, 1.1, vacuous="below 0") == claims.VACUOUS
-    assert verdict("about", 1.0, 1.04, within=0.05) == claims.HOLDS
-    assert verdict("about", 1.0, 1.06, within=0.05) == claims.FAILS
+    assert verdict("at most", 1.0, 1.0) == judge.HOLDS
+    assert verdict("at most", 1.0, 1.1) == judge.FAILS
+    assert verdict("at least", 1.0, 0.9, unmet="premise") == judge.UNMET
+    assert verdict("at least", 1.0, 1.1, unmet="premise") == judge.HOLDS
+    assert verdict("at least", -1.0, 1.1, vacuous="below 0") == judge.VACUOUS
+    assert verdict("about", 1.0, 1.04, within=0.05) == judge.HOLDS
+    assert verdict("about", 1.0, 1.06, within=0.05) == judge.FAILS
     # What was not reached does not hold.
     for relation in ("at most", "at least", "about"):
-        assert verdict(relation, 1.0, math.nan, within=0.05) == claims.FAILS
-    line = str(claims.judge("the claim", "Lemma 1", "at most", 1, 0, "rule"))
+        assert verdict(relation, 1.0, math.nan, within=0.05) == judge.FAILS
+    line = str(judge.judge("the claim", "Lemma 1", "at most", 1, 0, "rule"))
     assert line.split() == ["holds", "Lemma", "1:", "the", "claim"]
 
 
@@ -104,7 +102,7 @@ def test_a_verdict_follows_its_rule():
 def test_what_is_put_into_the_page_is_text_and_nothing_else(tmp_path):
     """Neither markup, nor what a template or a regular expression would take for its own."""
     odd = "<b> & $rows ${key} \\1"
-    judged = claims.judge(odd, odd, "at most", 2.0, 1.0, odd, note=odd)
+    judged = judge.judge(odd, odd, "at most", 2.0, 1.0, odd, note=odd)
     section = page.Section("key", odd, odd, (("missing.png", odd), ("there.png", odd)), [judged])
     (tmp_path / "there.png").write_bytes(b"picture")
     condition = paper.Condition("1", odd, 1.0, 2.0, None, odd)

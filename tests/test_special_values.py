@@ -182,8 +182,8 @@ def descended(config, rho):
 @pytest.mark.parametrize("name", ["label-noise", "label-noise-periodic", "sam"])
 def test_a_step_is_on_all_samples_for_batch_size_0(run, name):
     trajectory = run(name, batch_size=0)
-    config = _synthetic.config_of(experiments.load(name).Config, trajectory)
-    W, a = descended(config, getattr(config, "rho", 0.0))
+    config = _synthetic.config_of(experiments.load(name).Config, trajectory.config)
+    W, a = descended(config, trajectory.config.get("rho", 0.0))
     np.testing.assert_allclose(trajectory["final_W"], W, rtol=1e-10)
     np.testing.assert_allclose(trajectory["final_a"], a, rtol=1e-10)
 

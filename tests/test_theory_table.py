@@ -7,14 +7,22 @@ import pytest
 
 import lnsim
 from lnsim.experiments import label_noise
+from lnsim.experiments.case import Case
 from lnsim.experiments.label_noise import Config
-from lnsim.verdicts.case import config_of
-from lnsim.verdicts.table import table
+from lnsim.verdicts import table as tables
 
 SHORT = Config(
     samples=100, test_samples=10, dim=5, width=50, lr=4e-3, sigma=2.0,
     steps=80_000, record_every=1_000,
 )  # fmt: skip
+
+
+def table(config):
+    return tables.table(Case.of_setting(config))
+
+
+def table_of(run):
+    return tables.table(Case.of_run(run))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +32,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def lines(run):
-    return table(SHORT, run)
+    return table_of(run)
 
 
 def row(lines, start):
@@ -114,21 +122,23 @@ def test_theorem_2_is_judged(run):
     steps = 1_700_000  # T1 is 1,678,290
     longer = replace(run, status=lnsim.Status("OK", steps))
     last = float(run.phases().last_escape)
-    assert row(table(SHORT, run), "T1")[0].endswith("holds, vacuous")
-    assert row(table(SHORT, longer), "T1")[0].endswith(f"{last:,.0f}  holds")
+    assert row(table_of(run), "T1")[0].endswith("holds, vacuous")
+    assert row(table_of(longer), "T1")[0].endswith(f"{last:,.0f}  holds")
     lazy = run["lazy_escape"].copy()
     lazy[3] = -1
     never = replace(longer, arrays={**run.arrays, "lazy_escape": lazy})
-    assert row(table(SHORT, never), "T1")[0].endswith("does not hold")
+    assert row(table_of(never), "T1")[0].endswith("does not hold")
 
 
 def test_an_ensemble_shows_its_first_replica(run, lines):
     both = label_noise.run(SHORT, replicas=2)
-    assert table(SHORT, both)[3:] == lines[3:]
+    assert table_of(both)[3:] == lines[3:]
 
 
-def test_config_of_a_run(run):
-    assert config_of(run) == SHORT
+def test_the_setting_of_a_run(run):
+    case = Case.of_run(run)
+    assert vars(case.config) == {k: v for k, v in vars(SHORT).items() if k != "ledger"}
+    assert case.experiment == "label-noise" and case.length == SHORT.steps
 
 
 @pytest.mark.parametrize(
@@ -140,10 +150,9 @@ def test_config_of_a_run(run):
 )
 def test_runs_of_other_experiments_are_refused(run, config, message):
     other = replace(run, config=config)
-    for call in (lambda: table(SHORT, other), lambda: config_of(other)):
-        with pytest.raises(ValueError, match=message) as caught:
-            call()
-        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=message) as caught:
+        Case.of_run(other)
+    assert "\n" not in str(caught.value)
 
 
 def test_lr_of_1_is_refused():
@@ -176,7 +185,7 @@ def test_edges(change):
     config = replace(SHORT, steps=2_000, record_every=100)
     config = replace(config, **change)
     run = label_noise.run(config)
-    for lines in (table(config), table(config, run)):
+    for lines in (table(config), table_of(run)):
         assert max(map(len, lines)) <= 80
         assert not any("nan" in line.split() for line in lines)
         assert row(lines, "T1")
@@ -195,7 +204,7 @@ def test_what_is_not_covered_has_no_number(change):
 
 def test_other_dynamics_are_not_covered(run):
     other = replace(run, config={**run.config, "experiment": "label-noise-periodic"})
-    lines = table(SHORT, other)
+    lines = table_of(other)
     assert "not covered: the dynamics of label-noise-periodic" in lines
     assert row(lines, "T1")[0].endswith("not covered")
 
@@ -208,7 +217,7 @@ def test_lemma_4_is_judged_for_the_oscillation(run):
         config={**run.config, "experiment": "oscillation", "width": 16},
         status=lnsim.Status("OK", 70_000),
     )
-    line, note = row(table(config, oscillation), "Lemma 4")
+    line, note = row(table_of(oscillation), "Lemma 4")
     assert line.endswith("62,500             -  does not hold")
     assert note == ""
 

@@ -293,19 +293,18 @@ def _write_run(
 
 
 def _theory(arguments: argparse.Namespace) -> int:
+    from lnsim.experiments.case import Case
     from lnsim.experiments.label_noise import Config
-    from lnsim.verdicts import case, table
+    from lnsim.verdicts import table
 
-    trajectory = None
     if arguments.folder is None:
         values = dict(configs.parse_assignment(text) for text in arguments.assignments)
-        config = configs.build(Config, values)
+        case = Case.of_setting(configs.build(Config, values))
     else:
         if arguments.assignments:
             raise ValueError("--set changes nothing about a run that is over: give either")
-        trajectory = newest(arguments.folder)
-        config = case.config_of(trajectory)
-    for line in table.table(config, trajectory):
+        case = Case.of_run(newest(arguments.folder))
+    for line in table.table(case):
         print(line)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -113,16 +114,16 @@ def train(
     )
 
 
-def config_of(cls: type[C], trajectory: Trajectory) -> C:
-    """The configuration that `trajectory` was made with."""
+def config_of(cls: type[C], keys: Mapping[str, Any]) -> C:
+    """The configuration of class `cls` from a run's `keys`; those unknown to it are passed over."""
     known = {field.name for field in fields(cls)}
-    return cls(**{key: value for key, value in trajectory.config.items() if key in known})
+    return cls(**{key: value for key, value in keys.items() if key in known})
 
 
 def series(trajectory: Trajectory, name: str) -> FloatArray:
     """A recorded series, (records,); of an ensemble, the first replica's."""
     values = trajectory[name]
-    return values if values.shape == trajectory.steps.shape else values[0]
+    return values if values.ndim == 1 else values[0]
 
 
 def window_changes(trajectory: Trajectory, period: int) -> tuple[FloatArray, FloatArray]:

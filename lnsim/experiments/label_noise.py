@@ -9,21 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from lnsim.base.checks import FloatArray
 from lnsim.base.config import key
 from lnsim.experiments import _synthetic
+from lnsim.experiments.case import Case
 from lnsim.run.experiment import Experiment
-from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
-from lnsim.theory import paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-LARGEST_EXPANSION = 1.0
-"""The small parameter of the law of modes from which on it is no prediction (modes.py)."""
 
 
 @dataclass(frozen=True)
@@ -43,36 +36,11 @@ def run(config: Config, *, backend: str = "numba", device: str = "", **driver: A
     return _synthetic.train("label-noise", config, dynamics, backend, device, **driver)
 
 
-def law_of_modes(trajectory: Trajectory) -> tuple[FloatArray | None, str]:
-    """The predicted |W(t)|_F^2 at the records, (records,), or None and why there is none."""
-    from lnsim.theory import modes
-
-    config = _synthetic.config_of(Config, trajectory)
-    if config.momentum or config.weight_decay:
-        return None, "not derived for momentum or weight decay"
-    if config.batch_size < 1:
-        return None, "not derived for full batches"
-    if trajectory.status.code == Ending.DIVERGED:
-        return None, "the run diverged"
-    problem, network = _synthetic.start(config)
-    assert problem.theta_star is not None
-    try:
-        curve = modes.integrate_modes(
-            problem.X, problem.theta_star, network.W, network.a,
-            config.lr, config.sigma, trajectory.steps.astype(np.float64), config.batch_size,
-        )  # fmt: skip
-    except (ValueError, ArithmeticError):
-        return None, "it has no solution here"
-    if curve.expansion.max() > LARGEST_EXPANSION:
-        return None, f"its small parameter is {curve.expansion.max():.2g}"
-    return curve.norm_squared, ""
-
-
 def figure(trajectory: Trajectory) -> Figure:
     """Figure 2 of this run, with the law of modes beside |W|_F^2."""
     from lnsim.figures import two_phases
 
-    curve, reason = law_of_modes(trajectory)
+    curve, reason = Case.of_run(trajectory).law_of_modes()
     return two_phases.two_phases(trajectory, law_of_modes=curve, without=reason)
 
 
@@ -82,9 +50,7 @@ def figures(trajectory: Trajectory) -> dict[str, Figure]:
 
     drawn = {"figure": figure(trajectory)}
     if "ledger_removed" in trajectory.arrays:
-        config = _synthetic.config_of(Config, trajectory)
-        lemma = paper.lemma_3(config.width, config.dim, config.sigma)
-        drawn["ledger"] = ledger.ledger(trajectory, lemma)
+        drawn["ledger"] = ledger.ledger(trajectory, Case.of_run(trajectory).lemma_3)
     return drawn
 
 

@@ -45,7 +45,7 @@ def figure(trajectory: Trajectory) -> Figure:
     """Losses, norms with Lemma 4's level and time, alignment, and the chains at the start."""
     from lnsim.figures import oscillation
 
-    config = _synthetic.config_of(Config, trajectory)
+    config = _synthetic.config_of(Config, trajectory.config)
     # The draws of a step do not depend on what is recorded, so this is the same run.
     steps = min(EARLY, trajectory.status.step)
     early = replace(config, steps=steps, record_every=1)

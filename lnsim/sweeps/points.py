@@ -31,18 +31,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
 from lnsim.base.checks import FloatArray
-from lnsim.experiments._synthetic import LinearConfig, start
+from lnsim.experiments._synthetic import LinearConfig
+from lnsim.experiments.case import Case
 from lnsim.run import quantities
 from lnsim.run.experiment import load
 from lnsim.run.quantities import TWO_LAYER
 from lnsim.simulation.trajectory import Trajectory
-from lnsim.theory import paper
 
 SCALARS = ("lr", "sigma", "rho", "momentum", "weight_decay")
 """Keys in which the points of one chunk may differ."""
@@ -139,44 +140,24 @@ def _first_fall(steps: FloatArray, squares: FloatArray) -> float:
 
 def predictions(experiment: str, configs: Sequence[LinearConfig]) -> list[Summary]:
     """What the theory says of every configuration; they agree in all but SCALARS."""
-    problem, network = start(configs[0])
-    Sigma = problem.gram
-    A = network.W.T @ network.W + float(network.a @ network.a) * np.eye(problem.dim)
-    trace = float(np.sum(A * Sigma))
-    assert problem.theta_star is not None
-    # What of W no training input reaches stays as it is.
-    reached = network.W @ np.linalg.pinv(problem.X) @ problem.X
-    outside = float(np.sum(network.W**2) - np.sum(reached**2))
-    try:
-        first, second = paper.stationary_norms(problem.theta_star, Sigma)
-    except ValueError:  # no input reaches theta_star
-        first, second = math.nan, math.nan
-    rows = []
-    for config in configs:
-        row: Summary = dict.fromkeys(PREDICTED)
-        lr, sigma = config.lr, covered_noise(experiment, vars(config))
-        if sigma is not None and lr < 1:
-            row["predicted_instability"] = lr * trace / 2
-        if sigma and lr < 1:
-            row["predicted_decay_time"] = _plain(paper.decay_time(lr, sigma))
-            row["predicted_norm_squared"] = _plain(np.maximum(first + outside, 0.0))
-            row["predicted_second_layer_norm"] = _plain(math.sqrt(second))
-            if config.width > 1:
-                bound = paper.lazy_escape_bound(config.width, lr, sigma)
-                row["predicted_last_escape"] = _plain(bound)
-        rows.append(row)
-    return rows
+    first = Case.of_keys(experiment, vars(configs[0]))
+    return [_predicted(Case.of_keys(experiment, vars(c), first.start)) for c in configs]
 
 
-def covered_noise(experiment: str, config: Mapping[str, Any]) -> float | None:
-    """sigma, where the statements on label noise cover the setting, else None."""
-    plain = (
-        experiment in ("label-noise", "sam")
-        and config["law"] == "rademacher"
-        and config["batch_size"] == 1
-        and not any(config.get(key) for key in ("rho", "momentum", "weight_decay"))
-    )
-    return config["sigma"] if plain else None
+def _predicted(case: Case) -> Summary:
+    row: Summary = dict.fromkeys(PREDICTED)
+    if case.covered_noise is None or case.config.lr >= 1:
+        return row
+    row["predicted_instability"] = case.instability
+    if case.config.sigma == 0:
+        return row
+    row["predicted_last_escape"] = _plain(case.escape_bound)
+    row["predicted_decay_time"] = _plain(case.decay_time)
+    with suppress(ValueError):  # no input reaches theta_star
+        first, second = case.stationary
+        row["predicted_norm_squared"] = _plain(first)
+        row["predicted_second_layer_norm"] = _plain(math.sqrt(second))
+    return row
 
 
 def decay_time_by_modes(experiment: str, config: Mapping[str, Any]) -> float:
@@ -185,23 +166,14 @@ def decay_time_by_modes(experiment: str, config: Mapping[str, Any]) -> float:
     Looked for until four times its leading order.  It takes tenths of a second, and so is no part
     of a point's summary.
     """
-    from lnsim.theory import modes
-
-    sigma = covered_noise(experiment, config)
-    if not sigma:
+    case = Case.of_keys(experiment, config)
+    if not case.covered_noise:
         return math.nan
-    known = {f.name for f in fields(LinearConfig)}
-    problem, network = start(LinearConfig(**{k: v for k, v in config.items() if k in known}))
-    assert problem.theta_star is not None
-    last = min(config["steps"], 4 * paper.decay_time(config["lr"], sigma))
-    steps = np.linspace(0.0, last, 1001)
+    steps = np.linspace(0.0, min(case.config.steps, 4 * case.decay_time), 1001)
     try:
-        curve = modes.integrate_modes(
-            problem.X, problem.theta_star, network.W, network.a, config["lr"], sigma, steps
-        )
+        return _first_fall(steps, case.modes_at(steps).norm_squared)
     except (ValueError, ArithmeticError):
         return math.nan
-    return _first_fall(steps, curve.norm_squared)
 
 
 def _plain(value: Any) -> float | None:

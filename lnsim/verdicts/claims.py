@@ -1,77 +1,27 @@
 """What the paper claims, held against runs: every verdict is computed here, by a rule it states.
 
-A claim is a number that something must be at most, at least, or about (within a stated share).
-
-    holds              the measured number is so
-    does not hold      it is not
-    vacuous            the statement says nothing here (no probability is below 0, say)
-    premise not met    it is not so, but neither is what the statement rests on
+The statements of theory and the rules of judging them are in judge.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lnsim.base.checks import FloatArray
-from lnsim.experiments import _synthetic
 from lnsim.experiments._synthetic import first_below, series, window_changes
+from lnsim.experiments.case import Case
 from lnsim.simulation.trajectory import Trajectory
-from lnsim.theory import paper
-
-HOLDS, FAILS, VACUOUS, UNMET = "holds", "does not hold", "vacuous", "premise not met"
-Runs = Mapping[str, Trajectory]
-
-BEYOND = "beyond the paper"
+from lnsim.verdicts import judge
+from lnsim.verdicts.judge import BEYOND, Verdict
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One claim and what came of it; numbers are NaN or infinite where there is none."""
-
-    claim: str
-    source: str
-    relation: str
-    predicted: float
-    measured: float
-    verdict: str
-    rule: str
-    note: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.verdict:<17}{self.source + ': ' if self.source else ''}{self.claim}"
-
-
-def judge(
-    claim: str,
-    source: str,
-    relation: str,
-    predicted: float,
-    measured: float,
-    rule: str,
-    *,
-    within: float = 0.0,
-    vacuous: str = "",
-    unmet: str = "",
-    note: str = "",
-) -> Verdict:
-    """The verdict on measured `relation` predicted: "at most", "at least" or "about".
-
-    `within`: the share by which "about" may be off.  `vacuous`: why the statement says nothing.
-    `unmet`: which premise fails; it excuses what does not hold, and else stands in the note.
-    """
-    so = {
-        "at most": measured <= predicted,
-        "at least": measured >= predicted,
-        "about": abs(measured - predicted) <= within * abs(predicted),
-    }[relation]
-    verdict = VACUOUS if vacuous else HOLDS if so else UNMET if unmet else FAILS
-    text = ". ".join(p[:1].upper() + p[1:] for p in (vacuous, unmet, note) if p)
-    return Verdict(claim, source, relation, float(predicted), float(measured), verdict, rule, text)
+def of_run(case: Case) -> Trajectory:
+    """The run of a case that has one."""
+    assert case.trajectory is not None
+    return case.trajectory
 
 
 def _last(trajectory: Trajectory, name: str) -> FloatArray:
@@ -97,35 +47,35 @@ def two_phases(source: str, run: Trajectory, clean: Trajectory, switch: str) -> 
     late = slice(3 * loss.shape[1] // 4, None)
     left = loss[:, late].mean(axis=1) / twin[:, late].mean(axis=1)
     return [
-        judge(
+        judge.judge(
             "every neuron leaves the lazy regime",
             source, "at most", run.status.step, _escape(run),
             "the step at which the last neuron of all seeds is first further than 1/sqrt(m)"
             " from its start is within the run",
         ),
-        judge(
+        judge.judge(
             "Phase I: the neurons' norms fall",
             source, "at most", 0.5, _change(run).max(),
             "mean norm at the end over that at the start, largest of all seeds",
         ),
-        judge(
+        judge.judge(
             "Phase II: the neurons turn to the interpolator",
             source, "at least", 0.9, _last(run, "cosine_mean").min(),
             "mean |cos(w_i, theta*)| at the end, least of all seeds",
             note=f"it is {float(np.ravel(run['cosine_mean'])[0]):.3g} at the start",
         ),
-        judge(
+        judge.judge(
             "the run leaves its linearised twin",
             source, "at most", 0.5, left.max(),
             "training loss over that of the twin on the same draws, means over the last quarter",
         ),
-        judge(
+        judge.judge(
             f"with {switch} it stays lazy",
             source, "at least", 1.0, _last(clean, "lazy_fraction").min(),
             "share of neurons within 1/sqrt(m) of their start at the end",
             note=f"mean norm {_change(clean)[0]:.4f} of that at the start",
         ),
-        judge(
+        judge.judge(
             f"with {switch} the training loss goes to zero",
             source, "at most", 1e-6, series(clean, "train_loss")[-1] / clean["train_loss"][0],
             "training loss at the end over that at the start",
@@ -139,17 +89,17 @@ def windows(run: Trajectory, cause: str) -> list[Verdict]:
     on, off = window_changes(run, period)
     spread = _spread(run, period)
     return [
-        judge(
+        judge.judge(
             f"the norms fall while {cause} is on",
             "periodic", "at most", 0.0, float(on.max(initial=-np.inf)),
             "change of the mean norm over an on-window, largest of all windows",
         ),
-        judge(
+        judge.judge(
             f"they stop falling while {cause} is off",
             "periodic", "at most", 0.05, float(np.abs(off).sum() / np.abs(on).sum()),
             "size of the changes over all off-windows over that over all on-windows",
         ),
-        judge(
+        judge.judge(
             "second-layer weights oscillate while it is on and settle while it is off",
             "periodic", "at most", 0.05, spread[1] / spread[0],
             "standard deviation of a_i(t) within the second half of a window, tracked neurons,"
@@ -172,104 +122,87 @@ def _spread(run: Trajectory, period: int) -> tuple[float, float]:
     return on, off
 
 
-def oscillation(run: Trajectory, premise: Trajectory, still: Trajectory) -> list[Verdict]:
+def oscillation(case: Case, premise: Case, still: Trajectory) -> list[Verdict]:
     """Lemma 4 at the figures' width and at its own, and the same start without oscillation."""
-    lemma = paper.lemma_4(run.config["lr"])
+    run, seeds = of_run(case), of_run(premise)
+    lemma, statement = case.lemma_4, judge.lemma_4(case)
     claim = "the mean squared norm falls to sqrt(lr) by 1/lr^2"
     rule = "first record at which (1/m) sum |w_i|^2 <= sqrt(lr)"
-    beyond = lemma.latest > run.status.step
-    short = "the run is shorter than 1/lr^2" if beyond else ""
-    width = run.config["width"]
-    squares = np.atleast_2d(premise["norm_squared"]).mean(axis=0) / premise.config["width"]
+    short = "the run is shorter than 1/lr^2" if statement.after(run.status.step) else ""
+    width = premise.config.width
+    squares = np.atleast_2d(seeds["norm_squared"]).mean(axis=0) / width
     below = np.flatnonzero(squares <= lemma.level)
-    reached = float(premise.steps[below[0]]) if below.size else math.nan
-    other = "" if math.isclose(width, lemma.premise_width, rel_tol=0.05) else (
-        f"the lemma asks for m = {lemma.premise_width:.3g}"
-    )  # fmt: skip
+    first = first_below(run, lemma.level)
+    first_of_mean = float(seeds.steps[below[0]]) if below.size else math.nan
+    other = f"the lemma asks for m = {lemma.premise_width:.3g}"
     return [
-        judge(
+        judge.judge(
             "the neurons' norms fall", "oscillation", "at most", 0.5, _change(run).max(),
             "mean norm at the end over that at the start",
         ),
-        judge(
+        judge.judge(
             "without oscillation they do not", "oscillation", "at least", 0.9, _change(still).min(),
             "the same from the same start with both layers by plain gradient descent",
         ),
-        judge(
-            f"{claim}, m = {width}", "Lemma 4", "at most", lemma.latest,
-            first_below(run, lemma.level), rule, unmet=other,
-            vacuous=short if math.isnan(first_below(run, lemma.level)) else "",
+        statement.verdict(
+            f"{claim}, m = {case.config.width}", first, rule,
+            vacuous=short if math.isnan(first) else "",
+            unmet="" if judge.of_lemma_4_width(case) else other,
         ),
-        judge(
-            f"{claim}, m = {premise.config['width']}", "Lemma 4", "at most", lemma.latest,
-            reached, f"{rule}, mean over {len(_last(premise, 'norm_mean'))} seeds",
-            vacuous=short if math.isnan(reached) else "",
+        statement.verdict(
+            f"{claim}, m = {width}", first_of_mean,
+            f"{rule}, mean over {len(_last(seeds, 'norm_mean'))} seeds",
+            vacuous=short if math.isnan(first_of_mean) else "",
         ),
     ]  # fmt: skip
 
 
-def lazy_escape(seeds: Trajectory) -> Verdict:
-    """Theorem 2."""
-    config, failing = seeds.config, _failing(seeds)
-    bound = paper.lazy_escape_bound(config["width"], config["lr"], config["sigma"])
+def lazy_escape(case: Case) -> Verdict:
+    """Theorem 2, of all seeds."""
+    seeds, statement = of_run(case), judge.theorem_2(case)
     measured = _escape(seeds)
-    late = math.isnan(measured) and bound > seeds.status.step
-    return judge(
-        "no neuron is lazy after T1 = 384 sqrt(log m)/(sigma^2 lr^2 sqrt(m)) steps",
-        "Theorem 2", "at most", bound, measured,
+    late = math.isnan(measured) and statement.after(seeds.status.step)
+    return statement.verdict(
+        "no neuron is lazy after T1 = 384 sqrt(log m)/(sigma^2 lr^2 sqrt(m)) steps", measured,
         f"the last escape of a neuron, largest of {len(_last(seeds, 'norm_mean'))} seeds",
-        vacuous="the run is shorter than the bound" if late else "", unmet=failing,
+        vacuous="the run is shorter than the bound" if late else "", unmet=judge.failing(case),
     )  # fmt: skip
 
 
-def _failing(run: Trajectory) -> str:
-    """The assumptions of Condition 1 that fail in a run, in words."""
-    problem, network = _synthetic.start(_synthetic.config_of(_synthetic.NoisyConfig, run))
-    assert problem.theta_star is not None
-    conditions = paper.condition_1(problem.X, problem.theta_star, network.width, run.config["lr"])
-    names = [c.name for c in conditions if c.holds is False]
-    return f"of Condition 1 {' and '.join(names)} fail" if names else ""
-
-
-def norm_identity(run: Trajectory) -> Verdict:
+def norm_identity(case: Case) -> Verdict:
     """The exact identity, for every neuron, after all steps."""
-    network = _synthetic.start(_synthetic.config_of(_synthetic.NoisyConfig, run))[1]
+    run, network = of_run(case), case.start.network
     start, end = np.sum(network.W**2, axis=1), np.sum(run["final_W"] ** 2, axis=1)
     removed, restored = run["ledger_removed"][-1], run["ledger_restored"][-1]
-    told = start - network.a**2 + run["final_a"] ** 2 - removed + restored
+    predicted = start - network.a**2 + run["final_a"] ** 2 - removed + restored
     scale = np.maximum(start, removed)
-    return judge(
+    return judge.judge(
         "|w_i|^2 falls by what the oscillation of a_i removes, less what comes back",
-        "norm identity", "at most", 1e-10, float(np.abs((end - told) / scale).max()),
+        "norm identity", "at most", 1e-10, float(np.abs((end - predicted) / scale).max()),
         "relative residual after all steps, largest of all neurons",
         note=f"mean over neurons: {removed.mean():.4g} removed, {restored.mean():.4g} restored",
     )  # fmt: skip
 
 
-def lemma_3(lazy: Trajectory) -> list[Verdict]:
+def lemma_3(case: Case) -> list[Verdict]:
     """Lemma 3, in a run that ends as the first neuron leaves the lazy regime."""
-    config = lazy.config
-    lemma = paper.lemma_3(config["width"], config["dim"], config["sigma"])
+    lazy, (nonpositive, decrease) = of_run(case), judge.lemma_3(case)
     rule = (
         "over all neurons, samples and signs of the noise, least of the clouds while all are lazy"
     )
-    first, second = lazy["lemma_3_nonpositive"].min(), lazy["lemma_3_decrease"].min()
-    empty = "no probability is below 0" if lemma.vacuous else ""
+    shares = lazy["lemma_3_nonpositive"].min(), lazy["lemma_3_decrease"].min()
     return [
-        judge("P(dW_i <= 0) >= 1 - rho m^(-1/8)", "Lemma 3", "at least",
-              lemma.nonpositive_probability, first, rule, vacuous=empty),
-        judge("P(dW_i <= -(sigma/4)^2) >= 1/4", "Lemma 3", "at least",
-              lemma.decrease_probability, second, rule),
-    ]  # fmt: skip
+        nonpositive.verdict("P(dW_i <= 0) >= 1 - rho m^(-1/8)", shares[0], rule),
+        decrease.verdict("P(dW_i <= -(sigma/4)^2) >= 1/4", shares[1], rule),
+    ]
 
 
-def phase_two(run: Trajectory) -> Verdict:
+def phase_two(case: Case) -> Verdict:
     """Whether Phase II as the paper has it begins in the run of Figure 2."""
-    level = paper.phase_two_threshold(run.config["lr"])
-    return judge(
-        "Phase II begins: all |w_i| <= sqrt(lr)", "Phase II", "at most", level,
-        float(run["cloud_norm"].max(axis=-1).min()),
-        "largest norm of a neuron, at the cloud where it is least", unmet=_failing(run),
+    return judge.phase_two(case).verdict(
+        "Phase II begins: all |w_i| <= sqrt(lr)",
+        float(of_run(case)["cloud_norm"].max(axis=-1).min()),
+        "largest norm of a neuron, at the cloud where it is least", unmet=judge.failing(case),
         note="at rest |W|_F^2 is about |theta*| sqrt(d), which keeps the neurons above",
     )  # fmt: skip
 
@@ -279,32 +212,35 @@ def small_start(runs: list[tuple[float, Trajectory]]) -> list[Verdict]:
 
     `runs`: (largest norm at the start over sqrt(lr), run), with every neuron tracked.
     """
-    found = []
+    verdicts = []
     for share, run in runs:
-        lr, norm = run.config["lr"], run.config["theta_norm"]
+        norm = run.config["theta_norm"]
+        lemmas = judge.descent(run.config["lr"], norm)
         cosine = run["tracked_alignment"] / (run["tracked_norm"] * norm)
-        level = 1 - paper.misalignment_order(lr)
-        printed = paper.alignment_time(lr, norm)
-        aligned = paper.alignment_time_linearized(lr, norm)
+        aligned = judge.Statement("Lemma 5", "at least", 1 - lemmas.misalignment)
+        near = judge.Statement("Lemma 6", "at most", lemmas.distance)
         start = f"from norms up to {share:g} sqrt(lr)"
         rule = "least |cos(w_i, theta*)| of all neurons at that step; the unstated constant as 1"
-        for text, step in (("as printed", printed), ("at the linearised rate", aligned)):
-            found.append(
-                judge(
-                    f"aligned after T2 {text}, {step:,.0f} steps, {start}", "Lemma 5",
-                    "at least", level, float(_at(run, cosine.min(axis=1), step)), rule,
+        for text, step in (
+            ("as printed", lemmas.aligned),
+            ("at the linearised rate", lemmas.aligned_linearized),
+        ):
+            verdicts.append(
+                aligned.verdict(
+                    f"aligned after T2 {text}, {step:,.0f} steps, {start}",
+                    float(_at(run, cosine.min(axis=1), step)), rule,
                     note=f"the mean is {_at(run, cosine.mean(axis=1), step):.3g}",
                 )
             )  # fmt: skip
-        end = aligned + paper.convergence_time(lr, norm)
-        found.append(
-            judge(
-                f"converged T3 later, at step {end:,.0f}, {start}", "Lemma 6", "at most",
-                paper.distance_order(lr), float(_at(run, run["interpolator_distance"], end)),
+        end = lemmas.converged
+        verdicts.append(
+            near.verdict(
+                f"converged T3 later, at step {end:,.0f}, {start}",
+                float(_at(run, run["interpolator_distance"], end)),
                 "|theta - theta*| at that step; the unstated constant as 1",
             )
-        )  # fmt: skip
-    return found
+        )
+    return verdicts
 
 
 def _at(run: Trajectory, values: FloatArray, step: float) -> Any:
@@ -312,31 +248,27 @@ def _at(run: Trajectory, values: FloatArray, step: float) -> Any:
     return np.interp(step, run.steps, values)
 
 
-def law_of_modes(
-    seeds: Trajectory, curve: FloatArray | None, reason: str, ratios: FloatArray
-) -> list[Verdict]:
-    """The curve at the records of `seeds`, and measured over predicted decay rates, (d,)."""
+def law_of_modes(case: Case, ratios: FloatArray) -> list[Verdict]:
+    """The curve at the records of all seeds, and measured over predicted decay rates, (d,)."""
+    seeds, (curve, reason) = of_run(case), case.law_of_modes()
     measured = np.atleast_2d(seeds["norm_squared"])
-    worst, note, vacuous = math.nan, "", ""
-    if curve is None:
-        vacuous = reason
-    else:
-        deviation = np.abs(measured.mean(axis=0) / curve - 1)
-        worst = float(deviation.max())
-        note = f"at step {int(seeds.steps[deviation.argmax()]):,}"
+    worst, note = math.nan, ""
+    if curve is not None:
+        worst, record = judge.worst_deviation(measured.mean(axis=0), curve)
+        note = f"at step {int(seeds.steps[record]):,}"
     return [
-        judge(
+        judge.judge(
             "the law of modes gives |W(t)|_F^2 from the start, with no fitted parameter",
             BEYOND, "at most", 0.05, worst,
             f"largest relative deviation over all records, mean over {len(measured)} seeds",
-            note=note, vacuous=vacuous,
+            note=note, vacuous=reason,
         ),
-        judge(
+        judge.judge(
             "mode i decays at rate lr^2 (sigma^2 + 2 L) lambda_i, largest ratio to it",
             BEYOND, "at most", 1.15, float(ratios.max()),
             "measured over predicted rate between 1/40 and 1/20 of the run, largest of all modes",
         ),
-        judge(
+        judge.judge(
             "mode i decays at rate lr^2 (sigma^2 + 2 L) lambda_i, least ratio to it",
             BEYOND, "at least", 0.85, float(ratios.min()),
             "the same, least of all modes",
@@ -345,18 +277,16 @@ def law_of_modes(
     ]  # fmt: skip
 
 
-def stationary(run: Trajectory, where: str) -> list[Verdict]:
+def stationary(case: Case, where: str) -> list[Verdict]:
     """The rank-one stationary state against the last quarter of a run."""
-    problem, _ = _synthetic.start(_synthetic.config_of(_synthetic.LinearConfig, run))
-    assert problem.theta_star is not None
-    predicted = paper.stationary_norms(problem.theta_star, problem.gram)
+    run, predicted = of_run(case), case.start.learnt_at_rest
     late = slice(3 * run.steps.size // 4, None)
     first = np.atleast_2d(run["norm_squared"])[:, late].mean()
     second = (np.atleast_2d(run["second_layer_norm"])[:, late] ** 2).mean()
     rule = "mean over the last quarter of the run and all seeds, within 5%"
     return [
-        judge(f"|W|_F^2 at rest, {where}", BEYOND, "about", predicted[0], first, rule,
-              within=0.05),
-        judge(f"|a|^2 at rest, {where}", BEYOND, "about", predicted[1], second, rule,
-              within=0.05),
+        judge.judge(f"|W|_F^2 at rest, {where}", BEYOND, "about", predicted[0], first, rule,
+                    within=0.05),
+        judge.judge(f"|a|^2 at rest, {where}", BEYOND, "about", predicted[1], second, rule,
+                    within=0.05),
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from string import Template
 from typing import Any
 
 from lnsim.theory.paper import Condition
-from lnsim.verdicts.claims import FAILS, HOLDS, UNMET, VACUOUS, Verdict
+from lnsim.verdicts.judge import FAILS, HOLDS, UNMET, VACUOUS, Verdict
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lnsim.base import files
 from lnsim.base.checks import FloatArray
 from lnsim.dynamics import GD, Oscillation
 from lnsim.experiments import _chain, _synthetic
+from lnsim.experiments.case import Case
 from lnsim.figures import output
 from lnsim.models.problem import Problem
 from lnsim.models.two_layer import Network
@@ -27,8 +28,8 @@ from lnsim.run import experiment
 from lnsim.simulation.simulate import simulate
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
-from lnsim.verdicts import claims, page
-from lnsim.verdicts.claims import Verdict
+from lnsim.verdicts import claims, judge, page
+from lnsim.verdicts.judge import Verdict
 
 SYNTHETIC = ("label-noise", "label-noise-periodic", "oscillation", "oscillation-periodic", "sam")
 """The experiments on the two-layer linear network."""
@@ -67,7 +68,7 @@ def reproduce(
     verdicts = [verdict for section in sections for verdict in section.verdicts]
     provenance = runs["label-noise"].provenance
     files.write_json(folder / "verdicts.json", _plain(sections, provenance))
-    conditions = _conditions(runs["label-noise"])
+    conditions = Case.of_run(runs["label-noise"]).conditions  # at the setting of Figure 2
     files.write_text(folder / "index.html", page.render(folder, sections, conditions, provenance))
     return verdicts
 
@@ -121,33 +122,35 @@ class _Runner:
 
 def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Section]:
     """The page, a section for each figure of the paper, and two for the theory."""
+    cases = {name: Case.of_run(run) for name, run in runs.items()}
     base = runner.config("label-noise")
     every = max(1, min(10 * base.record_every, base.steps // 10))
     seeds = runner.seeds("label-noise", SEEDS, {}, record_every=every, ledger=False, tracked=0)
+    of_seeds = Case.of_run(seeds)
     clean = runner.control("label-noise", "label-noise-clean", sigma=0.0, ledger=False,
-                         **_shorter(base, 20))  # fmt: skip
+                           **_shorter(base, 20))  # fmt: skip
     plain = runner.control("sam", "sam-without-rho", rho=0.0, **_shorter(runner.config("sam"), 10))
     return [
         page.figure_2(claims.two_phases("Figure 2", seeds, clean, "sigma = 0")),
         page.figure_4([
             *claims.two_phases("Figure 4", runs["sam"], plain, "rho = 0"),
-            *claims.stationary(runs["sam"], "SAM (not derived for it)"),
+            *claims.stationary(cases["sam"], "SAM (not derived for it)"),
         ]),
         page.periodic(claims.windows(runs["label-noise-periodic"], "the noise")),
-        page.oscillation(_oscillation(runner, runs["oscillation"])),
+        page.oscillation(_oscillation(runner, cases["oscillation"])),
         page.oscillation_periodic(
             claims.windows(runs["oscillation-periodic"], "the oscillation")
         ),
         page.paper_theory([
-            claims.lazy_escape(seeds),
-            claims.norm_identity(runs["label-noise"]),
-            *claims.lemma_3(_while_lazy(runner, runs["label-noise"])),
-            claims.phase_two(runs["label-noise"]),
+            claims.lazy_escape(of_seeds),
+            claims.norm_identity(cases["label-noise"]),
+            *claims.lemma_3(_while_lazy(runner, cases["label-noise"])),
+            claims.phase_two(cases["label-noise"]),
             *claims.small_start([(s, _small_start(runner, s)) for s in (0.1, 1.0)]),
         ]),
         page.our_theory([
-            *_law_of_modes(runner, seeds),
-            *claims.stationary(seeds, "label noise SGD"),
+            *_law_of_modes(runner, of_seeds),
+            *claims.stationary(of_seeds, "label noise SGD"),
         ]),
     ]  # fmt: skip
 
@@ -158,12 +161,12 @@ def _shorter(config: _synthetic.LinearConfig, share: int) -> dict[str, int]:
     return {"steps": steps, "record_every": max(1, config.record_every // share)}
 
 
-def _oscillation(runner: _Runner, run: Trajectory) -> list[Verdict]:
+def _oscillation(runner: _Runner, case: Case) -> list[Verdict]:
     config: _chain.ChainConfig = runner.config("oscillation")
-    width = max(1, round(paper.lemma_4(config.lr).premise_width))
+    width = max(1, round(case.lemma_4.premise_width))
     every = max(1, config.steps // 500)
     premise = runner.seeds("oscillation", SEEDS, {"linearized": False}, width=width,
-                         record_every=every)  # fmt: skip
+                           record_every=every)  # fmt: skip
     runner.note("oscillation, off")
     problem, network = _synthetic.start(config)
     still = simulate(
@@ -171,18 +174,17 @@ def _oscillation(runner: _Runner, run: Trajectory) -> list[Verdict]:
         steps=config.steps // 10, record_every=max(1, config.steps // 100), seed=config.seed,
         backend=runner.backend,
     )  # fmt: skip
-    return claims.oscillation(run, premise, still)
+    return claims.oscillation(case, Case.of_run(premise), still)
 
 
-def _while_lazy(runner: _Runner, run: Trajectory) -> Trajectory:
+def _while_lazy(runner: _Runner, case: Case) -> Case:
     """The same run up to the step at which the first neuron leaves the lazy regime."""
-    first = float(run.phases().first_escape)
-    steps = run.status.step if np.isnan(first) else int(first)
+    first = case.phase("first_escape")
+    steps = case.length if np.isnan(first) else int(first)
     changes = {"steps": steps, "record_every": max(1, steps // 100), "ledger": True}
     runner.note("label-noise while lazy")
     config = replace(runner.config("label-noise"), **changes)
-    trajectory: Trajectory = experiment.load("label-noise").run(config, backend=runner.backend)
-    return trajectory
+    return Case.of_run(experiment.load("label-noise").run(config, backend=runner.backend))
 
 
 def _small_start(runner: _Runner, share: float) -> Trajectory:
@@ -206,38 +208,32 @@ def _small_start(runner: _Runner, share: float) -> Trajectory:
     level = share * paper.phase_two_threshold(config.lr)
     W = network.W * (level / np.linalg.norm(network.W, axis=1).max())
     a = network.a * (level / np.abs(network.a).max())
-    end = paper.alignment_time_linearized(config.lr, config.theta_norm)
-    end += paper.convergence_time(config.lr, config.theta_norm)
-    steps = int(end) + 1
+    steps = int(judge.descent(config.lr, config.theta_norm).converged) + 1
     return simulate(
         problem, Network(W, a), GD(config.lr), steps=steps, record_every=max(1, steps // 2000),
         tracked=width, backend=runner.backend, config=asdict(config),
     )  # fmt: skip
 
 
-def _law_of_modes(runner: _Runner, seeds: Trajectory) -> list[Verdict]:
-    from lnsim.experiments import label_noise
-
-    curve, reason = label_noise.law_of_modes(seeds)
+def _law_of_modes(runner: _Runner, case: Case) -> list[Verdict]:
     base = runner.config("label-noise")
     span = max(1, base.steps // 40)
     early, late = (
         runner.seeds("label-noise", RATE_SEEDS, {"linearized": False}, steps=steps,
-                   record_every=max(1, span // 50), ledger=False, tracked=0)
+                     record_every=max(1, span // 50), ledger=False, tracked=0)
         for steps in (span, 2 * span)
     )  # fmt: skip
-    return claims.law_of_modes(seeds, curve, reason, _mode_ratios(base, early, late))
+    return claims.law_of_modes(case, _mode_ratios(case, early, late))
 
 
-def _mode_ratios(base: Any, early: Trajectory, late: Trajectory) -> FloatArray:
+def _mode_ratios(case: Case, early: Trajectory, late: Trajectory) -> FloatArray:
     """Measured over predicted decay rate of each mode between the ends of two runs, (d,).
 
     The part of W along theta* does not decay and is left out.
     """
-    problem, _ = _synthetic.start(base)
-    assert problem.theta_star is not None
+    problem, theta_star = case.start.problem, case.start.theta_star
     _, vectors = np.linalg.eigh(problem.gram)
-    direction = problem.theta_star / np.linalg.norm(problem.theta_star)
+    direction = theta_star / np.linalg.norm(theta_star)
 
     def modes(run: Trajectory) -> FloatArray:
         W = run["final_W"] - (run["final_W"] @ direction)[..., None] * direction
@@ -247,14 +243,7 @@ def _mode_ratios(base: Any, early: Trajectory, late: Trajectory) -> FloatArray:
     span = late.status.step - early.status.step
     loss = late["train_loss"][:, late.steps >= early.status.step].mean()
     measured = np.log(modes(early) / modes(late)) / span
-    return measured / paper.decay_rates(problem.X, base.lr, base.sigma, float(loss))
-
-
-def _conditions(run: Trajectory) -> tuple[paper.Condition, ...]:
-    """Condition 1 at the setting of Figure 2."""
-    problem, network = _synthetic.start(_synthetic.config_of(_synthetic.LinearConfig, run))
-    assert problem.theta_star is not None
-    return paper.condition_1(problem.X, problem.theta_star, network.width, run.config["lr"])
+    return measured / paper.decay_rates(problem.X, case.config.lr, case.config.sigma, float(loss))
 
 
 def _plain(sections: list[page.Section], provenance: Mapping[str, Any]) -> dict[str, Any]:

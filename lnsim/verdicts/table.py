@@ -20,12 +20,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lnsim.base import checks
-from lnsim.experiments._synthetic import label_noise_sgd, start
-from lnsim.experiments.label_noise import Config
+from lnsim.experiments._synthetic import first_below, series
+from lnsim.experiments.case import LARGEST_EXPANSION, Case, first_replica
 from lnsim.simulation.trajectory import Trajectory
-from lnsim.theory import modes, paper
-from lnsim.verdicts.case import Case, check_synthetic, first_replica, series
+from lnsim.theory import modes
+from lnsim.verdicts import judge
+from lnsim.verdicts.judge import FAILS, HOLDS, NOT_REACHED, VACUOUS, Statement
 
 WIDTH = 80
 LABEL, NUMBER = 36, 14
@@ -33,20 +33,12 @@ SHARES = (0.0, 0.02, 0.1, 0.3, 1.0)
 """Where in a run |W|_F^2 is listed, as shares of its length."""
 
 
-def table(config: Config, trajectory: Trajectory | None = None) -> list[str]:
-    """The lines of the table for `config`, and for a run of it.  Of an ensemble, the first replica.
+def table(case: Case) -> list[str]:
+    """The lines of the table for a case, with measurements if it has a run.
 
-    Raises ValueError for a run of no synthetic experiment, for values that no run takes, and for
-    lr of 1 or more.
+    Raises ValueError for sizes out of range, and for lr of 1 or more.
     """
-    if trajectory is not None:
-        check_synthetic(trajectory.config)
-    else:  # what `run` would refuse
-        label_noise_sgd(config)
-        checks.integer("steps", config.steps, 0, checks.MOST_STEPS)
-        checks.integer("record_every", config.record_every, 1)
-    case = Case(config, *start(config), trajectory)
-    columns = ("predicted",) if trajectory is None else ("predicted", "measured")
+    columns = ("predicted",) if case.trajectory is None else ("predicted", "measured")
     return [
         *_heading(case),
         *_section("Condition 1", ("value", "threshold"), _conditions(case)),
@@ -88,28 +80,26 @@ def _section(title: str, columns: tuple[str, ...], rows: list[_Row]) -> list[str
 
 
 def _conditions(case: Case) -> list[_Row]:
-    conditions = paper.condition_1(
-        case.problem.X, case.theta_star, case.config.width, case.config.lr
-    )
-    remarks = {True: "holds", False: "does not hold", None: "unstated"}
+    remarks = {True: HOLDS, False: FAILS, None: "unstated"}
     return [
         _Row(f"{c.name}  {c.statement}", _number(c.value), _number(c.threshold), remarks[c.holds],
              c.note)
-        for c in conditions
+        for c in case.conditions
     ]  # fmt: skip
 
 
 def _times(case: Case) -> list[_Row]:
-    lr, norm = case.config.lr, case.theta_norm
+    lemmas = judge.descent(case.config.lr, case.theta_norm)
     aligning, converged = case.phase("alignment"), case.phase("convergence")
     premise = [""] if case.premise else []  # said at the start of Phase II
     printed, linearized = (
-        _judged(case, label, bound, converged - aligning, premise, since=aligning)
+        _time(case, label, Statement("Lemma 5", "at most", bound, premise), converged - aligning,
+              since=aligning)
         for label, bound in (
-            ("T2: aligned, as printed (Lemma 5)", paper.alignment_time(lr, norm)),
-            ("T2: aligned, linearised growth", paper.alignment_time_linearized(lr, norm)),
+            ("T2: aligned, as printed (Lemma 5)", lemmas.aligned),
+            ("T2: aligned, linearised growth", lemmas.aligned_linearized),
         )
-    )
+    )  # fmt: skip
     if case.trajectory is not None:
         linearized = replace(linearized, note="measured from half of the way to nine tenths")
     rows = [
@@ -120,8 +110,8 @@ def _times(case: Case) -> list[_Row]:
         _Row("mean |cos| nine tenths of it", measured=_steps(converged)),
         printed,
         linearized,
-        _Row("T3: converged, after T2 (Lemma 6)", _steps(paper.convergence_time(lr, norm)),
-             remark="vacuous" if premise else ""),
+        _Row("T3: converged, after T2 (Lemma 6)", _steps(lemmas.converging),
+             remark=VACUOUS if premise else ""),
     ]  # fmt: skip
     if case.trajectory is None:
         rows = [row for row in rows if row.predicted != "-" or row.remark]
@@ -130,96 +120,79 @@ def _times(case: Case) -> list[_Row]:
 
 def _escape(case: Case) -> _Row:
     """Theorem 2 against the last neuron's escape."""
-    config, last = case.config, case.phase("last_escape")
-    row = _Row("T1: no neuron lazy (Theorem 2)", measured=_steps(last))
-    if config.width < 2:
-        return replace(row, remark="vacuous", note="it needs a width of at least 2")
-    if _beyond_noise(config):
-        return _uncovered(row, _beyond_noise(config))
-    bound = paper.lazy_escape_bound(config.width, config.lr, config.sigma)
-    reasons = ["no label noise"] if config.sigma == 0 else []
-    return _judged(case, row.label, bound, last, reasons)
+    row = _time(
+        case, "T1: no neuron lazy (Theorem 2)", judge.theorem_2(case), case.phase("last_escape")
+    )
+    uncovered = case.config.width > 1 and case.beyond_noise
+    return _uncovered(row, case.beyond_noise) if uncovered else row
 
 
 def _threshold(case: Case) -> _Row:
     """The start of Phase II as the paper has it, against the largest weight at the end."""
-    level = paper.phase_two_threshold(case.config.lr)
-    row = _Row("Phase II: all |w_i|, |a_i| at most", _number(level), note=case.premise)
+    statement = judge.phase_two(case)
+    label, level = "Phase II: all |w_i|, |a_i| at most", _number(statement.predicted)
+    row = _Row(label, level, note=case.premise)
     if case.finished is None:
         return row
     W, a = case.finished.final.W, case.finished.final.a
     largest = float(max(np.linalg.norm(W, axis=1).max(), np.abs(a).max()))
-    remark = "reached" if largest <= level else "not reached"
+    remark = "reached" if statement.met(largest) else NOT_REACHED
     return replace(row, measured=_number(largest), remark=remark)
 
 
-def _judged(
-    case: Case, label: str, bound: float, measured: float, reasons: list[str], since: float = 0.0
+def _time(
+    case: Case, label: str, statement: Statement, measured: float, since: float = 0.0
 ) -> _Row:
-    """A time claimed to be enough from step `since` on, against the time that it took.
-
-    `reasons`: what else makes the claim vacuous.
-    """
-    if case.length < bound < math.inf:
-        reasons = [*reasons, "longer than the run"]
-    taken = case.length - since if math.isnan(measured) else measured
-    remark = ""
-    if case.trajectory is not None and not math.isnan(taken):
-        late = "not reached" if math.isnan(measured) and taken < bound else "does not hold"
-        remark = "holds" if measured <= bound else late
-    if reasons:
-        remark = "holds, vacuous" if remark == "holds" and bound < math.inf else "vacuous"
-    return _Row(label, _steps(bound), _steps(measured), remark, "; ".join(filter(None, reasons)))
+    """A time claimed to be enough from step `since` on, against the time that it took."""
+    if statement.after(case.length):
+        statement = replace(statement, vacuous=[*statement.vacuous, "longer than the run"])
+    length = None if case.trajectory is None else case.length
+    remark = statement.remark_on_time(measured, length, since)
+    reasons = "; ".join(filter(None, statement.vacuous))
+    return _Row(label, _steps(statement.predicted), _steps(measured), remark, reasons)
 
 
 def _lemmas(case: Case) -> list[_Row]:
-    config = case.config
-    third = paper.lemma_3(config.width, config.dim, config.sigma)
-    noise = ["no label noise"] if config.sigma == 0 else []
-    vacuous = [*noise, "no probability is below 0"] if third.vacuous else noise
+    lemmas = judge.descent(case.config.lr, case.theta_norm)
+    nonpositive, decrease = judge.lemma_3(case)
+    fall = f"P(dW_i <= {0 - case.lemma_3.decrease:.3g})"
     rows = [
-        _lemma_3(case, "P(dW_i <= 0)", third.nonpositive_probability, vacuous, "nonpositive"),
-        _lemma_3(case, f"P(dW_i <= {0 - third.decrease:.3g})", third.decrease_probability, noise,
-                 "decrease"),
-        _order(case, "Lemma 5: order of 1 - |cos|", paper.misalignment_order(config.lr),
-               _misalignment(case)),
-        _order(case, "Lemma 6: order of |theta - theta*|", paper.distance_order(config.lr),
+        _lemma_3(case, "P(dW_i <= 0)", nonpositive, "lemma_3_nonpositive"),
+        _lemma_3(case, fall, decrease, "lemma_3_decrease"),
+        _order(case, "Lemma 5: order of 1 - |cos|", lemmas.misalignment, _misalignment(case)),
+        _order(case, "Lemma 6: order of |theta - theta*|", lemmas.distance,
                case.last("interpolator_distance")),
     ]  # fmt: skip
     rows = [_uncovered(row) for row in rows] if case.gaps else rows
     return [*rows[:2], _lemma_4(case), *rows[2:]]
 
 
-def _lemma_3(case: Case, event: str, bound: float, reasons: list[str], name: str) -> _Row:
+def _lemma_3(case: Case, event: str, statement: Statement, name: str) -> _Row:
     """Lemma 3 against the shares at the start, which a run with the norm ledger records."""
-    row = _Row(f"Lemma 3: {event} >=", _number(bound))
-    if _beyond_noise(case.config):
-        return _uncovered(row, _beyond_noise(case.config))
-    remark = "vacuous" if reasons else ""
-    if case.trajectory is not None and f"lemma_3_{name}" in case.trajectory.arrays:
-        share = float(series(case.trajectory, f"lemma_3_{name}")[0])
+    row = _Row(f"Lemma 3: {event} >=", _number(statement.predicted))
+    if case.beyond_noise:
+        return _uncovered(row, case.beyond_noise)
+    share = None
+    if case.trajectory is not None and name in case.trajectory.arrays:
+        share = float(series(case.trajectory, name)[0])
         row = replace(row, measured=_number(share))
-        remark = remark or ("holds" if share >= bound else "does not hold")
-    return replace(row, remark=remark, note="; ".join(reasons))
+    return replace(row, remark=statement.remark(share), note="; ".join(statement.vacuous))
 
 
 def _lemma_4(case: Case) -> _Row:
     """Lemma 4 against the first record at which the mean squared norm is at its level."""
-    lemma, width = paper.lemma_4(case.config.lr), case.config.width
+    lemma, run = case.lemma_4, case.trajectory
     reasons = ["it is of the oscillation simulation"] if case.experiment != "oscillation" else []
-    if not math.isclose(width, lemma.premise_width, rel_tol=0.05):
+    if not judge.of_lemma_4_width(case):
         reasons.append(f"it asks for a width of {lemma.premise_width:.3g}")
-    reached = math.nan
-    if case.trajectory is not None:
-        below = series(case.trajectory, "norm_squared") <= width * lemma.level
-        reached = float(case.trajectory.steps[below.argmax()]) if below.any() else math.nan
+    first = math.nan if run is None else first_below(run, lemma.level)
     label = f"Lemma 4: mean |w|^2 <= {lemma.level:.3g} at"
-    return _judged(case, label, lemma.latest, reached, reasons)
+    return _time(case, label, replace(judge.lemma_4(case), vacuous=reasons), first)
 
 
 def _order(case: Case, label: str, order: float, measured: float) -> _Row:
     """A bound known up to a constant: how large that would have to be."""
-    remark = "vacuous" if case.premise else "unstated"
+    remark = VACUOUS if case.premise else "unstated"
     note = f"it holds with a constant of {measured / order:.3g}" if measured >= 0 else ""
     return _Row(label, _number(order), _number(measured), remark, note)
 
@@ -230,7 +203,7 @@ def _misalignment(case: Case) -> float:
         return math.nan
     W = case.finished.final.W
     norms = np.linalg.norm(W, axis=1) * case.theta_norm
-    return float(1 - (np.abs(W @ case.theta_star) / np.where(norms > 0, norms, np.inf)).min())
+    return float(1 - (np.abs(W @ case.start.theta_star) / np.where(norms > 0, norms, np.inf)).min())
 
 
 def _modes(case: Case) -> list[_Row]:
@@ -243,7 +216,9 @@ def _modes(case: Case) -> list[_Row]:
         return [*rows, _Row("|W|_F^2 over the run", remark="no prediction", note=curve)]
     rows[0] = _compared(rows[0].label, _predicted_rate(case.finished, curve), rate)
     small = float(curve.expansion.max())
-    judgement = "small" if small <= 0.2 else "not small" if small < 1 else "no prediction"
+    judgement = "small" if small <= 0.2 else "not small"
+    if small >= LARGEST_EXPANSION:
+        judgement = "no prediction"
     return [
         *rows,
         *_course(case, curve),
@@ -274,10 +249,9 @@ def _course(case: Case, curve: modes.ModeCurve) -> list[_Row]:
     ]
     if case.finished is None:
         return rows
-    deviation = np.abs(seen / curve.norm_squared - 1)
-    worst = int(np.argmax(deviation))
-    note = f"at step {_steps(curve.steps[worst])}"
-    return [*rows, _Row("worst deviation of |W|_F^2", "-", f"{deviation[worst]:.2%}", note=note)]
+    worst, record = judge.worst_deviation(seen, curve.norm_squared)
+    note = f"at step {_steps(curve.steps[record])}"
+    return [*rows, _Row("worst deviation of |W|_F^2", "-", f"{worst:.2%}", note=note)]
 
 
 def _predicted_rate(run: Trajectory | None, curve: modes.ModeCurve) -> float:
@@ -289,19 +263,12 @@ def _predicted_rate(run: Trajectory | None, curve: modes.ModeCurve) -> float:
     if run is not None:
         series = np.broadcast_to(norms, run["norm_squared"].shape)
         as_run = replace(run, arrays={**run.arrays, "norm_squared": series})
-        return first_replica(as_run.phases(), "decay_rate")
+        return first_replica(as_run.phases().decay_rate)
     if len(steps) < 2:
         return math.nan
     fallen = np.flatnonzero(norms <= norms[0] / math.e)
     k = int(fallen[0]) if fallen.size else len(steps) - 1
     return math.log(norms[0] / norms[k]) / float(steps[k] - steps[0])
-
-
-def _beyond_noise(config: Config) -> str:
-    """Why the paper's statements on label noise do not cover the setting, or nothing."""
-    if config.batch_size > 1:
-        return "stated for one sample a step"
-    return "" if config.law == "rademacher" else "stated for noise of +sigma or -sigma"
 
 
 def _uncovered(row: _Row, note: str = "") -> _Row:

@@ -1,0 +1,266 @@
+"""A setting of the two-layer linear network, what its runs begin with, and what theory says of it.
+
+The theory is of label noise SGD, and every setting is read as one of it: without label noise sigma
+is 0.  `gaps`, `beyond_noise` and `covered_noise` say which settings the statements do not cover.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lnsim.base import checks
+from lnsim.base.checks import FloatArray
+from lnsim.experiments import _synthetic
+from lnsim.experiments._synthetic import LinearConfig, NoisyConfig, config_of, series
+from lnsim.models.problem import Problem
+from lnsim.models.two_layer import Network
+from lnsim.run.phases import Phases
+from lnsim.run.record import Ending
+from lnsim.simulation.trajectory import Trajectory
+from lnsim.theory import modes, paper
+
+LARGEST_EXPANSION = 1.0
+"""The small parameter of the law of modes from which on it is no prediction (modes.py)."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The problem and the network with which runs of `config` begin, made when first asked for."""
+
+    config: LinearConfig
+
+    @cached_property
+    def _made(self) -> tuple[Problem, Network]:
+        return _synthetic.start(self.config)
+
+    @property
+    def problem(self) -> Problem:
+        return self._made[0]
+
+    @property
+    def network(self) -> Network:
+        return self._made[1]
+
+    @property
+    def theta_star(self) -> FloatArray:
+        assert self.problem.theta_star is not None
+        return self.problem.theta_star
+
+    @cached_property
+    def learnt_at_rest(self) -> tuple[float, float]:
+        """|W|_F^2, of what training inputs reach, and |a|^2 at rest.  ValueError for none."""
+        return paper.stationary_norms(self.theta_star, self.problem.gram)
+
+    @cached_property
+    def unreached(self) -> float:
+        """|W|_F^2 of what no training input reaches, which stays; rounding may bring it below 0."""
+        X, W = self.problem.X, self.network.W
+        return float(np.sum(W**2) - np.sum((W @ np.linalg.pinv(X) @ X) ** 2))
+
+    @cached_property
+    def curvature(self) -> float:
+        """tr(A Sigma), A = W^T W + |a|^2 I: the trace of the mean Hessian near the interpolator."""
+        W, a = self.network.W, self.network.a
+        A = W.T @ W + float(a @ a) * np.eye(self.problem.dim)
+        return float(np.sum(A * self.problem.gram))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A setting of `experiment`, its start, and a run of it or None.  Made by the methods `of_...`.
+
+    `rho` is the radius of SAM, 0 without.  Of an ensemble, what is measured is the first replica's.
+    """
+
+    config: NoisyConfig
+    start: Start
+    experiment: str = "label-noise"
+    rho: float = 0.0
+    trajectory: Trajectory | None = None
+
+    @classmethod
+    def of_setting(cls, config: NoisyConfig) -> Case:
+        """Without a run.  Raises ValueError or TypeError for what a run would refuse."""
+        _synthetic.label_noise_sgd(config)
+        checks.integer("steps", config.steps, 0, checks.MOST_STEPS)
+        checks.integer("record_every", config.record_every, 1)
+        return cls(config, Start(config))
+
+    @classmethod
+    def of_keys(cls, experiment: str, keys: Mapping[str, Any], start: Start | None = None) -> Case:
+        """Of the keys of an experiment's configuration; keys of no meaning here are passed over.
+
+        `start`: that of another case that differs in neither sizes, nor seed, nor theta_norm.
+        """
+        config = config_of(NoisyConfig, {"sigma": 0.0, **keys})
+        return cls(config, start or Start(config), experiment, keys.get("rho", 0.0))
+
+    @classmethod
+    def of_run(cls, trajectory: Trajectory) -> Case:
+        """The setting a run was made with.  Raises ValueError for other than two-layer networks."""
+        keys = trajectory.config
+        missing = [key for key in ("samples", "dim", "width", "lr") if key not in keys]
+        if missing:
+            raise ValueError(
+                "the theory is of two-layer linear networks made by an experiment; this run "
+                f"({keys.get('experiment', 'simulation')}) has no {' and no '.join(missing)}"
+            )
+        config = config_of(NoisyConfig, {"sigma": 0.0, **keys})
+        experiment = str(keys.get("experiment", "label-noise"))
+        return cls(config, Start(config), experiment, keys.get("rho", 0.0), trajectory)
+
+    # The setting
+
+    @property
+    def theta_norm(self) -> float:
+        return math.hypot(*self.start.theta_star)  # whose squares a float need not hold
+
+    @property
+    def length(self) -> int:
+        """Steps of the run: of those taken if there is one, else of those configured."""
+        return self.config.steps if self.trajectory is None else self.trajectory.status.step
+
+    @property
+    def gaps(self) -> list[str]:
+        """What in the setting no statement covers."""
+        gaps = [] if self.experiment == "label-noise" else [f"the dynamics of {self.experiment}"]
+        gaps += ["momentum"] if self.config.momentum > 0 else []
+        return gaps + (["weight decay"] if self.config.weight_decay > 0 else [])
+
+    @property
+    def beyond_noise(self) -> str:
+        """Why the paper's statements on label noise do not cover it, or nothing."""
+        if self.config.batch_size > 1:
+            return "stated for one sample a step"
+        return "" if self.config.law == "rademacher" else "stated for noise of +sigma or -sigma"
+
+    @property
+    def covered_noise(self) -> float | None:
+        """sigma, where the statements on label noise cover the setting, else None.
+
+        SAM without rho is label noise SGD.
+        """
+        config = self.config
+        plain = (
+            self.experiment in ("label-noise", "sam")
+            and config.law == "rademacher"
+            and config.batch_size == 1
+            and not (self.rho or config.momentum or config.weight_decay)
+        )
+        return config.sigma if plain else None
+
+    # What the paper says
+
+    @cached_property
+    def conditions(self) -> tuple[paper.Condition, ...]:
+        """Condition 1."""
+        config, start = self.config, self.start
+        return paper.condition_1(start.problem.X, start.theta_star, config.width, config.lr)
+
+    @property
+    def escape_bound(self) -> float:
+        """T_1 of Theorem 2; NaN for a width of 1, of which it says nothing."""
+        config = self.config
+        if config.width < 2:
+            return math.nan
+        return paper.lazy_escape_bound(config.width, config.lr, config.sigma)
+
+    @property
+    def lemma_3(self) -> paper.Lemma3:
+        return paper.lemma_3(self.config.width, self.config.dim, self.config.sigma)
+
+    @property
+    def lemma_4(self) -> paper.Lemma4:
+        return paper.lemma_4(self.config.lr)
+
+    @property
+    def premise(self) -> str:
+        """Why Phase II as the paper defines it does not begin, or nothing if it may."""
+        at_rest = math.sqrt(self.stationary[0] / self.config.width)
+        if self.config.sigma == 0:
+            return "no label noise: the neurons stay large"
+        if at_rest <= paper.phase_two_threshold(self.config.lr):
+            return ""
+        return f"the neurons rest at |w_i| = {at_rest:.3g}: T2, T3, Lemmas 5 and 6 are vacuous"
+
+    # What the law of modes says
+
+    @property
+    def stationary(self) -> tuple[float, float]:
+        """|W|_F^2 and |a|^2 at rest, with what of W no training input reaches."""
+        first, second = self.start.learnt_at_rest
+        return max(0.0, first + self.start.unreached), second
+
+    @property
+    def decay_time(self) -> float:
+        """When |W|_F^2 has fallen by e, at leading order."""
+        return paper.decay_time(self.config.lr, self.config.sigma)
+
+    @property
+    def instability(self) -> float:
+        """(lr/2) tr(A Sigma) at the start: from 1 on the noise in the loss feeds itself."""
+        return self.config.lr * self.start.curvature / 2
+
+    def modes_at(self, steps: FloatArray) -> modes.ModeCurve:
+        """The law of modes at `steps` : (T,).  Raises ValueError or ArithmeticError for none."""
+        config, start = self.config, self.start
+        return modes.integrate_modes(
+            start.problem.X, start.theta_star, start.network.W, start.network.a,
+            config.lr, config.sigma, steps, config.batch_size,
+        )  # fmt: skip
+
+    @cached_property
+    def curve(self) -> modes.ModeCurve | str:
+        """The law of modes at every record, or why there is no such curve."""
+        steps = np.unique(np.linspace(0, self.length, 201).round())
+        if self.trajectory is not None:
+            steps = self.trajectory.steps.astype(np.float64)
+        try:
+            return self.modes_at(steps)
+        except (ValueError, ArithmeticError) as error:
+            return str(error)
+
+    def law_of_modes(self) -> tuple[FloatArray | None, str]:
+        """The predicted |W(t)|_F^2 of a run, (records,), or None and why there is none."""
+        if self.config.momentum or self.config.weight_decay:
+            return None, "not derived for momentum or weight decay"
+        if self.config.batch_size < 1:
+            return None, "not derived for full batches"
+        if self.finished is None:
+            return None, "the run diverged"
+        if isinstance(self.curve, str):
+            return None, "it has no solution here"
+        if self.curve.expansion.max() > LARGEST_EXPANSION:
+            return None, f"its small parameter is {self.curve.expansion.max():.2g}"
+        return self.curve.norm_squared, ""
+
+    # What the run measured
+
+    @property
+    def finished(self) -> Trajectory | None:
+        """The run, unless it diverged."""
+        run = self.trajectory
+        return run if run is not None and run.status.code != Ending.DIVERGED else None
+
+    @cached_property
+    def _phases(self) -> Phases | None:
+        return None if self.trajectory is None else self.trajectory.phases()
+
+    def phase(self, name: str) -> float:
+        """A measured time, NaN where there is none."""
+        return math.nan if self._phases is None else first_replica(vars(self._phases)[name])
+
+    def last(self, name: str) -> float:
+        """The last record of a series, NaN where there is none or the run diverged."""
+        return math.nan if self.finished is None else float(series(self.finished, name)[-1])
+
+
+def first_replica(values: FloatArray) -> float:
+    """A measured number; of an ensemble, (S,), the first replica's."""
+    return float(np.ravel(values)[0])

@@ -1,0 +1,209 @@
+"""The statements of theory at one setting, and the rules by which runs are held against them.
+
+`theory` (table.py) and `reproduce` (claims.py) ask here what each statement says, when it says
+nothing, and whether a measurement bears it out; they differ in what they measure and how they word
+it.  A claim is a number that something must be at most, at least, or about (within a stated share).
+
+    holds              the measured number is so
+    does not hold      it is not
+    vacuous            the statement says nothing here (no probability is below 0, say)
+    premise not met    it is not so, but neither is what the statement rests on
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from lnsim.base.checks import FloatArray
+from lnsim.experiments.case import Case
+from lnsim.theory import paper
+
+HOLDS, FAILS, VACUOUS, UNMET = "holds", "does not hold", "vacuous", "premise not met"
+NOT_REACHED = "not reached"
+
+BEYOND = "beyond the paper"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim and what came of it; numbers are NaN or infinite where there is none."""
+
+    claim: str
+    source: str
+    relation: str
+    predicted: float
+    measured: float
+    verdict: str
+    rule: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verdict:<17}{self.source + ': ' if self.source else ''}{self.claim}"
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What `source` states: a number is "at most", "at least" or "about" `predicted`.
+
+    `within`: the share by which "about" may be off.  `vacuous`: why it says nothing here, if so.
+    """
+
+    source: str
+    relation: str
+    predicted: float
+    vacuous: Sequence[str] = ()
+    within: float = 0.0
+
+    def met(self, measured: float) -> bool:
+        """Whether the measured number is as stated; one that is NaN is not."""
+        return {
+            "at most": measured <= self.predicted,
+            "at least": measured >= self.predicted,
+            "about": abs(measured - self.predicted) <= self.within * abs(self.predicted),
+        }[self.relation]
+
+    def after(self, length: float) -> bool:
+        """Of a time: whether a run of `length` steps ends before it, and so cannot refute it."""
+        return length < self.predicted < math.inf
+
+    def verdict(
+        self,
+        claim: str,
+        measured: float,
+        rule: str,
+        *,
+        vacuous: str = "",
+        unmet: str = "",
+        note: str = "",
+    ) -> Verdict:
+        """The verdict on a measured number.
+
+        `vacuous`: a further reason for the statement to say nothing.  `unmet`: which premise fails;
+        it excuses what does not hold, and else stands in the note.
+        """
+        reasons = [reason for reason in (*self.vacuous, vacuous) if reason]
+        failed = UNMET if unmet else FAILS
+        verdict = VACUOUS if reasons else HOLDS if self.met(measured) else failed
+        text = ". ".join(p[:1].upper() + p[1:] for p in (*reasons, unmet, note) if p)
+        predicted, measured = float(self.predicted), float(measured)
+        return Verdict(claim, self.source, self.relation, predicted, measured, verdict, rule, text)
+
+    def remark(self, measured: float | None) -> str:
+        """The verdict in a word, nothing where nothing was measured and there is no reason."""
+        if self.vacuous:
+            return VACUOUS
+        return "" if measured is None else HOLDS if self.met(measured) else FAILS
+
+    def remark_on_time(self, measured: float, length: float | None, since: float = 0.0) -> str:
+        """The same of a time counted from step `since` of a run of `length` steps, None without.
+
+        `measured` is NaN where the run did not get there.
+        """
+        remark = ""
+        if length is not None and not math.isnan(since):
+            unfinished = math.isnan(measured) and length - since < self.predicted
+            remark = HOLDS if self.met(measured) else NOT_REACHED if unfinished else FAILS
+        if not self.vacuous:
+            return remark
+        return f"{HOLDS}, {VACUOUS}" if remark == HOLDS and self.predicted < math.inf else VACUOUS
+
+
+def judge(
+    claim: str,
+    source: str,
+    relation: str,
+    predicted: float,
+    measured: float,
+    rule: str,
+    *,
+    within: float = 0.0,
+    vacuous: str = "",
+    unmet: str = "",
+    note: str = "",
+) -> Verdict:
+    """The verdict on a claim that is stated nowhere else.  See Statement."""
+    statement = Statement(source, relation, predicted, within=within)
+    return statement.verdict(claim, measured, rule, vacuous=vacuous, unmet=unmet, note=note)
+
+
+def failing(case: Case) -> str:
+    """The assumptions of Condition 1 that fail, in words."""
+    names = [condition.name for condition in case.conditions if condition.holds is False]
+    return f"of Condition 1 {' and '.join(names)} fail" if names else ""
+
+
+def _no_noise(case: Case) -> tuple[str, ...]:
+    return ("no label noise",) if case.config.sigma == 0 else ()
+
+
+def theorem_2(case: Case) -> Statement:
+    """The step after which no neuron is lazy."""
+    narrow = ("it needs a width of at least 2",) if case.config.width < 2 else ()
+    return Statement("Theorem 2", "at most", case.escape_bound, narrow or _no_noise(case))
+
+
+def lemma_3(case: Case) -> tuple[Statement, Statement]:
+    """The probabilities that a lazy neuron's norm does not grow, and that it falls by so much."""
+    lemma, noise = case.lemma_3, _no_noise(case)
+    empty = ("no probability is below 0",) if lemma.vacuous else ()
+    return (
+        Statement("Lemma 3", "at least", lemma.nonpositive_probability, (*noise, *empty)),
+        Statement("Lemma 3", "at least", lemma.decrease_probability, noise),
+    )
+
+
+def lemma_4(case: Case) -> Statement:
+    """The step by which the mean squared norm has been at the lemma's level."""
+    return Statement("Lemma 4", "at most", case.lemma_4.latest)
+
+
+def of_lemma_4_width(case: Case) -> bool:
+    """Whether the width is the one that Lemma 4 asks for."""
+    return math.isclose(case.config.width, case.lemma_4.premise_width, rel_tol=0.05)
+
+
+def phase_two(case: Case) -> Statement:
+    """The largest weight from which on Phase II has begun."""
+    return Statement("Phase II", "at most", paper.phase_two_threshold(case.config.lr))
+
+
+class Descent(NamedTuple):
+    """Lemmas 5 and 6: gradient descent from the start of Phase II, in steps after it.
+
+    `aligned` is T2 as printed and `aligned_linearized` by the linearised growth; `converging` is
+    T3, counted from T2.  `misalignment` and `distance` are known up to a constant.
+    """
+
+    aligned: float
+    aligned_linearized: float
+    converging: float
+    misalignment: float
+    distance: float
+
+    @property
+    def converged(self) -> float:
+        """T2 by the linearised growth, and T3 after it."""
+        return self.aligned_linearized + self.converging
+
+
+def descent(lr: float, theta_norm: float) -> Descent:
+    """Lemmas 5 and 6 at one learning rate and norm of theta*."""
+    return Descent(
+        paper.alignment_time(lr, theta_norm),
+        paper.alignment_time_linearized(lr, theta_norm),
+        paper.convergence_time(lr, theta_norm),
+        paper.misalignment_order(lr),
+        paper.distance_order(lr),
+    )
+
+
+def worst_deviation(measured: FloatArray, predicted: FloatArray) -> tuple[float, int]:
+    """The largest relative deviation of a measured curve, (records,), and its record."""
+    deviation = np.abs(measured / predicted - 1)
+    worst = int(np.argmax(deviation))
+    return float(deviation[worst]), worst
