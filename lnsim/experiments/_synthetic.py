@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -116,7 +116,7 @@ def train(
 
 def config_of(cls: type[C], keys: Mapping[str, Any]) -> C:
     """The configuration of class `cls` from a run's `keys`; those unknown to it are passed over."""
-    known = {field.name for field in fields(cls)}
+    known = cls.__dataclass_fields__
     return cls(**{key: value for key, value in keys.items() if key in known})
 
 
