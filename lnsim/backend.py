@@ -6,7 +6,6 @@ no randomness; the words of streams.py are handed to it.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lnsim.base import plugins
 from lnsim.base.checks import DIVERGED_ABOVE as DIVERGED_ABOVE
 from lnsim.base.checks import FloatArray
 
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from lnsim.dynamics import Dynamics
     from lnsim.models.problem import Problem
     from lnsim.models.twin import Twin
-
-
-EXTRAS = ("torch",)
-"""The backends whose packages an extra of lnsim, named as they are, installs."""
 
 
 @dataclass
@@ -117,20 +113,9 @@ def load(name: str) -> LinearEngine:
     Raises ValueError where there is none, or where it needs a package that is missing.
     """
     name, *options = name.split(":")
-    package = f"lnsim_{name}"
-    if not package.isidentifier():
-        raise ValueError(f"backend must be a word such as numba or torch, got {name!r}")
-    try:
-        module = importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name == package:
-            reason = f"no package {package} was found"
-        else:
-            what = f"'lnsim[{name}]'" if name in EXTRAS else error.name
-            reason = f"it needs {error.name}: pip install {what}"
-        raise ValueError(f"backend {name!r} is not installed: {reason}") from error
+    module = plugins.backend(name)
     if not hasattr(module, "linear_engine"):
-        raise ValueError(f"backend {name!r} is none: package {package} has no linear_engine()")
+        raise ValueError(f"backend {name!r} is none: package lnsim_{name} has no linear_engine()")
     try:
         engine: LinearEngine = module.linear_engine(*options)
     except TypeError as error:
@@ -146,13 +131,7 @@ def load_networks(name: str) -> NetworkEngine:
 
     Raises ValueError where there is none, or where it needs a package that is missing.
     """
-    module = f"lnsim_{name}.network_engine"
-    try:
-        engine: NetworkEngine = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name in (module, f"lnsim_{name}"):
-            raise ValueError(f"backend {name!r} has no networks to train: use 'torch'") from error
-        raise ValueError(
-            f"backend {name!r} is not installed: it needs {error.name}: pip install 'lnsim[{name}]'"
-        ) from error
+    engine: NetworkEngine = plugins.backend(
+        name, "network_engine", lacks="networks to train: use 'torch'"
+    )
     return engine

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
+from lnsim.base import plugins
 from lnsim.experiments import linearization
 from lnsim.figures import canvas
 from lnsim.images import data as images
@@ -467,9 +468,8 @@ def test_missing_torch_is_told_with_the_name_of_the_extra(data, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    for module in (erf_network, images):
-        monkeypatch.setattr(module, "importlib", types.SimpleNamespace(import_module=missing))
-    with pytest.raises(ValueError, match=r"needs PyTorch: pip install 'lnsim\[torch\]'"):
+    monkeypatch.setattr(plugins, "importlib", types.SimpleNamespace(import_module=missing))
+    with pytest.raises(ValueError, match=r"it needs torch: pip install 'lnsim\[torch\]'"):
         linearization.run(small(data), backend="torch")
     monkeypatch.setattr(erf_network, "load_engine", lambda backend: types.SimpleNamespace(
         check_device=lambda device: None))  # fmt: skip

@@ -17,8 +17,7 @@ from lnsim_torch.networks import wide_resnet as build_wide_resnet
 from lnsim_torch.samples import place
 from lnsim_torch.training.plan import Plan
 
-from lnsim import backend as backends
-from lnsim.base import threads
+from lnsim.base import plugins, threads
 from lnsim.cli import main
 from lnsim.experiments import _images, resnet, wide_resnet, wide_resnet_sam
 from lnsim.figures import canvas
@@ -506,7 +505,7 @@ def test_missing_torch_is_told_with_the_name_of_the_extra(data, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(backends, "importlib", types.SimpleNamespace(import_module=missing))
+    monkeypatch.setattr(plugins, "importlib", types.SimpleNamespace(import_module=missing))
     for module, setting in ((wide_resnet, small_wide), (resnet, small_resnet)):
         with pytest.raises(ValueError, match=r"it needs torch: pip install 'lnsim\[torch\]'"):
             module.run(setting(data))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lnsim.base import archive
+from lnsim.base import archive, plugins
 
 CLASSES = 10
 HOW_TO_GET = (
@@ -39,15 +38,9 @@ def load(data: str, root: str = "data") -> Images:
         raise ValueError(f"no data: {HOW_TO_GET}")
     if data != "cifar10":
         return read(Path(data))
-    try:
-        reader = importlib.import_module("lnsim_torch.data")
-    except ModuleNotFoundError as error:
-        needed = (error.name or "").partition(".")[0]
-        if needed not in ("torch", "torchvision", "lnsim_torch"):
-            raise
-        raise ValueError(
-            f"data=cifar10 needs {needed}: pip install 'lnsim[torch]', or give an .npz file"
-        ) from error
+    reader = plugins.load(
+        "lnsim_torch.data", "data=cifar10", extra="torch", instead=", or give an .npz file"
+    )
     return checked(*reader.cifar10(root), source="CIFAR-10")
 
 

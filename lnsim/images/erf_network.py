@@ -34,7 +34,6 @@ the last factor being lr t / (nC) where l = 0.  One eigendecomposition serves al
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,6 +43,7 @@ from numpy.typing import NDArray
 from scipy.special import erf
 
 from lnsim import streams
+from lnsim.base import plugins
 from lnsim.base.checks import FloatArray
 from lnsim.images.data import Images
 
@@ -103,7 +103,7 @@ class State:
 
 
 class Engine(Protocol):
-    """Module `two_layer` of a backend: it trains, with no randomness of its own."""
+    """Module `erf_network` of a backend: it trains, with no randomness of its own."""
 
     def check_device(self, device: str) -> None:
         """Raises ValueError for a device it cannot train on."""
@@ -128,25 +128,13 @@ class Engine(Protocol):
 
 
 def load_engine(backend: str) -> Engine:
-    """The engine of `backend`, module two_layer of lnsim_<backend>.
+    """The engine of `backend`, module erf_network of lnsim_<backend>.
 
-    Raises ValueError where it is not installed, or needs PyTorch and there is none.
+    Raises ValueError where there is none, or where it needs a package that is missing.
     """
-    package = f"lnsim_{backend}"
-    try:
-        engine: Engine = importlib.import_module(f"{package}.erf_network")
-        return engine
-    except ModuleNotFoundError as error:
-        if error.name == "torch":
-            raise ValueError(
-                f"backend {backend!r} needs PyTorch: pip install 'lnsim[torch]'"
-            ) from error
-        if error.name in (package, f"{package}.erf_network"):
-            raise ValueError(
-                f"backend {backend!r} is not installed, or has no two-layer network:"
-                f" no module {error.name} was found"
-            ) from error
-        raise
+    lacks = f"two-layer network: no module lnsim_{backend}.erf_network was found"
+    engine: Engine = plugins.backend(backend, "erf_network", lacks)
+    return engine
 
 
 def choose(images: Images, samples: int, test_samples: int, classes: int, seed: int) -> Task:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lnsim.base import checks
+from lnsim.base import checks, plugins
 from lnsim.base.config import nearest
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class Experiment:
 
 def names() -> tuple[str, ...]:
     """The experiments there are, in the order in which they are listed."""
-    known: tuple[str, ...] = importlib.import_module(PACKAGE).NAMES
+    known: tuple[str, ...] = plugins.load(PACKAGE, "lnsim").NAMES
     return known
 
 
@@ -77,6 +76,6 @@ def load(name: str) -> Experiment:
     """The experiment called `name`.  Raises ValueError, naming the nearest, for another."""
     if name not in names():
         raise ValueError(f"unknown experiment {name!r}: {nearest(name, names())}")
-    module = importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}")
+    module = plugins.load(f"{PACKAGE}.{name.replace('-', '_')}", f"experiment {name!r}")
     experiment: Experiment = module.EXPERIMENT
     return experiment
