@@ -26,7 +26,8 @@ from lnsim.base.checks import FloatArray
 from lnsim.images.data import Images
 from lnsim.run.loop import record_steps
 from lnsim.run.machine import provenance
-from lnsim.run.record import Ending, Status, check_continues
+from lnsim.run.record import Ending, Status
+from lnsim.run.resume import check_continues, check_not_diverged
 from lnsim.simulation.trajectory import Trajectory
 
 Records = dict[str, FloatArray]
@@ -71,8 +72,7 @@ class Arms:
     def restore(self, earlier: Trajectory) -> None:
         """Takes over what the arms of `earlier` gave.  Raises ValueError for another run's."""
         check_continues(earlier, self._config)
-        if earlier.status.code == Ending.DIVERGED:
-            raise ValueError(f"cannot resume: the earlier run {earlier.status}")
+        check_not_diverged(earlier.status)
         if not np.array_equal(earlier.state.get("images", ()), self._fingerprint):
             raise ValueError("cannot resume: the earlier run had other data")
         for name in self._plans:

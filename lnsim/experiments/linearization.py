@@ -8,29 +8,29 @@ first-layer norms that fall more.  The science is in images/erf_network.py and l
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
 from lnsim.base.config import key
-from lnsim.base.progress import progress_bar
+from lnsim.base.progress import of_steps
 from lnsim.images import data as images
 from lnsim.images import erf_network
 from lnsim.images.data import CLASSES
-from lnsim.images.erf_network import Start, State, Task
+from lnsim.images.erf_network import Engine, Start, State
 from lnsim.images.label_flips import FLIPS, check_tau, flip_labels
 from lnsim.run import quantities
 from lnsim.run.experiment import Experiment
-from lnsim.run.loop import record_steps
+from lnsim.run.loop import drive, record_steps
 from lnsim.run.machine import provenance
-from lnsim.run.record import Ending, Status, check_continues
+from lnsim.run.record import Status
+from lnsim.run.resume import records_kept
 from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -96,33 +96,13 @@ def run(
     device = device or "cpu"
     engine = erf_network.load_engine(backend)
     engine.check_device(device)
-    recorder = _Recorder(config, backend, device)
-    step = recorder.restore(resume) if resume is not None else 0
-    words = streams.WordStream(config.seed, 1, step * len(recorder.task.labels))
-    report, close = progress_bar(progress or False, config.steps, step)
-    saved = -math.inf
-    try:
-        for target in recorder.to_come():
-            while step < target:
-                count = min(target - step, STEPS_AT_ONCE)
-                engine.advance(
-                    recorder.state, recorder.start, _labels(config, recorder.task, words, count),
-                    config.lr, dtype=config.dtype, device=device,
-                )  # fmt: skip
-                step += count
-                report(step)
-            if not recorder.observe(step):
-                return recorder.trajectory(Status(Ending.DIVERGED, step))
-            if step == config.steps:
-                break
-            if stop is not None and stop():
-                return recorder.trajectory(Status(Ending.STOPPED, step))
-            if checkpoint is not None and time.monotonic() - saved >= checkpoint_every:
-                checkpoint(recorder.trajectory(Status(Ending.STOPPED, step)))
-                saved = time.monotonic()
-    finally:
-        close()
-    return recorder.trajectory(Status(Ending.OK, step))
+    run = _Run(config, backend, device, engine)
+    step = 0 if resume is None else run.restore(resume)
+    with of_steps(progress, config.steps, step) as report:
+        return drive(
+            run, step, config.steps, report=report, stop=stop,
+            checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+        )  # fmt: skip
 
 
 def figure(trajectory: Trajectory) -> Figure:
@@ -166,18 +146,13 @@ def _check(config: Config) -> None:
     streams.check_seed(config.seed)
 
 
-def _labels(config: Config, task: Task, words: streams.WordStream, count: int) -> Any:
-    """What both runs train on in the next `count` steps, (2, T, n)."""
-    n = len(task.labels)
-    drawn = words.take(count * n).reshape(count, n)
-    noisy = flip_labels(task.labels, drawn, config.tau, config.flip, CLASSES)
-    return np.stack([np.broadcast_to(task.labels, noisy.shape), noisy])
+class _Run:
+    """Both runs: moves them, takes down what is observed of them, makes a trajectory of it."""
 
+    diverged_at: int | None = None
 
-class _Recorder:
-    """Holds the runs, takes down what is observed of them, and makes a trajectory of it."""
-
-    def __init__(self, config: Config, backend: str, device: str) -> None:
+    def __init__(self, config: Config, backend: str, device: str, engine: Engine) -> None:
+        self._setting, self._engine = config, engine
         self._config = {"experiment": "linearization", "backend": backend, **asdict(config)}
         self._device = device
         source = images.load(config.data, config.data_root)
@@ -192,18 +167,38 @@ class _Recorder:
         self._linear = erf_network.linearize(self.state, self.start, self.task, config.lr)
         self._plan = record_steps(config.steps, config.record_every)
         self._count = 0
+        self._words = streams.WordStream(config.seed, 1, 0)
         self._arrays = {name: np.full(len(self._plan), np.nan) for name in SERIES}
 
-    def to_come(self) -> list[int]:
+    def events(self, step: int) -> list[int]:
         """The steps that are still to be recorded."""
         return self._plan[self._count :]
 
+    def advance(self, step: int, target: int) -> Iterator[int]:
+        """Trains both runs, so many steps at a time as labels are held."""
+        while step < target:
+            count = min(target - step, STEPS_AT_ONCE)
+            self._engine.advance(
+                self.state, self.start, self._labels(count),
+                self._setting.lr, dtype=self._setting.dtype, device=self._device,
+            )  # fmt: skip
+            step += count
+            yield step
+
+    def _labels(self, count: int) -> NDArray[np.int64]:
+        """What both runs train on in the next `count` steps, (2, T, n)."""
+        labels, config = self.task.labels, self._setting
+        drawn = self._words.take(count * len(labels)).reshape(count, len(labels))
+        noisy = flip_labels(labels, drawn, config.tau, config.flip, CLASSES)
+        return np.stack([np.broadcast_to(labels, noisy.shape), noisy])
+
     def observe(self, step: int) -> bool:
-        """Takes down both runs at `step`; False, and nothing taken down, where one diverged."""
+        """Takes down both runs at `step`; nothing where one diverged."""
         with np.errstate(all="ignore"):
             values = self._values(step)
         # Not the same as >=: NaN is above all.
         if not max(values["clean_train_loss"], values["noisy_train_loss"]) < DIVERGED_ABOVE:
+            self.diverged_at = step
             return False
         for name, value in values.items():
             self._arrays[name][self._count] = value
@@ -238,7 +233,7 @@ class _Recorder:
         moved = erf_network.mean_kernel(H, H, self.state.W2, self.start.gram) - start
         return np.linalg.norm(moved, axis=(1, 2)) / np.linalg.norm(start)
 
-    def trajectory(self, status: Status) -> Trajectory:
+    def result(self, status: Status) -> Trajectory:
         """All that was recorded so far, and the state to go on from."""
         arrays: dict[str, Any] = {
             name: value[: self._count].copy() for name, value in self._arrays.items()
@@ -250,25 +245,14 @@ class _Recorder:
 
     def restore(self, earlier: Trajectory) -> int:
         """Takes over records and state of `earlier`; returns the step it ended at."""
-        check_continues(earlier, self._config)
-        step, found = earlier.status.step, earlier.steps.tolist()
-        if earlier.status.code == Ending.DIVERGED:
-            raise ValueError(f"cannot resume: the earlier run {earlier.status}")
-        if step > self._plan[-1]:
-            raise ValueError(f"cannot resume: the earlier run is at step {step}, past the end")
-        # An earlier end may have been recorded where this run records nothing.
-        pairs = zip(found, self._plan, strict=False)
-        kept = next(
-            (i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(self._plan))
-        )
-        if len(found) - kept > 1 or found[-1] > step:
-            raise ValueError("cannot resume: the earlier run was recorded at other steps")
+        kept = records_kept(earlier, self._config, self._plan)
         self._check_same(earlier)
         for name, values in self._arrays.items():
             values[:kept] = earlier[name][:kept]
         for name, value in vars(self.state).items():
             value[...] = earlier.state[name]
-        self._count = kept
+        self._count, step = kept, earlier.status.step
+        self._words = streams.WordStream(self._setting.seed, 1, step * len(self.task.labels))
         return step
 
     def _check_same(self, earlier: Trajectory) -> None:

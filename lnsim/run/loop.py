@@ -1,11 +1,19 @@
-"""The way of a run: the steps at which it is recorded."""
+"""The way of a run: the steps at which it is recorded, and the loop from one to the next."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
+
 from lnsim.base import checks
+from lnsim.run.record import Ending, Status
 
 MOST_RECORDS = 10_000_000
 """Of a run: they are kept in memory, a few hundred bytes each."""
+
+Result = TypeVar("Result", covariant=True)
 
 
 def record_steps(steps: int, record_every: int, name: str = "steps") -> list[int]:
@@ -22,3 +30,65 @@ def record_steps(steps: int, record_every: int, name: str = "steps") -> list[int
         )
     plan = list(range(0, steps + 1, record_every))
     return plan if plan[-1] == steps else [*plan, steps]
+
+
+class Driven(Protocol[Result]):
+    """A run, as `drive` sees it."""
+
+    diverged_at: int | None
+    """The step at which the run was found to have diverged, None while it was not."""
+
+    def events(self, step: int) -> Iterable[int]:
+        """The steps from `step` on at which there is something to observe.
+
+        They ascend, the last is the last step of the run, and each is asked for only once the one
+        before is done.
+        """
+
+    def advance(self, step: int, target: int) -> Iterable[int]:
+        """Goes from `step` to `target`, or to where it diverges; gives after each part its step."""
+
+    def observe(self, step: int) -> bool:
+        """Takes down what there is to observe, and says whether it is a record.
+
+        Where the run has diverged it sets `diverged_at` and takes down nothing.
+        """
+
+    def result(self, status: Status) -> Result:
+        """What the run gives if it ends here, from which it can go on."""
+
+
+def drive(
+    run: Driven[Result],
+    step: int,
+    steps: int,
+    *,
+    report: Callable[[int], object],
+    stop: Callable[[], bool] | None = None,
+    checkpoint: Callable[[Result], object] | None = None,
+    checkpoint_every: float = 60.0,
+) -> Result:
+    """Takes `run` from `step` to `steps`, record by record, and gives its result.
+
+    `report` is called with the steps done.  At every record but the last `stop` is asked whether to
+    end there.  `checkpoint` is called with the result so far, at the first record, then at one when
+    `checkpoint_every` seconds have passed.
+    """
+    saved = -math.inf
+    for target in run.events(step):
+        for step_done in run.advance(step, target):
+            step = step_done
+            report(step)
+        recorded = run.observe(step)
+        if run.diverged_at is not None:
+            return run.result(Status(Ending.DIVERGED, run.diverged_at))
+        if not recorded:
+            continue
+        if step == steps:
+            break
+        if stop is not None and stop():
+            return run.result(Status(Ending.STOPPED, step))
+        if checkpoint is not None and time.monotonic() - saved >= checkpoint_every:
+            checkpoint(run.result(Status(Ending.STOPPED, step)))
+            saved = time.monotonic()
+    return run.result(Status(Ending.OK, step))

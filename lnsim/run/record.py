@@ -80,11 +80,3 @@ class Record:
     def steps(self) -> NDArray[np.int64]:
         """The recorded steps, shape (records,)."""
         return self["step"]
-
-
-def check_continues(earlier: Record, config: Mapping[str, Any]) -> None:
-    """Refuses to go on from `earlier` under another configuration: only `steps` may change."""
-    for key in earlier.config.keys() | config.keys():
-        before, now = earlier.config.get(key), config.get(key)
-        if key != "steps" and before != now:
-            raise ValueError(f"cannot resume: {key} was {before!r} and is {now!r} now")

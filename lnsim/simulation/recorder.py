@@ -16,7 +16,8 @@ from lnsim.models.reduction import rest_scale
 from lnsim.models.two_layer import Network
 from lnsim.run.machine import provenance
 from lnsim.run.quantities import Axis
-from lnsim.run.record import Ending, Status
+from lnsim.run.record import Status
+from lnsim.run.resume import records_kept
 from lnsim.simulation.observables import Frame, Observable, View, ask, formulas
 from lnsim.simulation.replicas import Replicas
 from lnsim.simulation.trajectory import Trajectory
@@ -327,17 +328,9 @@ class Recorder:
                 stacked[name] = np.append(arrays[name], last_cloud[:, None], axis=1)
         return stacked
 
-    def restore(self, earlier: Trajectory) -> int:
+    def restore(self, earlier: Trajectory, config: Mapping[str, Any]) -> int:
         """Takes over the records of `earlier`; returns the step it ended at."""
-        step, plan, found = earlier.status.step, self._plan, earlier.steps.tolist()
-        if earlier.status.code == Ending.DIVERGED:
-            raise ValueError(f"cannot resume: the earlier run {earlier.status}")
-        if step > plan[-1]:
-            raise ValueError(f"cannot resume: the earlier run is at step {step}, past the end")
-        # An earlier end may have been recorded where this run records nothing.
-        kept = next((i for i, t in enumerate(found) if i >= len(plan) or t != plan[i]), len(found))
-        if len(found) - kept > 1 or found[-1] > step:
-            raise ValueError("cannot resume: the earlier run was recorded at other steps")
+        kept = records_kept(earlier, config, self._plan)
         if earlier["tracked_neurons"].size != self._tracked.size:
             raise ValueError("cannot resume: the earlier run tracked other neurons")
         for name in self._observables:
@@ -358,4 +351,4 @@ class Recorder:
         taken = tuple(waypoint(record) for record in waypoint_records(kept))
         states = earlier.state.items()
         self._waypoints = {name: value for name, value in states if name.startswith(taken)}
-        return step
+        return earlier.status.step

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lnsim import backend as backends
 from lnsim import streams
+from lnsim.backend import LinearEngine
 from lnsim.base import checks, threads
-from lnsim.base.progress import progress_bar
+from lnsim.base.progress import of_steps
 from lnsim.dynamics import Alternating, CustomDynamics, Dynamics, Oscillation
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import dense
 from lnsim.models.reduction import reduce as reduce_both
 from lnsim.models.two_layer import Network
-from lnsim.run.loop import record_steps
-from lnsim.run.record import Ending, Status, check_continues
+from lnsim.run.loop import drive, record_steps
+from lnsim.run.record import Status
 from lnsim.simulation.custom import CustomEngine, reduction_of
 from lnsim.simulation.observables import Frame, Observable, check_observables
 from lnsim.simulation.recorder import Recorder
@@ -126,35 +126,56 @@ def simulate(
     recorder = Recorder(frame, base, moving, plan, tracked, clouds, observables)
     step = 0
     if resume is not None:
-        check_continues(resume, config)
-        step = recorder.restore(resume)
+        step = recorder.restore(resume, config)
         moving.restore(resume.state)
     draws = base.draws(problem.samples, network.width)
     stream = WordStream(seed, replicas, step * draws)
-    report, close = progress_bar(progress, steps, step)
-    saved = -math.inf
-    try:
-        for target in recorder.events(step):
-            while step < target and not moving.all_diverged:
-                step += moving.advance(
-                    engine, reduction.problem, dynamics, stream, draws, step, target - step
-                )
-                report(step)
-            if moving.all_diverged:
-                at = int(moving.state.diverged_at.max())
-                return recorder.trajectory(Status(Ending.DIVERGED, at), config)
-            if not recorder.observe(step):
-                continue
-            if step == steps:
-                break
-            if stop is not None and stop():
-                return recorder.trajectory(Status(Ending.STOPPED, step), config)
-            if checkpoint is not None and time.monotonic() - saved >= checkpoint_every:
-                checkpoint(recorder.trajectory(Status(Ending.STOPPED, step), config))
-                saved = time.monotonic()
-    finally:
-        close()
-    return recorder.trajectory(Status(Ending.OK, step), config)
+    run = _Run(engine, reduction.problem, dynamics, draws, stream, moving, recorder, config)
+    with of_steps(progress, steps, step) as report:
+        return drive(
+            run, step, steps, report=report, stop=stop,
+            checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+        )  # fmt: skip
+
+
+@dataclass
+class _Run:
+    """A run, as `drive` sees it."""
+
+    engine: LinearEngine
+    problem: Problem
+    dynamics: Dynamics | Alternating
+    draws: int
+    stream: WordStream
+    moving: Replicas
+    recorder: Recorder
+    config: dict[str, Any]
+    diverged_at: int | None = None
+
+    def events(self, step: int) -> Iterator[int]:
+        """The records, and the steps at which neurons are watched."""
+        return self.recorder.events(step)
+
+    def advance(self, step: int, target: int) -> Iterator[int]:
+        """Goes to `target` in as few calls of the engine as the words, the ledger and dynamics that
+        change allow."""
+        while step < target and not self.moving.all_diverged:
+            step += self.moving.advance(
+                self.engine, self.problem, self.dynamics, self.stream, self.draws, step,
+                target - step,
+            )  # fmt: skip
+            yield step
+
+    def observe(self, step: int) -> bool:
+        """Takes down every replica that has not diverged; the run diverges with its last."""
+        if self.moving.all_diverged:
+            self.diverged_at = int(self.moving.state.diverged_at.max())
+            return False
+        return self.recorder.observe(step)
+
+    def result(self, status: Status) -> Trajectory:
+        """All that was recorded so far, and the state to go on from."""
+        return self.recorder.trajectory(status, self.config)
 
 
 def _in_full(dynamics: Dynamics | Alternating) -> str:

@@ -7,15 +7,15 @@ dispatch.py and kept in store.py.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from lnsim.base.progress import reports
 from lnsim.sweeps.table import Table
 
 if TYPE_CHECKING:
@@ -136,7 +136,13 @@ def sweep(
         new = 0
         if todo:
             with (
-                _progress(progress, len(points), len(points) - len(todo)) as report,
+                reports(
+                    progress,
+                    lambda bar, count: bar.update(count),
+                    total=len(points),
+                    initial=len(points) - len(todo),
+                    unit="point",
+                ) as report,
                 sweep_workers.crew(executor, scheduler) as workers,
             ):
                 _settle(path, cls, meta, earlier)
@@ -267,20 +273,3 @@ def _settle(
     elif complete != earlier:
         with closing(sweep_store.Writer(path)) as writer:
             writer.put_meta({**complete, "swept": earlier["swept"]})
-
-
-@contextmanager
-def _progress(
-    progress: bool | Callable[[int], object] | None, total: int, done: int
-) -> Iterator[Callable[[int], object]]:
-    """A function to call with the number of points that have arrived."""
-    if callable(progress):
-        yield progress
-        return
-    if not progress or sys.stderr is None:  # closed
-        yield lambda count: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, initial=done, unit="point", disable=None) as bar:
-        yield bar.update

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ import numpy as np
 
 from lnsim.base import files
 from lnsim.base.checks import FloatArray
+from lnsim.base.progress import reports
 from lnsim.dynamics import GD, Oscillation
 from lnsim.experiments import _chain, _synthetic
 from lnsim.experiments.case import Case
@@ -58,13 +58,10 @@ def reproduce(
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    note, close = _progress(progress)
-    try:
+    with reports(progress, _begin, unit="run") as note:
         runner = _Runner(folder, backend, note, undrawn, overrides or {})
         runs = {name: runner.run(name) for name in SYNTHETIC}
         sections = _sections(runner, runs)
-    finally:
-        close()
     verdicts = [verdict for section in sections for verdict in section.verdicts]
     provenance = runs["label-noise"].provenance
     files.write_json(folder / "verdicts.json", _plain(sections, provenance))
@@ -265,20 +262,7 @@ def _plain(sections: list[page.Section], provenance: Mapping[str, Any]) -> dict[
     }
 
 
-def _progress(
-    progress: bool | Callable[[str], object] | None,
-) -> tuple[Callable[[str], object], Callable[[], object]]:
-    """A function to call with the name of the run that begins, and one to call at the end."""
-    if callable(progress):
-        return progress, lambda: None
-    if not progress or sys.stderr is None:  # closed
-        return lambda name: None, lambda: None
-    from tqdm.auto import tqdm
-
-    bar = tqdm(unit="run", disable=None)
-
-    def note(name: str) -> None:
-        bar.set_description(name)
-        bar.update()
-
-    return note, bar.close
+def _begin(bar: Any, name: str) -> None:
+    """Shows that the run of this name begins."""
+    bar.set_description(name)
+    bar.update()

@@ -26,7 +26,6 @@ steps.  Under torchrun see distributed.py.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,15 +36,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lnsim.run.loop import record_steps
-from lnsim.run.record import Ending, Status
+from lnsim.run.loop import drive, record_steps
+from lnsim.run.record import Status
+from lnsim.run.resume import check_before, count_kept
 from lnsim_torch.distributed import group, synchronised
 from lnsim_torch.samples import Data, place
 from lnsim_torch.training.augment import crop_and_flip
 from lnsim_torch.training.batches import MOST_CLASSES, Batch, batches
 from lnsim_torch.training.evaluation import evaluate, inputs, outputs, summed_loss, sums
 from lnsim_torch.training.plan import PLAIN, Execution, Plan
-from lnsim_torch.training.progress import Bar
+from lnsim_torch.training.progress import of_training
 from lnsim_torch.training.randomness import RECORD, STEP, Randomness
 from lnsim_torch.training.state import buffers_kept, check_kept, put_back, tensors, to_array
 
@@ -53,6 +53,8 @@ __all__ = ["Data", "Execution", "Plan", "Result", "evaluate", "place", "smoothed
 
 MEASURES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
 """What is recorded beside `step`, and beside what `observe` gives."""
+
+Observe = Callable[[nn.Module, int], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def train(
     plan: Plan,
     execution: Execution = PLAIN,
     *,
-    observe: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    observe: Observe | None = None,
     progress: bool | str | Callable[[int], object] | None = None,
     stop: Callable[[], bool] | None = None,
     each: Callable[[], object] | None = None,
@@ -100,38 +102,24 @@ def train(
         raise TypeError(f"data must be images that `place` has placed, got {type(data).__name__}")
     # Also where the caller has turned gradients off.
     with _naming_memory(data, plan), torch.inference_mode(False), torch.enable_grad():
-        run = _Run(network, data, plan, execution)
-        step, rows = (0, []) if resume is None else run.restore(resume)
-        draws = run.draws(step)
+        run = _Run(network, data, plan, execution, observe)
+        step = 0 if resume is None else run.restore(resume)
         leader = group().rank == 0
-        saved = -math.inf
-        bar = Bar(progress if leader else None, run.images_a_step, plan.steps, step)
-        with synchronised(network), bar:
-            for target in record_steps(plan.steps, plan.record_every)[len(rows) :]:
-                network.train()
-                while step < target:
-                    run.descend(next(draws), step)
-                    step += 1
-                    bar.step(step)
-                    if each is not None:
-                        each()
-                network.eval()
-                with run.randomness.of(RECORD, step):
-                    values = run.measure()
-                    if not all(map(math.isfinite, values.values())):
-                        return run.result(rows, Status(Ending.DIVERGED, step))
-                    seen = observe(network, step) if observe else {}
-                rows.append({"step": step, **values, **seen})
-                bar.show(values)
-                if step == plan.steps:
-                    break
-                if stop is not None and group().any(stop(), data.device):
-                    return run.result(rows, Status(Ending.STOPPED, step))
-                late = time.monotonic() - saved >= checkpoint_every
-                if leader and checkpoint is not None and late:
-                    checkpoint(run.result(rows, Status(Ending.STOPPED, step)))
-                    saved = time.monotonic()
-    return run.result(rows, Status(Ending.OK, step))
+        shown = of_training(progress if leader else None, run.images_a_step, plan.steps, step)
+        with synchronised(network), shown as reports:
+            run.show = reports.record
+
+            def report(step: int) -> None:
+                reports.step(step)
+                if each is not None:
+                    each()
+
+            # What one process decides, all do.
+            return drive(
+                run, step, plan.steps, report=report,
+                stop=None if stop is None else lambda: group().any(stop(), data.device),
+                checkpoint=checkpoint if leader else None, checkpoint_every=checkpoint_every,
+            )  # fmt: skip
 
 
 def smoothed(values: NDArray[np.float64], smoothing: float) -> NDArray[np.float64]:
@@ -146,13 +134,19 @@ def smoothed(values: NDArray[np.float64], smoothing: float) -> NDArray[np.float6
     return result
 
 
-Rows = list[dict[str, float]]
-
-
 class _Run:
     """A network in training: what moves it, and what is known of it."""
 
-    def __init__(self, network: nn.Module, data: Data, plan: Plan, execution: Execution) -> None:
+    diverged_at: int | None = None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: Data,
+        plan: Plan,
+        execution: Execution,
+        observe: Observe | None,
+    ) -> None:
         self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         _check(self.parameters, data, plan, execution)
         check_kept(network)
@@ -176,11 +170,40 @@ class _Run:
         self.images_a_step = n if full else n / math.ceil(n / plan.batch_size)
         # The full batch is the same in every step, unless it is augmented.
         self.whole = self._inputs(group().share(0, n)) if full and not plan.augment else None
+        self.planned = record_steps(plan.steps, plan.record_every)
+        self.rows: list[dict[str, float]] = []
+        self._observe = observe
+        self.show: Callable[[Mapping[str, float]], object] = lambda values: None
 
     def _inputs(self, chosen: Tensor | slice) -> Tensor:
         return inputs(self.data.train, chosen, self.dtype, self.execution)
 
-    def draws(self, step: int) -> Iterator[Batch]:
+    def events(self, step: int) -> list[int]:
+        """The steps that are still to be recorded; what is drawn is drawn from `step` on."""
+        self._batches = self._draws(step)
+        return self.planned[len(self.rows) :]
+
+    def advance(self, step: int, target: int) -> Iterator[int]:
+        """Trains, step by step."""
+        self.network.train()
+        for at in range(step, target):
+            self._descend(next(self._batches), at)
+            yield at + 1
+
+    def observe(self, step: int) -> bool:
+        """Takes down MEASURES and what the caller observes; nothing where a loss is not finite."""
+        self.network.eval()
+        with self.randomness.of(RECORD, step):
+            values = self._measure()
+            if not all(map(math.isfinite, values.values())):
+                self.diverged_at = step
+                return False
+            seen = self._observe(self.network, step) if self._observe else {}
+        self.rows.append({"step": step, **values, **seen})
+        self.show(values)
+        return True
+
+    def _draws(self, step: int) -> Iterator[Batch]:
         """The batches from `step` on."""
         plan, data = self.plan, self.data
         return batches(
@@ -188,7 +211,7 @@ class _Run:
             flip=plan.flip, signs=plan.sigma > 0, moved=plan.augment, step=step, device=data.device,
         )  # fmt: skip
 
-    def descend(self, batch: Batch, step: int) -> None:
+    def _descend(self, batch: Batch, step: int) -> None:
         """Takes step number `step`."""
         size = len(batch.samples)
         mine = batch.part(group().share(0, size))
@@ -212,7 +235,7 @@ class _Run:
         (summed_loss(f, labels, self.plan.loss, noise) / size).backward()
         group().add_up(_gradients(self.parameters))
 
-    def measure(self) -> dict[str, float]:
+    def _measure(self) -> dict[str, float]:
         """MEASURES of the network as it is.  All is added up on the device, and read once."""
         sets = (self.measured, self.data.test)
         with buffers_kept(self.network):
@@ -225,8 +248,9 @@ class _Run:
         means = (train_loss / n, test_loss / n_test, train_right / n, test_right / n_test)
         return dict(zip(MEASURES, means, strict=True))
 
-    def result(self, rows: Rows, status: Status) -> Result:
+    def result(self, status: Status) -> Result:
         """The records so far, and the state after `status.step` steps."""
+        rows = self.rows
         names = rows[0] if rows else ("step", *MEASURES)
         records = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
         records["step"] = records["step"].astype(np.int64)
@@ -236,23 +260,23 @@ class _Run:
         state |= {"step": np.array(status.step), "steps": np.array(self.plan.steps)}
         return Result(records, state, status)
 
-    def restore(self, earlier: Result) -> tuple[int, Rows]:
-        """Takes over the state of `earlier`; gives its step, and its records as far as planned."""
-        step = _check_continues(earlier, self.plan)
-        planned = record_steps(self.plan.steps, self.plan.record_every)
+    def restore(self, earlier: Result) -> int:
+        """Takes over the state of `earlier`, and its records as far as planned; gives its step."""
+        step = earlier.status.step
+        check_before(earlier.status, self.plan.steps)
+        _check_schedule(earlier, self.plan)
         names = [name for name in earlier.records if name != "smoothed_test_accuracy"]
         columns = [earlier.records[name].tolist() for name in names]
         rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-        # An earlier end was recorded even where this run records nothing.
+        planned = set(self.planned)
         rows = [row for row in rows if row["step"] in planned]
-        if [row["step"] for row in rows] != [at for at in planned if at <= step]:
-            raise ValueError("cannot resume: the earlier run was recorded at other steps")
+        self.rows = rows[: count_kept([row["step"] for row in rows], self.planned, step)]
         held = self._tensors()
         for name in earlier.state:
             if name.startswith("network.") and name not in held:
                 raise ValueError(f"cannot resume: the network has no {name!r} of the earlier run")
         put_back(earlier.state, held)
-        return step, rows
+        return step
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that training changes, by name."""
@@ -360,16 +384,10 @@ def _check_outputs(network: nn.Module, data: Data, dtype: torch.dtype) -> None:
         )
 
 
-def _check_continues(earlier: Result, plan: Plan) -> int:
-    """The step to go on from.  Refuses a result that this plan cannot continue."""
-    status = earlier.status
-    if status.code == Ending.DIVERGED:
-        raise ValueError(f"cannot resume: the earlier run {status}")
-    if status.step > plan.steps:
-        raise ValueError(f"cannot resume: the earlier run is at step {status.step}, past the end")
+def _check_schedule(earlier: Result, plan: Plan) -> None:
+    """Refuses to go on by a schedule that was made for another number of steps."""
     steps = int(earlier.state.get("steps", plan.steps))
     if plan.schedule != "constant" and steps != plan.steps:
         raise ValueError(
             f"cannot resume: the schedule {plan.schedule} was of {steps} steps, not {plan.steps}"
         )
-    return status.step
