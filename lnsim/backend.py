@@ -6,10 +6,10 @@ no randomness; the words of streams.py are handed to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from lnsim.dynamics import Dynamics
     from lnsim.models.problem import Problem
     from lnsim.models.twin import Twin
+
+
+K = TypeVar("K")
 
 
 @dataclass
@@ -103,6 +106,16 @@ class NetworkEngine(Protocol):
     """Brings together the processes of one run; gives this one's device (distributed.py)."""
     group: Callable[[], Any]
     """The processes of this run: `rank` of this one, `size`."""
+
+
+def kernel_of(kernels: Mapping[str, K], dynamics: Dynamics, backend: str) -> K:
+    """The entry for `dynamics` in the table of a backend.  Raises ValueError where it has none."""
+    if dynamics.kernel not in kernels:
+        raise ValueError(
+            f"backend {backend!r} has no kernel {dynamics.kernel!r} for "
+            f"{type(dynamics).__name__}: it has {', '.join(sorted(kernels))}"
+        )
+    return kernels[dynamics.kernel]
 
 
 def load(name: str) -> LinearEngine:

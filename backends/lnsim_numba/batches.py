@@ -22,18 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from lnsim.base.compiled import compiled
-from lnsim_numba.common import (
-    DECAY,
-    EXACT,
-    FAST,
-    LR,
-    MOMENTUM,
-    RHO,
-    SIGMA,
-    descent,
-    has_diverged,
-    part,
-)
+from lnsim_numba.common import EXACT, FAST, descent, has_diverged, part
 
 
 @compiled(**FAST)
@@ -72,8 +61,8 @@ def batches(  # type: ignore[no-untyped-def]
     W, V_W : (p, r); a, V_a : (p,), the V being the momentum buffers; words : (T, draws).
     """
     width, rank = W.shape
-    lr, sigma, rho = rates[LR], rates[SIGMA], rates[RHO]
-    momentum, decay = rates[MOMENTUM], rates[DECAY]
+    lr, sigma, rho = rates["lr"], rates["sigma"], rates["rho"]
+    momentum, decay = rates["momentum"], rates["weight_decay"]
     Wt, Vt = W.T.copy(), V_W.T.copy()
     theta, moved_theta = np.empty(rank), np.empty(rank)
     z, moved_z = np.empty(rank), np.empty(rank)

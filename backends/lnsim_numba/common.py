@@ -1,9 +1,9 @@
 """What all kernels share: how they are compiled, and how a word becomes a draw.
 
-Rates are one row of five numbers a replica: lr, sigma, rho, momentum, weight decay.  Data are a
-tuple (X, y, gram, moment, square): X : (n, r), y : (n,), gram = X^T X / n, moment = X^T y / n,
-square = y^T y / n.  Label noise comes ready made, (T, draws), or is None: then its sign is the
-lowest bit of the word.  Numba compiles the two cases apart.
+Rates are a record for each replica: the scalars that a kernel takes of the dynamics, by name
+(call.py).  Data are a tuple (X, y, gram, moment, square): X : (n, r), y : (n,), gram = X^T X / n,
+moment = X^T y / n, square = y^T y / n.  Label noise comes ready made, (T, draws), or is None: then
+its sign is the lowest bit of the word.  Numba compiles the two cases apart.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from lnsim.base.compiled import compiled
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 # Only flags that keep NaN and infinity honest: divergence is found by them.
 FAST: dict[str, Any] = {**EXACT, "fastmath": {"contract", "reassoc", "nsz"}}
-
-LR, SIGMA, RHO, MOMENTUM, DECAY = range(5)
 
 _HIGH = np.uint64(32)
 _SIGN = np.uint64(1)

@@ -42,9 +42,6 @@ from lnsim.base.compiled import compiled
 from lnsim_numba.common import (
     EXACT,
     FAST,
-    LR,
-    RHO,
-    SIGMA,
     aligned,
     drawn_noise,
     drawn_sample,
@@ -60,7 +57,7 @@ def one_sample_plain(W, a, data, words, noise, rates, rows, theta, features, fir
     """SGD or SAM as the equations stand.  W : (p, r), a : (p,), words : (T, 1)."""
     X, y = data[0], data[1]
     width, rank = W.shape
-    lr, sigma, rho = rates[LR], rates[SIGMA], rates[RHO]
+    lr, sigma, rho = rates["lr"], rates["sigma"], rates["rho"]
     u, moved_a, moved_u = np.empty(width), np.empty(width), np.empty(width)
     for t in range(words.shape[0]):
         i = drawn_sample(words[t, 0], X.shape[0])
@@ -114,7 +111,7 @@ def _sgd(  # type: ignore[no-untyped-def]
     """SGD on the packed W : (tiles, r, units), a and u : (tiles units,)."""
     X, y = data[0], data[1]
     tiles, rank, _ = W.shape
-    lr, sigma, samples = rates[LR], rates[SIGMA], X.shape[0]
+    lr, sigma, samples = rates["lr"], rates["sigma"], X.shape[0]
     squares = _squares(X if rows is not None else X[:0])
     i = drawn_sample(words[0, 0], samples)
     f = tile_pass(tile, W, a, u, X, i * rank, i * rank, tiles, rank, 0.0)
@@ -144,7 +141,7 @@ def _sam(tile, W, a, u, data, words, noise, rates, theta, features):  # type: ig
     """SAM on the packed W : (tiles, r, units), a and u : (tiles units,)."""
     X, y = data[0], data[1]
     tiles, rank, _ = W.shape
-    lr, sigma, rho, samples = rates[LR], rates[SIGMA], rates[RHO], X.shape[0]
+    lr, sigma, rho, samples = rates["lr"], rates["sigma"], rates["rho"], X.shape[0]
     squares = _squares(X)
     i = drawn_sample(words[0, 0], samples)
     f, aa, uu = sam_pass(tile, W, a, u, X, i * rank, i * rank, tiles, rank, 0.0, 0.0, 0.0)
@@ -195,7 +192,7 @@ def one_sample_tiled(  # type: ignore[no-untyped-def]
     for k in range(width):
         tiled_W[k // units, :, k % units] = W[k]
     padded = _padded(theta, features)
-    if rates[RHO] > 0.0:
+    if rates["rho"] > 0.0:
         done = _sam(tile, tiled_W, tiled_a, u, data, words, noise, rates, padded, features)
     else:
         done = _sgd(

@@ -10,10 +10,18 @@ the same half is active again; its signs by then are those of the step between.
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 
 from lnsim.base.compiled import compiled
-from lnsim_numba.common import EXACT, FAST, LR, aligned, descent, has_diverged
+from lnsim.base.threads import in_blocks
+from lnsim.dynamics import Oscillation
+from lnsim_numba.call import Call, Numbers, scalars
+from lnsim_numba.common import EXACT, FAST, aligned, descent, has_diverged
+from lnsim_numba.descent import DESCENT_SCALARS, train_by_batches, train_twin
+
+SCALARS = scalars("lr", "amplitude")
 
 
 @compiled(**EXACT)
@@ -60,10 +68,10 @@ def _padded(size):  # type: ignore[no-untyped-def]
 
 
 @compiled(**EXACT)
-def oscillation(W, a, data, words, rates, amplitude):  # type: ignore[no-untyped-def]
+def oscillation(W, a, data, words, rates):  # type: ignore[no-untyped-def]
     """W : (m, r); a : (m,) in {-amplitude, 0, amplitude}; words : (T, ceil(m/64))."""
     rank = W.shape[1]
-    lr, steps = rates[LR], words.shape[0]
+    lr, amplitude, steps = rates["lr"], rates["amplitude"], words.shape[0]
     halves = (np.flatnonzero(a != 0.0), np.flatnonzero(a == 0.0))
     Wt = (_transposed(W, halves[0]), _transposed(W, halves[1]))
     signs = (_signs(a, halves[0]), _signs(a, halves[1]))
@@ -105,10 +113,33 @@ def run_chain(chain, words, amplitude):  # type: ignore[no-untyped-def]
 
 @compiled(**EXACT)
 def oscillation_replicas(  # type: ignore[no-untyped-def]
-    W, a, data, words, rates, amplitude, first_step, going, diverged_at
+    W, a, data, words, rates, first_step, going, diverged_at
 ):
     """`oscillation` for the replicas `going`, their numbers.  W : (S, m, r)."""
     for s in going:
-        done = oscillation(W[s], a[s], data, words[s], rates[s], amplitude[s])
+        done = oscillation(W[s], a[s], data, words[s], rates[s])
         if done >= 0:
             diverged_at[s] = first_step + done
+
+
+def oscillate(call: Call, going: Numbers) -> None:
+    """Trains the replicas `going`; the chain runs in any case, and while it is off, unseen."""
+    state, words, rates = call.state, call.words, call.rates(SCALARS)
+    descent_rates = call.rates(DESCENT_SCALARS)
+    oscillating = cast(Oscillation, call.dynamics).oscillating
+    if oscillating:
+        in_blocks(
+            lambda block: oscillation_replicas(
+                state.W, state.chain, call.data, words, rates,
+                call.first_step, going[block], state.diverged_at,
+            ),
+            going.size,
+        )  # fmt: skip
+    else:
+        train_by_batches(call, descent_rates, going)
+    assert state.chain is not None
+    for chain, own_words, amplitude in zip(state.chain, words, rates["amplitude"], strict=True):
+        run_chain(chain, own_words, amplitude)
+    if oscillating:
+        state.a[:] = state.chain
+    train_twin(call, descent_rates, going)

@@ -15,18 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from lnsim.base.compiled import compiled
-from lnsim_numba.common import (
-    DECAY,
-    EXACT,
-    FAST,
-    LR,
-    MOMENTUM,
-    RHO,
-    SIGMA,
-    descent,
-    has_diverged,
-    part,
-)
+from lnsim_numba.common import EXACT, FAST, descent, has_diverged, part
 
 
 @compiled(**FAST)
@@ -44,8 +33,8 @@ def twin_step(theta, x, move, target, lr, push):  # type: ignore[no-untyped-def]
 @compiled(**FAST)
 def twin(theta, V, start, A, data, words, noise, batch, rates):  # type: ignore[no-untyped-def]
     """Batches.  theta, its momentum V and start = theta(0) : (r,); A : (r, r)."""
-    lr, sigma, rho = rates[LR], rates[SIGMA], rates[RHO]
-    momentum, decay = rates[MOMENTUM], rates[DECAY]
+    lr, sigma, rho = rates["lr"], rates["sigma"], rates["rho"]
+    momentum, decay = rates["momentum"], rates["weight_decay"]
     z, move = np.empty(theta.size), np.empty(theta.size)
     for t in range(words.shape[0]):
         if has_diverged(descent(theta, z, data, words, noise, t, batch, sigma)):

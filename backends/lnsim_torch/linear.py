@@ -12,6 +12,7 @@ CPU (lnsim.streams), a call's worth at a time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lnsim import streams
-from lnsim.backend import Gradient, State
-from lnsim.base.checks import DIVERGED_ABOVE, FloatArray, per_replica
+from lnsim.backend import Gradient, State, kernel_of
+from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
 from lnsim.dynamics import FULL_BATCH, Dynamics, Oscillation
 from lnsim.models.problem import Problem
 from lnsim.models.twin import Twin
@@ -64,18 +65,11 @@ class TorchEngine:
         twin: Twin | None = None,
     ) -> None:
         """See lnsim.backend.LinearEngine.advance.  On one thread of the CPU: see threads.py."""
+        training = kernel_of(KERNELS, dynamics, "torch")
         steps = words.shape[1]
         if steps == 0:
             return
-        chain = None
-        if isinstance(dynamics, Oscillation):
-            assert state.chain is not None and dynamics.amplitude is not None
-            amplitude = per_replica("amplitude", dynamics.amplitude, len(words))
-            chain = chain_states(state.chain, words, amplitude)
-            state.chain[:] = chain[-1]
-        oscillating = isinstance(dynamics, Oscillation) and dynamics.oscillating
-        draws = _Draws(self, problem, dynamics, words, chain if oscillating else None)
-        run = _Training(self, state, problem, dynamics, draws, first_step)
+        run = training(self, state, problem, dynamics, words, first_step)
         done = run.replay_blocks() if self.device.type in CAPTURING and rows is None else 0
         for t in range(done, steps):
             before = run.W.clone(), run.a.clone()
@@ -84,16 +78,13 @@ class TorchEngine:
                 at = (first_step + t) % rows.shape[2]
                 rows[:, 0, at], rows[:, 1, at] = _moves(*before, run.W, run.a)
         run.store(state)
-        if oscillating:
-            assert state.chain is not None
-            state.a[:] = state.chain
         if twin is not None:
             self._advance_twin(twin, problem, dynamics, words)
 
     def _advance_twin(
         self, linearized: Twin, problem: Problem, dynamics: Dynamics, words: Words
     ) -> None:
-        draws = _Draws(self, problem, dynamics, words, None)
+        draws = _Draws(self, problem, dynamics, words)
         rates = _Rates(self, dynamics, len(words))
         theta, V = self.tensor(linearized.theta), self.tensor(linearized.velocity)
         A, start = self.tensor(linearized.A), self.tensor(linearized.start)
@@ -127,27 +118,23 @@ class _Rates:
     """lr, rho, momentum and weight decay of every replica, (S,) each."""
 
     def __init__(self, engine: TorchEngine, dynamics: Dynamics, replicas: int) -> None:
-        values = (dynamics.lr, dynamics.rho, dynamics.momentum, dynamics.weight_decay)
+        scalars = dynamics.scalars()
+        values = (scalars.get(name, 0.0) for name in ("lr", "rho", "momentum", "weight_decay"))
         each = (engine.tensor(np.full(replicas, value)) for value in values)
         self.lr, self.rho, self.momentum, self.decay = each
-        self.sharpness_aware = bool(np.any(np.asarray(dynamics.rho) > 0.0))
+        self.sharpness_aware = bool(np.any(np.asarray(scalars.get("rho", 0.0)) > 0.0))
 
 
 class _Draws:
     """The samples and labels of every step of a call, on the device."""
 
     def __init__(
-        self,
-        engine: TorchEngine,
-        problem: Problem,
-        dynamics: Dynamics,
-        words: Words,
-        chain: FloatArray | None,
+        self, engine: TorchEngine, problem: Problem, dynamics: Dynamics, words: Words
     ) -> None:
         replicas, steps, _ = words.shape
         self.X, self.y = engine.tensor(problem.X), engine.tensor(problem.y)
         self.full = dynamics.batch_size == FULL_BATCH
-        self.chain = None if chain is None else engine.tensor(chain)
+        self.chain: Tensor | None = None
         self.index = torch.zeros(steps, 0, device=engine.device)
         if not self.full:
             index = streams.sample_index(words, problem.samples)
@@ -178,8 +165,8 @@ class _Draws:
         return torch.autograd.grad(loss, theta)[0], deciding.detach()
 
 
-class _Training:
-    """The weights of all replicas, and one step of training in place."""
+class _Descent:
+    """The kernel "descent": the weights of all replicas, and one step of training in place."""
 
     def __init__(
         self,
@@ -187,10 +174,10 @@ class _Training:
         state: State,
         problem: Problem,
         dynamics: Dynamics,
-        draws: _Draws,
+        words: Words,
         first_step: int,
     ) -> None:
-        self._engine, self._draws = engine, draws
+        self._engine, self._draws = engine, _Draws(engine, problem, dynamics, words)
         self._rates = _Rates(engine, dynamics, len(state.W))
         self.W, self.a = engine.tensor(state.W), engine.tensor(state.a)
         heavy = state.W_velocity is not None and state.a_velocity is not None
@@ -205,22 +192,23 @@ class _Training:
         grad_W, grad_a = torch.autograd.grad(loss, (W, a))
         return grad_W, grad_a, deciding.detach()
 
+    def direction(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What step t of the call goes along, of W and of a, and the deciding squared residual."""
+        grad_W, grad_a, deciding = self._gradients(self.W, self.a, t)
+        if self._rates.sharpness_aware:
+            norm = (grad_W.square().sum(dim=(1, 2)) + grad_a.square().sum(dim=1)).sqrt()
+            h = _ratio(self._rates.rho, norm)
+            moved = self.W + h[:, None, None] * grad_W, self.a + h[:, None] * grad_a
+            grad_W, grad_a, _ = self._gradients(*moved, t)
+        return grad_W, grad_a, deciding
+
     def step(self, t: int) -> None:
         """One step with the draws of step t of the call."""
-        rates, chain = self._rates, self._draws.chain
-        if chain is not None:
-            self.a.copy_(chain[t])
-        grad_W, grad_a, deciding = self._gradients(self.W, self.a, t)
+        rates = self._rates
+        grad_W, grad_a, deciding = self.direction(t)
         stops = (self._diverged_at < 0) & ~(deciding < DIVERGED_ABOVE)
         self._diverged_at.copy_(torch.where(stops, self._now, self._diverged_at))
         self._now += 1
-        if rates.sharpness_aware:
-            norm = (grad_W.square().sum(dim=(1, 2)) + grad_a.square().sum(dim=1)).sqrt()
-            h = _ratio(rates.rho, norm)
-            moved = self.W + h[:, None, None] * grad_W, self.a + h[:, None] * grad_a
-            grad_W, grad_a, _ = self._gradients(*moved, t)
-        if chain is not None:
-            grad_a = torch.zeros_like(grad_a)
         going = self._diverged_at < 0
         for weights, V, gradient in ((self.W, self._V_W, grad_W), (self.a, self._V_a, grad_a)):
             each = (-1, *(1,) * (weights.ndim - 1))
@@ -260,6 +248,46 @@ class _Training:
         if state.W_velocity is not None and state.a_velocity is not None:
             state.W_velocity[:], state.a_velocity[:] = _numpy(self._V_W), _numpy(self._V_a)
         state.diverged_at[:] = self._diverged_at.cpu().numpy()
+
+
+class _Oscillation(_Descent):
+    """The kernel "oscillation": the chains run in any case, and while it is off, unseen."""
+
+    def __init__(
+        self,
+        engine: TorchEngine,
+        state: State,
+        problem: Problem,
+        dynamics: Dynamics,
+        words: Words,
+        first_step: int,
+    ) -> None:
+        super().__init__(engine, state, problem, dynamics, words, first_step)
+        assert state.chain is not None
+        amplitude = np.full(len(words), dynamics.scalars()["amplitude"])
+        chain = chain_states(state.chain, words, amplitude)
+        state.chain[:] = chain[-1]
+        if cast(Oscillation, dynamics).oscillating:
+            self._draws.chain = engine.tensor(chain)
+
+    def direction(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The second layer takes the state of its chains and is not trained."""
+        chain = self._draws.chain
+        if chain is None:
+            return super().direction(t)
+        self.a.copy_(chain[t])
+        grad_W, grad_a, deciding = super().direction(t)
+        return grad_W, torch.zeros_like(grad_a), deciding
+
+    def store(self, state: State) -> None:
+        """Writes the weights back, and to the second layer the last state of its chains."""
+        super().store(state)
+        if self._draws.chain is not None and state.chain is not None:
+            state.a[:] = state.chain
+
+
+KERNELS: dict[str, type[_Descent]] = {"descent": _Descent, "oscillation": _Oscillation}
+"""By the `kernel` of a dynamics what trains by it."""
 
 
 def _captured(step: Callable[[int], None], device: torch.device) -> Callable[[], None]:

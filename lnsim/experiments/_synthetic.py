@@ -11,7 +11,7 @@ import numpy as np
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.base.config import key
-from lnsim.dynamics import SGD, Alternating, Dynamics, LabelNoise
+from lnsim.dynamics import SGD, LabelNoise, Schedule
 from lnsim.models.problem import Problem, gaussian_regression
 from lnsim.models.two_layer import Network, ntk_init
 from lnsim.simulation.simulate import simulate
@@ -89,7 +89,7 @@ def label_noise_sgd(config: NoisyConfig) -> SGD:
 def train(
     experiment: str,
     config: LinearConfig,
-    dynamics: Dynamics | Alternating,
+    dynamics: Schedule,
     backend: str,
     device: str,
     **driver: Any,

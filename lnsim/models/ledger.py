@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from lnsim.base.checks import FloatArray
-from lnsim.dynamics import SAM, Dynamics, Oscillation
+from lnsim.dynamics import Dynamics
 from lnsim.models.reduction import Reduction
 
 LENGTH = 8192
@@ -32,9 +32,7 @@ class Ledger:
     """The two sums of S replicas, in reduced coordinates (of the neurons themselves if dense)."""
 
     def __init__(self, reduction: Reduction, dynamics: Dynamics, replicas: int) -> None:
-        if isinstance(dynamics, (SAM, Oscillation)) or np.any(
-            np.add(dynamics.momentum, dynamics.weight_decay)
-        ):
+        if not dynamics.keeps_ledger:
             raise ValueError(
                 "ledger covers SGD and GD without momentum and weight decay, "
                 f"got {type(dynamics).__name__}"

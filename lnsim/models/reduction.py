@@ -13,7 +13,7 @@ a rotation).
 Input side.  W moves only inside the span of the training inputs.  With an orthonormal basis
 V : (d, r) of that span, r = rank(X) <= min(n, d), the inputs are V^T x, the trained part of W is
 W V, and the rest W (I - V V^T) only shrinks by weight decay, if there is any: at step t it is
-`rest_scale(dynamics, t)` times what it was at the start.
+`dynamics.rest_scale(t)` times what it was at the start.
 
 Together: a state of (r+1)-by-r and r+1 numbers.  Where m <= r+1 the hidden side has nothing to
 gain and steps aside; so does the input side where r = d.
@@ -26,7 +26,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lnsim.base.checks import FloatArray
-from lnsim.dynamics import Dynamics
 from lnsim.models.problem import Problem
 from lnsim.models.two_layer import Network
 
@@ -54,7 +53,7 @@ class Reduction:
     def lift(self, W: FloatArray, a: FloatArray, scale: float) -> tuple[FloatArray, FloatArray]:
         """The full weights W : (m, d), a : (m,) of reduced ones W : (p, r), a : (p,).
 
-        `scale` is `rest_scale` at the step of the reduced weights.
+        `scale` is the dynamics' `rest_scale` at the step of the reduced weights.
         """
         full_W, full_a = self.trained(W), a if self.Q is None else self.Q @ a
         if self.V is not None and self.rest is not None:
@@ -84,20 +83,6 @@ def reduce(problem: Problem, network: Network, hidden: bool = True) -> Reduction
 def dense(problem: Problem, network: Network) -> Reduction:
     """No reduction: the state is the network itself."""
     return Reduction(problem, network.W.copy(), network.a.copy(), None, None, None)
-
-
-def rest_scale(dynamics: Dynamics, steps: int, replica: int) -> float:
-    """What weight decay leaves, after `steps` steps, of a weight that has no gradient.
-
-    With momentum it obeys the two-term linear recursion of dynamics.py without the gradient,
-    here taken to its power at once, so that it does not depend on how the steps were split.
-    """
-    lr, momentum, decay = (
-        float(value if np.ndim(value) == 0 else np.asarray(value)[replica])
-        for value in (dynamics.lr, dynamics.momentum, dynamics.weight_decay)
-    )
-    step = np.array([[1.0 - lr * decay, -lr * momentum], [decay, momentum]])
-    return float(np.linalg.matrix_power(step, steps)[0, 0])
 
 
 def _span(X: FloatArray) -> FloatArray | None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ Weights = tuple[FloatArray, ...]
 """W and a, then the two arrays of memory where the rule has any."""
 
 
-def reduction_of(
+def reduction_by_trial(
     rule: CustomDynamics, problem: Problem, network: Network, steps: int, reduce: bool
 ) -> Reduction:
     """The smallest reduction that `rule` commutes with; the dense network where there is none.
@@ -209,9 +210,10 @@ class CustomEngine:
         twin: Twin | None = None,
     ) -> None:
         """See LinearEngine.advance; there is neither a ledger nor a twin."""
-        assert isinstance(dynamics, CustomDynamics) and rows is None and twin is None
-        index, labels = _draws(problem, dynamics, words)
-        compiled = hasattr(dynamics.step, "py_func")
+        assert rows is None and twin is None
+        rule = cast(CustomDynamics, dynamics)
+        index, labels = _draws(problem, rule, words)
+        compiled = hasattr(rule.step, "py_func")
         if compiled:
             # Numba takes most of a second to import: only when something runs.
             from lnsim.simulation.custom_loop import walk
@@ -221,7 +223,7 @@ class CustomEngine:
         def work(block: slice) -> None:
             for s in going[block].tolist():
                 done = walk(
-                    dynamics.step, state.W[s], state.a[s], _memory(state, s), problem.X, problem.y,
+                    rule.step, state.W[s], state.a[s], _memory(state, s), problem.X, problem.y,
                     None if index is None else index[s], labels[s], first_step,
                 )  # fmt: skip
                 if done >= 0:

@@ -12,7 +12,6 @@ from lnsim.base.checks import FloatArray, per_replica
 from lnsim.base.threads import in_blocks
 from lnsim.dynamics import Dynamics
 from lnsim.models.ledger import lemma_3_shares
-from lnsim.models.reduction import rest_scale
 from lnsim.models.two_layer import Network
 from lnsim.run.machine import provenance
 from lnsim.run.quantities import Axis
@@ -98,7 +97,7 @@ class Recorder:
         self._frame = frame
         self._dynamics = dynamics
         self._moving = moving
-        self._decays = frame.reduction.rest is not None and bool(np.any(dynamics.weight_decay))
+        self._decays = frame.reduction.rest is not None and dynamics.decays
         self._plan = plan
         self._tracked = np.arange(tracked)
         self._block = max(1, OBSERVED_AT_ONCE // frame.trained_start.size)
@@ -181,7 +180,7 @@ class Recorder:
 
     def _network(self, s: int, step: int) -> Network:
         """Replica s after `step` steps, lifted; read-only."""
-        scale = rest_scale(self._dynamics, step, s) if self._decays else 1.0
+        scale = self._dynamics.rest_scale(step, s) if self._decays else 1.0
         state = self._moving.state
         W, a = self._frame.reduction.lift(state.W[s].copy(), state.a[s].copy(), scale)
         W.flags.writeable = a.flags.writeable = False
@@ -257,7 +256,7 @@ class Recorder:
         scale = np.ones(len(replica))
         if self._decays:
             pairs = zip(step.tolist(), replica.tolist(), strict=True)
-            scale[:] = [rest_scale(self._dynamics, t, s) for t, s in pairs]
+            scale[:] = [self._dynamics.rest_scale(t, s) for t, s in pairs]
         return View(self._frame, W, a, scale, theta)
 
     def _recorded(self) -> Iterator[tuple[str, FloatArray]]:

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim.backend import LinearEngine, State
-from lnsim.base.checks import FloatArray
-from lnsim.dynamics import Alternating, Dynamics
+from lnsim.dynamics import Dynamics, Schedule
 from lnsim.models.ledger import Ledger
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import Reduction
@@ -46,14 +45,8 @@ class Replicas:
         """`count` copies of the reduced network."""
         W = np.repeat(reduction.W[None], count, axis=0)
         a = np.repeat(reduction.a[None], count, axis=0)
-        state = State(
-            W,
-            a,
-            _buffer(dynamics, W),
-            _buffer(dynamics, a),
-            np.full(count, -1, dtype=np.int64),
-            None if dynamics.equivariant else a.copy(),
-        )
+        buffers = {"W_velocity": None, "a_velocity": None, **dynamics.buffers(W, a)}
+        state = State(W, a, diverged_at=np.full(count, -1, dtype=np.int64), **buffers)
         return cls(
             state,
             twin(reduction.W, reduction.a, reduction.problem.X, count) if linearized else None,
@@ -72,7 +65,7 @@ class Replicas:
         self,
         engine: LinearEngine,
         problem: Problem,
-        dynamics: Dynamics | Alternating,
+        dynamics: Schedule,
         stream: WordStream,
         draws: int,
         step: int,
@@ -106,10 +99,3 @@ class Replicas:
             if name not in earlier or earlier[name].shape != array.shape:
                 raise ValueError(f"cannot resume: the earlier run has another {name}")
             array[...] = earlier[name]
-
-
-def _buffer(dynamics: Dynamics, weights: FloatArray) -> FloatArray | None:
-    """What `dynamics` remembers of `weights` : (S, ...), zero at the start, or None."""
-    if dynamics.memory > 0:
-        return np.zeros((len(weights), dynamics.memory, *weights.shape[1:]))
-    return np.zeros_like(weights) if np.any(np.asarray(dynamics.momentum) > 0.0) else None

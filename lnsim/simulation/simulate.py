@@ -9,19 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from lnsim import backend as backends
 from lnsim import streams
 from lnsim.backend import LinearEngine
 from lnsim.base import checks, threads
 from lnsim.base.progress import of_steps
-from lnsim.dynamics import Alternating, CustomDynamics, Dynamics, Oscillation
+from lnsim.dynamics import Dynamics, Schedule
 from lnsim.models.problem import Problem
-from lnsim.models.reduction import dense
-from lnsim.models.reduction import reduce as reduce_both
 from lnsim.models.two_layer import Network
 from lnsim.run.loop import drive, record_steps
 from lnsim.run.record import Status
-from lnsim.simulation.custom import CustomEngine, reduction_of
+from lnsim.simulation.engines import engine_of, reduction_of
 from lnsim.simulation.observables import Frame, Observable, check_observables
 from lnsim.simulation.recorder import Recorder
 from lnsim.simulation.replicas import Replicas
@@ -33,7 +30,7 @@ from lnsim.streams import WordStream
 def simulate(
     problem: Problem,
     network: Network,
-    dynamics: Dynamics | Alternating,
+    dynamics: Schedule,
     *,
     steps: int,
     record_every: int,
@@ -92,11 +89,7 @@ def simulate(
         )
     observables = check_observables(observables or {})
     base = _base(dynamics, replicas)
-    if isinstance(base, Oscillation):
-        seeds = {seed} if isinstance(seed, int) else set(seed)
-        if len(seeds) > 1:
-            raise ValueError("seed must be one for all: the oscillation draws its start from it")
-        network = _with_chain(network, base, seeds.pop())
+    network = Network(network.W, base.start(network.a, seed))
     if config is None:
         config = {
             "samples": problem.samples,
@@ -109,17 +102,9 @@ def simulate(
             "replicas": replicas,
             "backend": backend,
         }
-    if isinstance(base, CustomDynamics) and (ledger or backend != "numba"):
-        asked = "ledger" if ledger else f"backend {backend!r}"
-        raise ValueError(f"a CustomDynamics runs in NumPy, without {asked}")
-    engine = backends.load(backend)
-    if isinstance(base, CustomDynamics):
-        engine, linearized = CustomEngine(engine), False
-        reduction = reduction_of(base, problem, network, steps, reduce)
-    elif reduce:
-        reduction = reduce_both(problem, network, base.equivariant)
-    else:
-        reduction = dense(problem, network)
+    engine = engine_of(base, backend, ledger)
+    reduction = reduction_of(base, problem, network, steps, reduce)
+    linearized = linearized and base.has_twin
     moving = Replicas.start(reduction, base, replicas, linearized=linearized, ledger=ledger)
     plan = record_steps(steps, record_every)
     frame = Frame(problem, reduction)
@@ -144,7 +129,7 @@ class _Run:
 
     engine: LinearEngine
     problem: Problem
-    dynamics: Dynamics | Alternating
+    dynamics: Schedule
     draws: int
     stream: WordStream
     moving: Replicas
@@ -178,28 +163,16 @@ class _Run:
         return self.recorder.trajectory(status, self.config)
 
 
-def _in_full(dynamics: Dynamics | Alternating) -> str:
+def _in_full(dynamics: Schedule) -> str:
     """The dynamics with every number of every replica: what a run is resumed by."""
     with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
         return repr(dynamics)
 
 
-def _base(dynamics: Dynamics | Alternating, replicas: int) -> Dynamics:
-    """What is done while it is on, checked to have one number, or one per replica, of each kind."""
-    if isinstance(dynamics, type) or not hasattr(dynamics, "at"):
+def _base(dynamics: Schedule, replicas: int) -> Dynamics:
+    """The dynamics of the first step, after checking its scalars against the replicas."""
+    if not isinstance(dynamics, Schedule):
         raise TypeError(f"dynamics must be SGD, GD, SAM, ... of lnsim, got {dynamics!r}")
     base, _ = dynamics.at(0)
-    for name in ("lr", "rho", "momentum", "weight_decay"):
-        checks.per_replica(name, getattr(base, name), replicas)
-    if base.noise is not None:
-        checks.per_replica("sigma", base.noise.sigma, replicas)
-    if isinstance(base, Oscillation) and not isinstance(base.amplitude, float):
-        raise ValueError("amplitude must be one number for all replicas: give it beside lr")
+    base.check_replicas(replicas)
     return base
-
-
-def _with_chain(network: Network, dynamics: Oscillation, seed: int) -> Network:
-    """The network with its second layer at the chain's start: 0, or either sign by halves."""
-    rng = streams.generator(seed, "chain")
-    signs = rng.choice(np.array([-1.0, 0.0, 0.0, 1.0]), size=network.width)
-    return Network(network.W, np.asarray(dynamics.amplitude) * signs)

@@ -1,0 +1,63 @@
+"""What the engine was asked for, as the kernels take it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim import streams
+from lnsim.backend import State
+from lnsim.base.checks import FloatArray
+from lnsim.dynamics import Dynamics
+from lnsim.models.problem import Problem
+from lnsim.models.twin import Twin
+
+Numbers = NDArray[np.intp]
+"""Numbers of replicas."""
+
+
+def scalars(*names: str) -> np.dtype[np.void]:
+    """The record that a kernel takes of the scalars of a dynamics: these, each a float64."""
+    return np.dtype([(name, np.float64) for name in names])
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of LinearEngine.advance."""
+
+    state: State
+    problem: Problem
+    dynamics: Dynamics
+    words: NDArray[np.uint64]
+    first_step: int
+    rows: FloatArray | None
+    twin: Twin | None
+
+    def rates(self, kind: np.dtype[np.void]) -> NDArray[np.void]:
+        """The scalars of every replica, (S,), as records that `scalars` has made.
+
+        A scalar that the dynamics does not have is 0; those that the record does not have are left.
+        """
+        rates = np.zeros(len(self.words), dtype=kind)
+        for name, value in self.dynamics.scalars().items():
+            if name in (kind.names or ()):
+                rates[name] = value
+        return rates
+
+    @cached_property
+    def noise(self) -> FloatArray | None:
+        """Unit label noise, (S, T, draws); None: Rademacher signs are read off the words."""
+        noise = self.dynamics.noise
+        if noise is None or noise.law == "rademacher":
+            return None
+        return streams.unit_noise(self.words, noise.law)
+
+    @property
+    def data(self) -> tuple[Any, ...]:
+        """The problem (common.py)."""
+        problem = self.problem
+        return problem.X, problem.y, problem.gram, problem.moment, problem.square

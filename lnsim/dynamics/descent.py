@@ -1,0 +1,100 @@
+"""Gradient descent, on drawn samples (SGD) or on all of them (GD).
+
+With momentum mu and weight decay w (heavy ball; Polyak 1964, written as torch.optim.SGD writes it),
+for each of the two layers:
+
+    V <- mu V + grad + w (weights),     weights <- weights - lr V.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from lnsim.base.checks import FloatArray, Scalar
+from lnsim.dynamics.base import FULL_BATCH, Dynamics
+from lnsim.dynamics.noise import LabelNoise
+
+
+@dataclass(frozen=True)
+class SGD(Dynamics):
+    """Stochastic gradient descent, `batch_size` samples a step drawn with replacement.
+
+    `lr`, `momentum` in [0, 1), `weight_decay` and the noise's sigma may be arrays of one value
+    per replica.  `batch_size=0` takes all samples, each once.  Raises ValueError for values out of
+    range.
+    """
+
+    lr: Scalar
+    noise: LabelNoise | None = None
+    batch_size: int = 1
+    momentum: Scalar = 0.0
+    weight_decay: Scalar = 0.0
+
+    ranges: ClassVar = {
+        "lr": {"above": 0.0},
+        "momentum": {"least": 0.0},
+        "weight_decay": {"least": 0.0},
+    }
+    kernel: ClassVar = "descent"
+    equivariant: ClassVar = True
+    has_twin: ClassVar = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if np.any(np.asarray(self.momentum) >= 1.0):
+            raise ValueError(f"momentum must be below 1, got {self.momentum}")
+
+    def buffers(self, W: FloatArray, a: FloatArray) -> dict[str, FloatArray]:
+        """The velocities V of both layers, where there is momentum."""
+        if not np.any(np.asarray(self.momentum) > 0.0):
+            return {}
+        return {"W_velocity": np.zeros_like(W), "a_velocity": np.zeros_like(a)}
+
+    @property
+    def keeps_ledger(self) -> bool:
+        """Without momentum and weight decay."""
+        return not np.any(np.add(self.momentum, self.weight_decay))
+
+    @property
+    def decays(self) -> bool:
+        """With weight decay."""
+        return bool(np.any(self.weight_decay))
+
+    def rest_scale(self, steps: int, replica: int) -> float:
+        """What weight decay leaves.
+
+        With momentum it obeys the two-term linear recursion above without the gradient, here taken
+        to its power at once, so that it does not depend on how the steps were split.
+        """
+        lr, momentum, decay = (
+            float(value if np.ndim(value) == 0 else np.asarray(value)[replica])
+            for value in (self.lr, self.momentum, self.weight_decay)
+        )
+        step = np.array([[1.0 - lr * decay, -lr * momentum], [decay, momentum]])
+        return float(np.linalg.matrix_power(step, steps)[0, 0])
+
+
+@dataclass(frozen=True)
+class GD(Dynamics):
+    """Gradient descent on all samples; `noise`, if any, is drawn afresh for every label and step.
+
+    `lr` and the noise's sigma may be arrays of one value per replica.  Raises ValueError for values
+    out of range.
+    """
+
+    lr: Scalar
+    noise: LabelNoise | None = None
+    batch_size: ClassVar[int] = FULL_BATCH  # type: ignore[misc]
+
+    ranges: ClassVar = {"lr": {"above": 0.0}}
+    kernel: ClassVar = "descent"
+    equivariant: ClassVar = True
+    has_twin: ClassVar = True
+
+    @property
+    def keeps_ledger(self) -> bool:
+        """Always."""
+        return True
