@@ -22,34 +22,16 @@ from __future__ import annotations
 import numpy as np
 
 from lnsim.base.compiled import compiled
-from lnsim_numba.common import EXACT, FAST, descent, has_diverged, part
-
-
-@compiled(**FAST)
-def _apply(Wt, z, v):  # type: ignore[no-untyped-def]
-    """v = W z, with Wt : (r, p) the transpose of W."""
-    v[:] = 0.0
-    for j in range(Wt.shape[0]):
-        for k in range(v.size):
-            v[k] += z[j] * Wt[j, k]
-
-
-@compiled(**FAST)
-def _apply_transposed(Wt, a, theta):  # type: ignore[no-untyped-def]
-    """theta = W^T a."""
-    for j in range(Wt.shape[0]):
-        total = 0.0
-        for k in range(a.size):
-            total += Wt[j, k] * a[k]
-        theta[j] = total
-
-
-@compiled(**FAST)
-def _dot(x, y):  # type: ignore[no-untyped-def]
-    total = 0.0
-    for k in range(x.size):
-        total += x[k] * y[k]
-    return total
+from lnsim_numba.common import (
+    EXACT,
+    FAST,
+    apply,
+    apply_transposed,
+    descent,
+    dot,
+    has_diverged,
+    part,
+)
 
 
 @compiled(**FAST)
@@ -69,28 +51,28 @@ def batches(  # type: ignore[no-untyped-def]
     v, moved_v, moved_a = np.empty(width), np.empty(width), np.empty(width)
     done = -1
     for t in range(words.shape[0]):
-        _apply_transposed(Wt, a, theta)
+        apply_transposed(Wt, a, theta)
         if has_diverged(descent(theta, z, data, words, noise, t, batch, sigma)):
             done = t
             break
-        _apply(Wt, z, v)
+        apply(Wt, z, v)
         moved_a[:] = a
-        squared_norm = _dot(a, a) * _dot(z, z) + _dot(v, v)
+        squared_norm = dot(a, a) * dot(z, z) + dot(v, v)
         if rho > 0.0 and squared_norm > 0.0:
             h = rho / np.sqrt(squared_norm)
-            _apply_transposed(Wt, v, moved_theta)
-            along_z = h * _dot(a, a) + h * h * _dot(a, v)
+            apply_transposed(Wt, v, moved_theta)
+            along_z = h * dot(a, a) + h * h * dot(a, v)
             for j in range(rank):
                 moved_theta[j] = theta[j] + h * moved_theta[j] + along_z * z[j]
             descent(moved_theta, moved_z, data, words, noise, t, batch, sigma)
-            _apply(Wt, moved_z, moved_v)
-            along_a = h * _dot(z, moved_z)
+            apply(Wt, moved_z, moved_v)
+            along_a = h * dot(z, moved_z)
             for k in range(width):
                 moved_a[k] += h * v[k]
                 v[k] = moved_v[k] + along_a * a[k]
             z[:] = moved_z
         if rows is not None:
-            row, length = (first_step + t) % rows.shape[1], lr * np.sqrt(_dot(z, z))
+            row, length = (first_step + t) % rows.shape[1], lr * np.sqrt(dot(z, z))
             for k in range(width):
                 rows[0, row, k] = lr * v[k]
                 rows[1, row, k] = length * a[k]

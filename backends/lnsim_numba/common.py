@@ -108,6 +108,34 @@ def descent(theta, z, data, words, noise, t, batch, sigma):  # type: ignore[no-u
 
 
 @compiled(**FAST)
+def apply(Wt, z, v):  # type: ignore[no-untyped-def]
+    """v = W z, with Wt : (r, p) the transpose of W."""
+    v[:] = 0.0
+    for j in range(Wt.shape[0]):
+        for k in range(v.size):
+            v[k] += z[j] * Wt[j, k]
+
+
+@compiled(**FAST)
+def apply_transposed(Wt, a, theta):  # type: ignore[no-untyped-def]
+    """theta = W^T a."""
+    for j in range(Wt.shape[0]):
+        total = 0.0
+        for k in range(a.size):
+            total += Wt[j, k] * a[k]
+        theta[j] = total
+
+
+@compiled(**FAST)
+def dot(x, y):  # type: ignore[no-untyped-def]
+    """sum_k x_k y_k."""
+    total = 0.0
+    for k in range(x.size):
+        total += x[k] * y[k]
+    return total
+
+
+@compiled(**FAST)
 def aligned(size):  # type: ignore[no-untyped-def]
     """Zeros of `size`, starting on a cache line."""
     room = np.zeros(size + 8)
