@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 
 from lnsim.base import config as configs
 from lnsim.base import threads
-from lnsim.cli import plot, surroundings, sweep
+from lnsim.cli import info, keys, plot, surroundings, sweep
 from lnsim.cli.exits import BAD_INPUT, DIVERGED, INTERRUPTED, LOST, MISMATCH, interrupted
 from lnsim.cli.folders import CHECKPOINT, hinting, how_to_resume, newest
+from lnsim.experiments.case import Case
+from lnsim.experiments.label_noise import Config
 from lnsim.figures import output as figures_run
 from lnsim.figures import style
 from lnsim.figures.output import Undrawn
@@ -22,6 +24,9 @@ from lnsim.run.experiment import Experiment
 from lnsim.run.folder import RunFolder, free_path, in_shell, locked
 from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
+from lnsim.simulation.verify import verify
+from lnsim.verdicts import table
+from lnsim.verdicts.reproduce import reproduce
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,8 +199,6 @@ def _add_assignments(parser: argparse.ArgumentParser) -> None:
 
 def _list(arguments: argparse.Namespace) -> int:
     if arguments.experiment is not None:
-        from lnsim.cli import keys
-
         print("\n".join(keys.described(arguments.experiment)))
         return 0
     for name in experiment.names():
@@ -293,10 +296,6 @@ def _write_run(
 
 
 def _theory(arguments: argparse.Namespace) -> int:
-    from lnsim.experiments.case import Case
-    from lnsim.experiments.label_noise import Config
-    from lnsim.verdicts import table
-
     if arguments.folder is None:
         values = dict(configs.parse_assignment(text) for text in arguments.assignments)
         case = Case.of_setting(configs.build(Config, values))
@@ -310,8 +309,6 @@ def _theory(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from lnsim.simulation.verify import verify
-
     result = verify(newest(arguments.folder), seed=arguments.seed, seconds=arguments.seconds)
     for line in result.lines:
         print(line)
@@ -319,8 +316,6 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from lnsim.verdicts.reproduce import reproduce
-
     folder = RunFolder(arguments.out, reuse=arguments.force, resumable=False)
     undrawn: list[str] = []
     with folder, locked(arguments.out):
@@ -336,8 +331,6 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from lnsim.cli import info
-
     for line in info.report():
         print(line)
     return 0

@@ -14,6 +14,8 @@ from lnsim.cli.folders import newest
 from lnsim.figures.output import guarded
 from lnsim.run.folder import RunFolder
 from lnsim.run.record import Ending
+from lnsim.sweeps.store import FILE
+from lnsim.sweeps.sweep import Sweep
 
 CURVES = "curves"
 """The file name of a figure of named curves, or of several runs: it leaves a run's own alone."""
@@ -67,9 +69,6 @@ def _is_run(folder: Path) -> bool:
 
 
 def _plot_sweeps(arguments: argparse.Namespace) -> int:
-    from lnsim.sweeps.store import FILE
-    from lnsim.sweeps.sweep import Sweep
-
     _refuse(arguments, ("animate",), "run", "sweeps")
     where: dict[str, Any] = dict(configs.parse_assignment(text) for text in arguments.where)
     for folder in arguments.folders:

@@ -9,6 +9,8 @@ from pathlib import Path
 from lnsim.base import config as configs
 from lnsim.cli.exits import interrupted
 from lnsim.run.folder import in_shell
+from lnsim.sweeps.grid import parse_axis
+from lnsim.sweeps.sweep import sweep
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +33,6 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from lnsim.sweeps.grid import parse_axis
-    from lnsim.sweeps.sweep import sweep
-
     grid: dict[str, str] = {}
     for text in arguments.grid:
         key, values = parse_axis(text)

@@ -19,13 +19,13 @@ from lnsim.base import files
 from lnsim.figures import panels
 from lnsim.figures.canvas import blank
 from lnsim.figures.style import ONE_COLUMN, drawing, rc
+from lnsim.run.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
     from lnsim.figures.panels import Series
-    from lnsim.run.record import Record
 
 KINDS = (".gif", ".mp4")
 FRAMES_PER_SECOND = 4

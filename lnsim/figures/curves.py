@@ -18,11 +18,11 @@ from lnsim.figures import networks, panels
 from lnsim.figures.canvas import blank
 from lnsim.figures.style import COLOURS, ONE_COLUMN, TWO_COLUMNS, drawing
 from lnsim.run import curves, quantities
+from lnsim.run.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lnsim.run.record import Record
 
 SYMBOLS = {
     "lr": r"$\eta$", "sigma": r"$\sigma$", "rho": r"$\rho$", "tau": r"$\tau$", "width": "$m$",

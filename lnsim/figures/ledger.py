@@ -20,11 +20,10 @@ from lnsim.figures.style import (
     pt,
 )
 from lnsim.run.record import Record
+from lnsim.theory.paper import Lemma3
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from lnsim.theory.paper import Lemma3
 
 
 def ledger(trajectory: Record, lemma: Lemma3) -> Figure:

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from lnsim.figures import panels
 from lnsim.figures.canvas import blank
 from lnsim.figures.style import BLACK, BLUE, TWO_COLUMNS, VERMILION, drawing
+from lnsim.run.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lnsim.run.record import Record
 
 CURVES = (
     ("clean", "clean labels", BLUE, "-"),

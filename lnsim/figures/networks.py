@@ -6,7 +6,7 @@ Each says at its foot which preset made it, what was changed of it, and on what 
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -27,9 +27,7 @@ from lnsim.figures.style import (
     pt,
 )
 from lnsim.run import curves
-
-if TYPE_CHECKING:
-    from lnsim.run.record import Record
+from lnsim.run.record import Record
 
 CURVES = {
     "clean": ("gradient descent", BLUE, "-"),

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim.figures.output import Undrawn, guarded
+from lnsim.run import curves
+from lnsim.run.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lnsim.run.record import Record
 
 SHOWN = slice(1, 4)
 """Which of the usual curves a small figure has: the test loss, and what follows."""
@@ -34,8 +35,6 @@ def dataframe(columns: Mapping[str, NDArray[Any]]) -> Any:
 
 def of_trajectory(trajectory: Record) -> str:
     """HTML: how the run ended, and what is usually drawn of it at both ends and in a figure."""
-    from lnsim.run import curves
-
     rows, several = [], False
     usual = curves.usual(trajectory)
     for name in usual:

@@ -18,11 +18,10 @@ from lnsim.figures.style import (
     pt,
 )
 from lnsim.run.record import Record
+from lnsim.theory.paper import Lemma4
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from lnsim.theory.paper import Lemma4
 
 
 def oscillation(trajectory: Record, early: Record, lemma: Lemma4 | None) -> Figure:

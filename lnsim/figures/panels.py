@@ -17,12 +17,12 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from lnsim.base.checks import FloatArray
 from lnsim.figures.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILION, letters, pt
 from lnsim.run import phases
+from lnsim.run.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-    from lnsim.run.record import Record
 
 Series = dict[str, Any]
 

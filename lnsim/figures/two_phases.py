@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from matplotlib.figure import Figure
 
 from lnsim.base.checks import FloatArray
@@ -13,9 +11,7 @@ from lnsim.figures.style import (
     TWO_COLUMNS,
     drawing,
 )
-
-if TYPE_CHECKING:
-    from lnsim.run.record import Record
+from lnsim.run.record import Record
 
 
 def two_phases(

@@ -17,15 +17,12 @@ records between the last escape and the alignment, per step; NaN with fewer than
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray
-
-if TYPE_CHECKING:
-    from lnsim.run.record import Record
+from lnsim.run.record import Record
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from lnsim.base import archive, files
 from lnsim.base import config as configs
 from lnsim.figures import notebook, output
+from lnsim.figures import style as figures_style
 from lnsim.models.two_layer import Network
 from lnsim.run import curves, phases
 from lnsim.run.phases import Phases
@@ -54,7 +55,6 @@ class Trajectory(Record):
         Raises ValueError for a name that is no curve, or a style that is none.
         """
         from lnsim.figures import curves as figures_curves
-        from lnsim.figures import style as figures_style
         from lnsim.figures import two_phases
 
         if ax is not None:

@@ -15,17 +15,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from lnsim.base import files
 from lnsim.base.progress import reports
+from lnsim.experiments._synthetic import LinearConfig
+from lnsim.figures import style as figures_style
+from lnsim.figures.notebook import dataframe
+from lnsim.run.experiment import load
+from lnsim.run.folder import RunFolder, holds_something, locked
+from lnsim.run.machine import provenance
+from lnsim.sweeps import dispatch as sweep_workers
+from lnsim.sweeps import grid as sweep_grid
+from lnsim.sweeps import notebook
+from lnsim.sweeps import points as sweep_points
+from lnsim.sweeps import store as sweep_store
+from lnsim.sweeps.dispatch import Crew
+from lnsim.sweeps.grid import Values
+from lnsim.sweeps.store import Writer
 from lnsim.sweeps.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lnsim.experiments._synthetic import LinearConfig
-    from lnsim.sweeps.dispatch import Crew
-    from lnsim.sweeps.grid import Values
-    from lnsim.sweeps.store import Writer
 
 SIZES = ("samples", "test_samples", "dim", "width")
 """Keys of which 1 is the least value."""
@@ -38,8 +49,6 @@ class Sweep(Table):
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Sweep:
         """Reads a sweep folder.  Raises ValueError for anything else, or a damaged file."""
-        from lnsim.sweeps import store as sweep_store
-
         path = Path(folder)
         meta, rows = sweep_store.read(path / sweep_store.FILE)
         swept = tuple(meta["swept"])
@@ -48,8 +57,6 @@ class Sweep(Table):
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Writes all columns as CSV, floats to the last bit, nothing where there is no value."""
-        from lnsim.base import files
-
         files.write_text(Path(path), self.csv())
 
     def plot(self, *columns: str, ax: Axes | None = None, style: str | None = None) -> Figure:
@@ -58,7 +65,6 @@ class Sweep(Table):
         With `ax` one column is drawn there, and the axes' figure is returned.  Raises ValueError as
         `figures_sweep.figure` does, and for a style that is none.
         """
-        from lnsim.figures import style as figures_style
         from lnsim.sweeps import figure
 
         if ax is not None:
@@ -72,13 +78,9 @@ class Sweep(Table):
 
     def to_dataframe(self) -> Any:
         """A pandas.DataFrame of `table`.  Raises ValueError where pandas is not installed."""
-        from lnsim.figures import notebook
-
-        return notebook.dataframe(self.table())
+        return dataframe(self.table())
 
     def _repr_html_(self) -> str:
-        from lnsim.sweeps import notebook
-
         return notebook.of_table(self)
 
 
@@ -114,11 +116,6 @@ def sweep(
     written, and for a folder of another sweep; ChildProcessError where points were lost because
     their workers died of them.
     """
-    from lnsim.run.folder import RunFolder, holds_something, locked
-    from lnsim.sweeps import dispatch as sweep_workers
-    from lnsim.sweeps import grid as sweep_grid
-    from lnsim.sweeps import store as sweep_store
-
     cls = sweep_grid.configuration(experiment)
     swept = sweep_grid.axes(cls, grid)
     points = sweep_grid.points(cls, base or {}, swept, seeds)
@@ -163,9 +160,6 @@ def _run(
 
     Raises ChildProcessError, at the end, where some were lost.
     """
-    from lnsim.sweeps import dispatch as sweep_workers
-    from lnsim.sweeps import store as sweep_store
-
     dispatch = sweep_workers.Dispatch(workers, task)
     new = 0
     with closing(sweep_store.Writer(path)) as writer:
@@ -204,8 +198,6 @@ def _probe(
     experiment: str, backend: str, point: LinearConfig, swept: Mapping[str, Sequence[Any]]
 ) -> None:
     """Has the experiment refuse values out of range: one by one, in no steps and at size 1."""
-    from lnsim.run.experiment import load
-
     run = load(experiment).run
     for key, values in swept.items():
         for value in values:
@@ -239,8 +231,6 @@ def _meta(
 
 def _earlier(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What is in the file.  Raises ValueError where it is another sweep's."""
-    from lnsim.sweeps import store as sweep_store
-
     earlier, rows = sweep_store.read(path)
     for name in ("experiment", "backend"):
         if earlier[name] != meta[name]:
@@ -259,10 +249,6 @@ def _settle(
     path: Path, cls: type[LinearConfig], meta: Mapping[str, Any], earlier: Mapping[str, Any]
 ) -> None:
     """Creates the results file, or notes in it what is asked for now, and where it is computed."""
-    from lnsim.run.machine import provenance
-    from lnsim.sweeps import points as sweep_points
-    from lnsim.sweeps import store as sweep_store
-
     here = {name: value for name, value in provenance({}).items() if name != "config_sha256"}
     known = earlier.get("environments", [])
     complete = {**meta, "environments": known if here in known else [*known, here]}
