@@ -118,7 +118,7 @@ def test_what_is_put_into_the_page_is_text_and_nothing_else(tmp_path):
 
 @pytest.mark.small
 def test_every_file_of_a_package_is_installed_with_it():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     setup = configparser.ConfigParser()
     setup.read(root / "setup.cfg", encoding="utf-8")
     data, packages = setup["options.package_data"], setup["options"]["packages"].split()

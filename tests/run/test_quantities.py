@@ -17,7 +17,7 @@ from lnsim.sweeps.sweep import Sweep
 
 pytestmark = pytest.mark.small
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 STEPS, EVERY = 60, 6
 BASE = {"samples": 10, "test_samples": 10, "dim": 3, "width": 5}

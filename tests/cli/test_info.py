@@ -15,7 +15,7 @@ from lnsim.cli import info, main
 
 pytestmark = pytest.mark.small
 
-SETUP = Path(__file__).parents[1] / "setup.cfg"
+SETUP = Path(__file__).parents[2] / "setup.cfg"
 
 
 @pytest.fixture
