@@ -9,7 +9,6 @@ import platform
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import Any, NamedTuple
 
 from lnsim import backend as backends
@@ -77,6 +76,8 @@ def backend_names() -> list[str]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # a slow import
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -22,7 +22,6 @@ from typing import Any
 from lnsim.base.threads import cores, one_thread
 from lnsim.experiments._synthetic import LinearConfig
 from lnsim.sweeps.points import Summary, run_points, shared
-from lnsim.sweeps.processes import Died, processes
 
 CHUNK_SECONDS = 4.0
 """About how long a chunk lasts on one core."""
@@ -95,6 +94,8 @@ def crew(executor: Executor | None, scheduler: str | None) -> Iterator[Crew]:
         with dask_cluster.cluster(scheduler) as (pool, size, gone):
             yield Crew(pool, size, gone=gone)
     else:
+        from lnsim.sweeps.processes import Died, processes  # with multiprocessing, a slow import
+
         with processes() as pool:
             yield Crew(pool, cores(), died=(Died,))
 
