@@ -20,7 +20,6 @@ from __future__ import annotations
 import numpy as np
 
 from lnsim.base.checks import FloatArray
-from lnsim.dynamics import Dynamics
 from lnsim.models.reduction import Reduction
 
 LENGTH = 8192
@@ -31,12 +30,7 @@ MOST_ROWS = 1 << 20
 class Ledger:
     """The two sums of S replicas, in reduced coordinates (of the neurons themselves if dense)."""
 
-    def __init__(self, reduction: Reduction, dynamics: Dynamics, replicas: int) -> None:
-        if not dynamics.keeps_ledger:
-            raise ValueError(
-                "ledger covers SGD and GD without momentum and weight decay, "
-                f"got {type(dynamics).__name__}"
-            )
+    def __init__(self, reduction: Reduction, replicas: int) -> None:
         width = reduction.a.size
         self._Q = reduction.Q
         length = max(1, min(LENGTH, MOST_ROWS // width))

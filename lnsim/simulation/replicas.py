@@ -42,7 +42,12 @@ class Replicas:
         linearized: bool,
         ledger: bool,
     ) -> Replicas:
-        """`count` copies of the reduced network."""
+        """`count` copies of the reduced network.  Raises ValueError for a ledger of other rules."""
+        if ledger and not dynamics.keeps_ledger:
+            raise ValueError(
+                "ledger covers SGD and GD without momentum and weight decay, "
+                f"got {type(dynamics).__name__}"
+            )
         W = np.repeat(reduction.W[None], count, axis=0)
         a = np.repeat(reduction.a[None], count, axis=0)
         buffers = {"W_velocity": None, "a_velocity": None, **dynamics.buffers(W, a)}
@@ -50,7 +55,7 @@ class Replicas:
         return cls(
             state,
             twin(reduction.W, reduction.a, reduction.problem.X, count) if linearized else None,
-            Ledger(reduction, dynamics, count) if ledger else None,
+            Ledger(reduction, count) if ledger else None,
         )
 
     def __len__(self) -> int:
