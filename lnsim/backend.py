@@ -128,7 +128,7 @@ def load(name: str) -> LinearEngine:
     name, *options = name.split(":")
     module = plugins.backend(name)
     if not hasattr(module, "linear_engine"):
-        raise ValueError(f"backend {name!r} is none: package lnsim_{name} has no linear_engine()")
+        raise ValueError(f"backend {name!r}: package lnsim_{name} has no linear_engine()")
     try:
         engine: LinearEngine = module.linear_engine(*options)
     except TypeError as error:

@@ -44,7 +44,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an archive, by name.  Raises ValueError if the file is damaged or is none."""
+    """All arrays of an archive, by name.  Raises ValueError for other files and damaged ones."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {

@@ -65,7 +65,7 @@ class Arms:
         self.steps = np.array(record_steps(first.steps, first.record_every))
         self._results: dict[str, Any] = {}
         self._measured: dict[str, Records] = {}
-        self._wanted = 0  # arms of which a result is: the first so many
+        self._wanted = 0  # number of leading arms that are to have a result
         self._failure: BaseException | None = None
         self._lock = RLock()
 

@@ -175,7 +175,7 @@ class _Run:
         return self._plan[self._count :]
 
     def advance(self, step: int, target: int) -> Iterator[int]:
-        """Trains both runs, so many steps at a time as labels are held."""
+        """Trains both runs to `target`, in pieces of STEPS_AT_ONCE steps."""
         while step < target:
             count = min(target - step, STEPS_AT_ONCE)
             self._engine.advance(

@@ -169,7 +169,7 @@ def _pruned_line(trajectory: Trajectory, arm: int) -> str:
 
 
 def _check(config: Config) -> None:
-    """Refuses what would be seen only once training is over, and lists that are none."""
+    """Refuses values that would fail only after the training, and malformed lists."""
     checks.choice("preset", config.preset, PRESETS)
     for name, least in (("epochs", 0), ("record_every", 1), ("batch_size", 0)):
         checks.integer(name, getattr(config, name), least)

@@ -74,7 +74,7 @@ _in_use: ContextVar[str] = ContextVar("style", default="paper")
 def use(style: str | None) -> Iterator[None]:
     """Within it figures are made in `style`; None leaves the style as it is.
 
-    Raises ValueError for a style that is none of STYLES.
+    Raises ValueError for a style that is not in STYLES.
     """
     token = _in_use.set(_in_use.get() if style is None else checks.choice("style", style, STYLES))
     try:
@@ -84,12 +84,12 @@ def use(style: str | None) -> Iterator[None]:
 
 
 def pt(points: float) -> float:
-    """A length of so many points, or inches, on paper, in the style in use."""
+    """A length on paper, in points or inches, scaled to the style in use."""
     return points * STYLES[_in_use.get()][0]
 
 
 def letters(points: float) -> float:
-    """Letters of so many points on paper, in the style in use."""
+    """A font size on paper, in points, scaled to the style in use."""
     return points * STYLES[_in_use.get()][1]
 
 

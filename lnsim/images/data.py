@@ -66,7 +66,7 @@ def checked(
 ) -> Images:
     """The four arrays, or lists, as `Images` in the machine's byte order.
 
-    Raises ValueError, naming the `source`, where they are not images of so many `classes`.
+    Raises ValueError, naming the `source`, where they are not images of `classes` classes.
     """
     given = (train_images, train_labels, test_images, test_labels)
     arrays = [_native(name, a, source) for name, a in zip(Images._fields, given, strict=True)]

@@ -199,7 +199,7 @@ class Recorder:
         in_blocks(lambda block: self._compute(waiting, block), len(self._moving))
 
     def _compute(self, waiting: _Snapshots, replicas: slice) -> None:
-        """Computes what is asked of the networks of these replicas, so many at a time."""
+        """Observes the waiting networks of these replicas, a block of them at a time."""
         here = (waiting.replica >= replicas.start) & (waiting.replica < replicas.stop)
         numbers = np.flatnonzero(here)
         # What is about to diverge may overflow: it is no news, and the status will say so.
@@ -209,7 +209,7 @@ class Recorder:
                 self._keep(_Snapshots._make(array[at] for array in waiting))
 
     def _keep(self, made: _Snapshots) -> None:
-        """Puts what these networks show into its places."""
+        """Writes the observables of these networks into the record arrays."""
         replica, record, step, *networks = made
         view = self._view(replica, step, *networks)
         for b, (s, i, t) in enumerate(zip(replica, record, step.tolist(), strict=True)):

@@ -52,7 +52,7 @@ class Trajectory(Record):
         the one curve is drawn there, with `line` (label, color, ...) for matplotlib; scales and
         limits stay as they are, and the axes' figure is returned.  `style` is "paper" or "screen".
 
-        Raises ValueError for a name that is no curve, or a style that is none.
+        Raises ValueError for an unknown curve or style.
         """
         from lnsim.figures import curves as figures_curves
         from lnsim.figures import two_phases

@@ -200,7 +200,7 @@ def _missing(trajectory: Trajectory, again: Trajectory) -> list[str]:
     """The arrays that only one of the two has."""
     there, here = trajectory.arrays.keys(), again.arrays.keys()
     return [f"{name} is not recorded" for name in sorted(here - there)] + [
-        f"{name} is none of this experiment's arrays" for name in sorted(there - here)
+        f"{name} is not one of this experiment's arrays" for name in sorted(there - here)
     ]
 
 

@@ -34,7 +34,7 @@ def configuration(experiment: str) -> type[LinearConfig]:
     cls = load(experiment).Config
     if not issubclass(cls, LinearConfig):
         raise ValueError(
-            f"experiment {experiment!r} cannot be swept: it is none of the two-layer linear network"
+            f"experiment {experiment!r} cannot be swept: it is not of the two-layer linear network"
         )
     return cls
 

@@ -118,7 +118,7 @@ class Writer:
 
     @contextmanager
     def _writing(self, seconds: float) -> Iterator[None]:
-        """One transaction, begun within so many seconds or refused by BlockingIOError."""
+        """One transaction, begun within `seconds` or refused by BlockingIOError."""
         try:
             self._database.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
             with self._database:

@@ -63,7 +63,7 @@ class Sweep(Table):
         """The figure of the sweep (figure.py), in style "paper" or "screen".
 
         With `ax` one column is drawn there, and the axes' figure is returned.  Raises ValueError as
-        `figures_sweep.figure` does, and for a style that is none.
+        `figures_sweep.figure` does, and for an unknown style.
         """
         from lnsim.sweeps import figure
 
@@ -214,7 +214,7 @@ def _meta(
     points: Sequence[LinearConfig],
 ) -> dict[str, Any]:
     """What a results file says of itself: see store.py."""
-    # A default that follows a swept key (experiments/_chain.py) is none they have in common.
+    # A default that follows a swept key (experiments/_chain.py) is not common to all points.
     base = {
         key: value
         for key, value in asdict(points[0]).items()

@@ -459,7 +459,7 @@ def test_a_backend_of_the_user(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="needs a_package_that_nobody_has: pip install a_package_"):
         simulate(problem, network, dynamics, backend="needy")
     (tmp_path / "lnsim_empty.py").touch()
-    with pytest.raises(ValueError, match="'empty' is none: package lnsim_empty has no linear_engi"):
+    with pytest.raises(ValueError, match="'empty': package lnsim_empty has no linear_engine"):
         simulate(problem, network, dynamics, backend="empty")
     from lnsim.cli import info
 

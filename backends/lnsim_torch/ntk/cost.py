@@ -60,7 +60,7 @@ class Cost:
             self.per_output, self.fixed = max(rows, per_output), self.saved + results
 
     def need(self, outputs: int) -> int:
-        """Bytes that one sample takes, so many outputs at once."""
+        """Bytes that one sample takes with `outputs` outputs at once."""
         return max(1, self.fixed + outputs * self.per_output)
 
     def _stage(self, start: Bottleneck, end: Bottleneck) -> tuple[int, int]:

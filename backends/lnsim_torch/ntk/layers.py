@@ -95,7 +95,7 @@ def layer_for(
 ) -> "Layer":
     """The rule for one call of `module` on x; claim: see Layer's weight and bias.
 
-    reduced: form the weight's gradients at once, with so many bytes for the patches.
+    reduced: form the weight's gradients at once, with this many bytes for the patches.
     """
     if type(module) in _NORM:
         return Norm(module, x, *claim, traced)
@@ -124,7 +124,7 @@ class Layer(ABC):
         self.gradients += gradients.unbind()
 
     def held_nbytes(self, result: int, itemsize: int) -> int:
-        """Bytes held for each output once its gradient is taken, the result having so many."""
+        """Bytes held for each output once its gradient is taken; `result` has its bytes."""
         return result
 
     @abstractmethod

@@ -36,10 +36,10 @@ from lnsim_torch.ntk.layers import has_rule
 from lnsim_torch.ntk.rows import Irregular, check_outputs, check_rows, close
 from lnsim_torch.untouched import TooMuch, Untouched
 
-# One part in so many of the budget is for the products of one layer.
+# The budget divided by this is for the products of one layer.
 _WORKSPACE = 8
-# Samples are few if they take at most one part in so many of the budget, and so does all that the
-# network makes of them. A convolution of images is soon beyond that, and little is done in vain.
+# Samples are few if they, and all that the network makes of them, each take at most the budget
+# divided by this. A convolution of images is soon beyond that, and little is done in vain.
 _FEW = 1024
 
 

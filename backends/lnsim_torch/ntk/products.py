@@ -102,7 +102,7 @@ def _pairs(a: Side, b: Side) -> float:
 
 
 def _price(a: Side, elements: float) -> float:
-    """Of writing so many numbers."""
+    """The price of writing this many elements."""
     return _FLOPS_PER_BYTE * a.x.element_size() * elements
 
 
