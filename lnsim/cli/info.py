@@ -71,8 +71,8 @@ def _entries() -> Iterator[tuple[str, str]]:
 def backend_names() -> list[str]:
     """The backends that come with lnsim, and those of other packages lnsim_<name>."""
     modules = {module.name for module in pkgutil.iter_modules()} | sys.modules.keys()
-    found = {name.removeprefix(OURS) for name in modules if name.startswith(OURS)}
-    return sorted({"numba", "torch"} | {name for name in found if "." not in name})
+    names = {name.removeprefix(OURS) for name in modules if name.startswith(OURS)}
+    return sorted({"numba", "torch"} | {name for name in names if "." not in name})
 
 
 def _version(package: str) -> str | None:
@@ -107,8 +107,8 @@ def _devices() -> str:
         return f"cpu; torch is {fault}"
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count > 0:
-        found = (f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(count))
-        return ", ".join(["cpu", *found])
+        devices = (f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(count))
+        return ", ".join(["cpu", *devices])
     if torch.version.cuda is None:
         return "cpu; this torch is built without CUDA: pytorch.org names the builds with it"
     return "cpu; torch finds no CUDA device: nvidia-smi must list one"

@@ -190,12 +190,14 @@ class Arms:
     def _records(self, name: str) -> Records:
         """The series of arm `name` at the planned steps, NaN where it has none."""
         records = {key: np.full(len(self.steps), np.nan) for key in self._series}
-        found = self._results[name].records if name in self._results else {}
-        if found:
+        recorded = self._results[name].records if name in self._results else {}
+        if recorded:
             # Where an earlier, shorter run ended may be none of the planned steps.
-            _, here, there = np.intersect1d(self.steps, found["step"], return_indices=True)
+            _, rows, recorded_rows = np.intersect1d(
+                self.steps, recorded["step"], return_indices=True
+            )
             for key, values in records.items():
-                values[here] = found[key][there]
+                values[rows] = recorded[key][recorded_rows]
         return records
 
     def _keeping(

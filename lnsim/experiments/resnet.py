@@ -162,10 +162,10 @@ def _pruned_line(trajectory: Trajectory, arm: int) -> str:
     order = np.argsort(trajectory["kept_percent"])[::-1]
     pruned = trajectory[PRUNED][arm, order]
     lost = ~(pruned >= 0.9 * trajectory["test_accuracy"][arm, -1])
-    kept = trajectory["kept_percent"][order][: np.argmax(lost) if lost.any() else None]
-    if kept.size == 0:
+    percentages = trajectory["kept_percent"][order][: np.argmax(lost) if lost.any() else None]
+    if percentages.size == 0:
         return "not pruned"
-    return f"9/10 of it with {kept[-1]:g}% of the weights"
+    return f"9/10 of it with {percentages[-1]:g}% of the weights"
 
 
 def _check(config: Config) -> None:
@@ -216,12 +216,12 @@ def _assemble(
     config: Config, records: Mapping[str, Records], measured: Mapping[str, Records]
 ) -> dict[str, NDArray[Any]]:
     """The trajectory's arrays: those of the arms one above the other."""
-    kept = np.array(config.kept_percent, dtype=np.float64)
-    nothing = {PRUNED: np.full(kept.shape, np.nan)}
+    percentages = np.array(config.kept_percent, dtype=np.float64)
+    nothing = {PRUNED: np.full(percentages.shape, np.nan)}
     return {
         "tau": np.array(config.tau, dtype=np.float64),
         "epoch": np.array(record_steps(config.epochs, config.record_every, "epochs")),
-        "kept_percent": kept,
+        "kept_percent": percentages,
         PRUNED: np.stack([measured.get(name, nothing)[PRUNED] for name in records]),
         **{key: np.stack([of_arm[key] for of_arm in records.values()]) for key in SERIES},
     }

@@ -50,15 +50,15 @@ def find(trajectory: Record, name: str) -> list[Curve]:
             return [Curve(label, times, row) for label, row in rows]
         return [Curve("", times, np.atleast_2d(values))]
     arms = {known_name.removesuffix(f"_{name}"): known_name for known_name in known}
-    found = [
+    matching = [
         curve._replace(arm=arm)
         for arm, array in arms.items()
         if arm in ARMS
         for curve in find(trajectory, array)
     ]
-    if not found:
+    if not matching:
         raise ValueError(f"no curve {name!r} in this trajectory: {nearest(name, known)}")
-    return found
+    return matching
 
 
 def ends(trajectory: Record) -> dict[str, str]:
@@ -66,15 +66,16 @@ def ends(trajectory: Record) -> dict[str, str]:
 
     An arm that was not begun because another diverged is not among them: it has no curve.
     """
-    found = {"": (trajectory.status.code, trajectory.status.step)}
+    endings = {"": (trajectory.status.code, trajectory.status.step)}
     arms = [name for name in trajectory.state if name.endswith(".status")]
     if arms:
-        found = {_arm(name): json.loads(str(trajectory.state[name])) for name in arms}
-    words = {arm: ENDS[code].format(step) for arm, (code, step) in found.items() if code in ENDS}
-    gone = trajectory.arrays.get("diverged_at", np.empty(0))
-    if gone.size > 1 and (gone >= 0).any():
-        first = gone[gone >= 0].min()
-        return {"": f"{(gone >= 0).sum()} of {gone.size} replicas diverged, from step {first:,} on"}
+        endings = {_arm(name): json.loads(str(trajectory.state[name])) for name in arms}
+    words = {arm: ENDS[code].format(step) for arm, (code, step) in endings.items() if code in ENDS}
+    diverged_at = trajectory.arrays.get("diverged_at", np.empty(0))
+    diverged = diverged_at[diverged_at >= 0]
+    if diverged_at.size > 1 and diverged.size:
+        count = f"{diverged.size} of {diverged_at.size} replicas"
+        return {"": f"{count} diverged, from step {diverged.min():,} on"}
     return words
 
 

@@ -159,7 +159,7 @@ class Recorder:
         theta = np.full((len(W), W.shape[2]), np.nan) if twin is None else twin.theta[replicas]
         times = np.full((2, len(W)), [[record], [step]])
         self._pending.append(_Snapshots(replicas, times[0], times[1], W, a, theta))
-        if sum(len(made.W) for made in self._pending) >= self._block:
+        if sum(len(snapshots.W) for snapshots in self._pending) >= self._block:
             self._flush()
         if record in self._waypoint_records:
             self._keep_waypoint(record)
@@ -200,17 +200,17 @@ class Recorder:
 
     def _compute(self, waiting: _Snapshots, replicas: slice) -> None:
         """Observes the waiting networks of these replicas, a block of them at a time."""
-        here = (waiting.replica >= replicas.start) & (waiting.replica < replicas.stop)
-        numbers = np.flatnonzero(here)
+        asked = (waiting.replica >= replicas.start) & (waiting.replica < replicas.stop)
+        numbers = np.flatnonzero(asked)
         # What is about to diverge may overflow: it is no news, and the status will say so.
         with np.errstate(over="ignore", invalid="ignore"):
             for first in range(0, numbers.size, self._block):
                 at = numbers[first : first + self._block]
                 self._keep(_Snapshots._make(array[at] for array in waiting))
 
-    def _keep(self, made: _Snapshots) -> None:
+    def _keep(self, snapshots: _Snapshots) -> None:
         """Writes the observables of these networks into the record arrays."""
-        replica, record, step, *networks = made
+        replica, record, step, *networks = snapshots
         view = self._view(replica, step, *networks)
         for b, (s, i, t) in enumerate(zip(replica, record, step.tolist(), strict=True)):
             if t in self._watched:
@@ -222,19 +222,19 @@ class Recorder:
                     self._lemma_3[:, s, cloud] = self._shares(
                         s, view.reduced_W[b], view.reduced_a[b]
                     )
-        kept = record != WATCHED_ONLY
-        at = replica[kept], record[kept]
+        recorded = record != WATCHED_ONLY
+        at = replica[recorded], record[recorded]
         tracked = slice(self._tracked.size)
-        self._scalars[:, *at] = [f(view)[kept] for f in self._of_networks.values()]
-        self._paths[:, *at] = [f(view)[kept, tracked] for f in self._of_tracked.values()]
+        self._scalars[:, *at] = [f(view)[recorded] for f in self._of_networks.values()]
+        self._paths[:, *at] = [f(view)[recorded, tracked] for f in self._of_tracked.values()]
 
     def _watch(self, s: int, step: int, moved: FloatArray) -> None:
         """Notes when neurons left the lazy radius, interpolating since the last watch."""
         escape, radius = self._escape[s], self._frame.lazy_radius
-        gone = (escape < 0) & (moved > radius)
-        start, moved_before = self._watched_step[s], self._watched_moved[s, gone]
-        share = (radius - moved_before) / (moved[gone] - moved_before)
-        escape[gone] = start + (step - start) * share
+        escaped = (escape < 0) & (moved > radius)
+        start, moved_before = self._watched_step[s], self._watched_moved[s, escaped]
+        share = (radius - moved_before) / (moved[escaped] - moved_before)
+        escape[escaped] = start + (step - start) * share
         self._watched_step[s], self._watched_moved[s] = step, moved
 
     def _shares(self, s: int, W: FloatArray, a: FloatArray) -> tuple[float, float]:
@@ -277,19 +277,19 @@ class Recorder:
         """All that was recorded so far, with the last record as the last cloud."""
         self._flush()
         steps = np.array(self._plan[: self.count])
-        made = [i for i in self._cloud_of_record if i < self.count]
+        clouds = [i for i in self._cloud_of_record if i < self.count]
         arrays: dict[str, NDArray[Any]] = {
             name: value[:, : self.count].copy() for name, value in self._recorded()
         }
-        if made:
-            arrays |= {name: value[:, : len(made)].copy() for name, value in self._of_clouds()}
-            arrays |= self._last_networks(append=made[-1] != self.count - 1, arrays=arrays)
+        if clouds:
+            arrays |= {name: value[:, : len(clouds)].copy() for name, value in self._of_clouds()}
+            arrays |= self._last_networks(append=clouds[-1] != self.count - 1, arrays=arrays)
         arrays["lazy_escape"] = self._escape.copy()
         if len(self._moving) == 1:
             arrays = {name: value[0] for name, value in arrays.items()}
         arrays["step"] = steps
-        if made:
-            arrays["cloud_step"] = np.unique(np.append(steps[made], steps[-1]))
+        if clouds:
+            arrays["cloud_step"] = np.unique(np.append(steps[clouds], steps[-1]))
         arrays["theta_star"] = self._frame.theta_star
         arrays["tracked_neurons"] = self._tracked
         arrays["diverged_at"] = self._moving.state.diverged_at.copy()
@@ -308,7 +308,7 @@ class Recorder:
     ) -> dict[str, NDArray[Any]]:
         """The final weights; and, where `append`, the clouds with that of the last record."""
         names = [name for name, _ in self._of_clouds()]
-        found: dict[str, list[Any]] = {name: [] for name in ("final_W", "final_a", *names)}
+        values_of: dict[str, list[Any]] = {name: [] for name in ("final_W", "final_a", *names)}
         for s in range(len(self._moving)):
             reduced_W, reduced_a = self._last_W[s], self._last_a[s]
             view = self._view(
@@ -318,9 +318,9 @@ class Recorder:
             last: list[Any] = [*lifted, *(f(view)[0] for f in self._of_neurons.values())]
             if self._moving.ledger is not None:
                 last += self._shares(s, reduced_W, reduced_a)
-            for values, value in zip(found.values(), last, strict=True):
+            for values, value in zip(values_of.values(), last, strict=True):
                 values.append(value)
-        stacked = {name: np.stack(values) for name, values in found.items()}
+        stacked = {name: np.stack(values) for name, values in values_of.items()}
         for name in names:
             last_cloud = stacked.pop(name)
             if append:
@@ -329,7 +329,7 @@ class Recorder:
 
     def restore(self, earlier: Trajectory, config: Mapping[str, Any]) -> int:
         """Takes over the records of `earlier`; returns the step it ended at."""
-        kept = records_kept(earlier, config, self._plan)
+        records_taken = records_kept(earlier, config, self._plan)
         if earlier["tracked_neurons"].size != self._tracked.size:
             raise ValueError("cannot resume: the earlier run tracked other neurons")
         for name in self._observables:
@@ -339,15 +339,15 @@ class Recorder:
         def replicas_in_front(name: str) -> NDArray[Any]:
             return earlier[name] if len(self._moving) > 1 else earlier[name][None]
 
-        self.count = kept
+        self.count = records_taken
         for name, values in self._recorded():
-            values[:, :kept] = replicas_in_front(name)[:, :kept]
-        made = sum(1 for i in self._cloud_of_record if i < kept)
+            values[:, :records_taken] = replicas_in_front(name)[:, :records_taken]
+        clouds_taken = sum(1 for i in self._cloud_of_record if i < records_taken)
         for name, values in self._of_clouds():
-            values[:, :made] = replicas_in_front(name)[:, :made]
+            values[:, :clouds_taken] = replicas_in_front(name)[:, :clouds_taken]
         for name in RESUMED:
             getattr(self, f"_{name}")[...] = earlier.state[name]
-        taken = tuple(waypoint(record) for record in waypoint_records(kept))
+        prefixes = tuple(waypoint(record) for record in waypoint_records(records_taken))
         states = earlier.state.items()
-        self._waypoints = {name: value for name, value in states if name.startswith(taken)}
+        self._waypoints = {name: value for name, value in states if name.startswith(prefixes)}
         return earlier.status.step

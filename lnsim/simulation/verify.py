@@ -63,17 +63,17 @@ def verify(
     first, last = _segment(trajectory, seed)
     run = _repeated(trajectory, made_by)
     again = _recompute(trajectory, made_by, run, first, last, seconds)
-    here = provenance(trajectory.config)
-    reasons = _reasons(trajectory, here, again)
+    environment = provenance(trajectory.config)
+    reasons = _reasons(trajectory, environment, again)
     limit = _limit(again, run, seconds) if reasons and not made_by.exact else None
     if limit is None:
         tolerance = _tolerance(trajectory, bool(reasons))
         pairs = [pair._replace(tolerance=tolerance) for pair in _pairs(trajectory, again, first)]
     else:
         pairs = list(rounding.pairs(trajectory, again, limit))
-    found = _missing(trajectory, again) + _other_run(trajectory, again, here, limit)
+    differences = _missing(trajectory, again) + _other_run(trajectory, again, environment, limit)
     for pair in pairs:
-        found += _difference(pair, not made_by.exact, trajectory.status.code == Ending.OK)
+        differences += _difference(pair, not made_by.exact, trajectory.status.code == Ending.OK)
     numbers = sum(pair.again.size for pair in pairs)
     how = f"within a tolerance, as {', '.join(reasons)}" if reasons else "bit for bit"
     begin = 0 if first is None else int(trajectory.steps[first])
@@ -82,22 +82,22 @@ def verify(
         f"recomputed    steps {begin:,} to {again.status.step:,}, a segment drawn by seed {seed}",
         f"compared      {len(pairs)} arrays, {numbers:,} numbers, {how}",
         *([] if limit is None else [f"rounding      {limit}"]),
-        *(f"differs       {text}" for text in found[:SHOWN]),
-        *([f"differs       {len(found) - SHOWN:,} more"] if len(found) > SHOWN else []),
-        *([] if found else [f"result        all the same{part}"]),
+        *(f"differs       {text}" for text in differences[:SHOWN]),
+        *([f"differs       {len(differences) - SHOWN:,} more"] if len(differences) > SHOWN else []),
+        *([] if differences else [f"result        all the same{part}"]),
     ]
-    return Verification(lines, not found)
+    return Verification(lines, not differences)
 
 
 def _segment(trajectory: Trajectory, seed: int) -> tuple[int | None, int | None]:
     """The records at which the segment begins, None for the start, and ends, None for the end."""
     count = trajectory.steps.size
-    kept = [
+    waypoints = [
         record
         for record in waypoint_records(count - 1)
         if any(name.startswith(waypoint(record)) for name in trajectory.state)
     ]
-    borders = [None, *kept, None]
+    borders = [None, *waypoints, None]
     at = int(np.random.default_rng(seed).integers(len(borders) - 1))
     return borders[at], borders[at + 1]
 
@@ -145,7 +145,7 @@ def _recompute(
 def _at(trajectory: Trajectory, record: int) -> Trajectory:
     """The run as it was at a record whose state was kept."""
     prefix = waypoint(record)
-    kept = {
+    state = {
         name.removeprefix(prefix): value
         for name, value in trajectory.state.items()
         if name.startswith(prefix)
@@ -154,23 +154,27 @@ def _at(trajectory: Trajectory, record: int) -> Trajectory:
     return replace(
         trajectory,
         arrays={**trajectory.arrays, "step": steps},
-        state={**trajectory.state, **kept},
+        state={**trajectory.state, **state},
         status=Status(Ending.STOPPED, int(steps[-1])),
     )
 
 
-def _reasons(trajectory: Trajectory, here: dict[str, Any], again: Trajectory) -> list[str]:
+def _reasons(trajectory: Trajectory, environment: dict[str, Any], again: Trajectory) -> list[str]:
     """Why bits may differ: what is another than it was, and devices that give no promise."""
-    there = trajectory.provenance
-    if not isinstance(there.get("versions"), dict):
+    recorded = trajectory.provenance
+    if not isinstance(recorded.get("versions"), dict):
         return ["environment.json does not say where it ran"]
     torch = str(trajectory.config["backend"]).startswith("torch")
     packages = ("lnsim", "numpy", "numba", "scipy", *(("torch",) if torch else ()))
-    pairs = [(name, there["versions"].get(name), here["versions"][name]) for name in packages]
-    pairs += [(name, there.get(name), here.get(name)) for name in ("python", "machine", "cpu")]
-    pairs.append(("processes", there.get("processes", 1), again.provenance.get("processes", 1)))
+    pairs = [
+        (name, recorded["versions"].get(name), environment["versions"][name]) for name in packages
+    ]
+    pairs += [
+        (name, recorded.get(name), environment.get(name)) for name in ("python", "machine", "cpu")
+    ]
+    pairs.append(("processes", recorded.get("processes", 1), again.provenance.get("processes", 1)))
     reasons = [f"{name} was {old} and is {new}" for name, old, new in pairs if old != new]
-    devices = [trajectory.config["backend"], there.get("device"), again.provenance.get("device")]
+    devices = [trajectory.config["backend"], recorded.get("device"), again.provenance.get("device")]
     return reasons + (["it ran on cuda"] if any("cuda" in str(name) for name in devices) else [])
 
 
@@ -182,25 +186,25 @@ def _tolerance(trajectory: Trajectory, elsewhere: bool) -> float:
 
 
 def _other_run(
-    trajectory: Trajectory, again: Trajectory, here: dict[str, Any], limit: Allowed | None
+    trajectory: Trajectory, again: Trajectory, environment: dict[str, Any], limit: Allowed | None
 ) -> list[str]:
     """Another configuration, and another end where rounding decides nothing."""
-    found = []
-    if trajectory.provenance.get("config_sha256", "") not in ("", here["config_sha256"]):
-        found.append("environment.json is of another configuration")
+    differences = []
+    if trajectory.provenance.get("config_sha256", "") not in ("", environment["config_sha256"]):
+        differences.append("environment.json is of another configuration")
     codes = (trajectory.status.code, again.status.code)
     end = min(again.status.step, trajectory.status.step)
     comparable = "STOPPED" not in codes and (limit is None or end <= limit.last_step)
     if comparable and again.status != trajectory.status:
-        found.append(f"the run {trajectory.status}; recomputed, it {again.status}")
-    return found
+        differences.append(f"the run {trajectory.status}; recomputed, it {again.status}")
+    return differences
 
 
 def _missing(trajectory: Trajectory, again: Trajectory) -> list[str]:
     """The arrays that only one of the two has."""
-    there, here = trajectory.arrays.keys(), again.arrays.keys()
-    return [f"{name} is not recorded" for name in sorted(here - there)] + [
-        f"{name} is not one of this experiment's arrays" for name in sorted(there - here)
+    recorded, recomputed = trajectory.arrays.keys(), again.arrays.keys()
+    return [f"{name} is not recorded" for name in sorted(recomputed - recorded)] + [
+        f"{name} is not one of this experiment's arrays" for name in sorted(recorded - recomputed)
     ]
 
 
@@ -240,8 +244,10 @@ def _of_clouds(trajectory: Trajectory, again: Trajectory, name: str, first_step:
     steps, ours, theirs = np.intersect1d(
         trajectory["cloud_step"], again["cloud_step"], return_indices=True
     )
-    kept = steps >= first_step
-    return Pair(name, trajectory[name][ours[kept]], again[name][theirs[kept]], steps[kept])
+    compared = steps >= first_step
+    return Pair(
+        name, trajectory[name][ours[compared]], again[name][theirs[compared]], steps[compared]
+    )
 
 
 def _difference(pair: Pair, unfinished: bool, complete: bool) -> list[str]:

@@ -377,8 +377,8 @@ def _number(value: float) -> str:
 
 
 def _median_at(sweep: Table, key: str, value: Any, column: str) -> float:
-    found = [r[column] for r in sweep.rows if r[key] == value and r[column] is not None]
-    return float(np.median(found)) if found else math.nan
+    values = [r[column] for r in sweep.rows if r[key] == value and r[column] is not None]
+    return float(np.median(values)) if values else math.nan
 
 
 def _by_law_of_modes(sweep: Table, x: _Axis, places: FloatArray) -> FloatArray:

@@ -71,8 +71,8 @@ class Sweep(Table):
             if len(columns) > 1:
                 raise ValueError(f"ax takes one column, got {len(columns)}")
             figure.draw(ax, self, *columns)
-            there: Any = ax.figure
-            return there
+            its_figure: Any = ax.figure
+            return its_figure
         with figures_style.use(style):
             return figure.figure([self], columns)
 
@@ -127,9 +127,9 @@ def sweep(
         raise ValueError(f"output folder {folder} is not empty and holds no sweep: choose another")
     with RunFolder(folder, reuse=True), locked(folder, "sweep"):
         earlier, rows = _earlier(path, meta) if path.exists() else ({}, [])
-        there = {row["key"] for row in rows}
+        stored = {row["key"] for row in rows}
         keys = {point: sweep_store.key_of(experiment, backend, asdict(point)) for point in points}
-        todo = {point: key for point, key in keys.items() if key not in there}
+        todo = {point: key for point, key in keys.items() if key not in stored}
         new = 0
         if todo:
             with (
@@ -249,9 +249,9 @@ def _settle(
     path: Path, cls: type[LinearConfig], meta: Mapping[str, Any], earlier: Mapping[str, Any]
 ) -> None:
     """Creates the results file, or notes in it what is asked for now, and where it is computed."""
-    here = {name: value for name, value in provenance({}).items() if name != "config_sha256"}
+    environment = {name: value for name, value in provenance({}).items() if name != "config_sha256"}
     known = earlier.get("environments", [])
-    complete = {**meta, "environments": known if here in known else [*known, here]}
+    complete = {**meta, "environments": known if environment in known else [*known, environment]}
     if not earlier:
         types = get_type_hints(cls)
         columns = {field.name: sweep_store.SQL_TYPES[types[field.name]] for field in fields(cls)}

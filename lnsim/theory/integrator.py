@@ -47,26 +47,26 @@ def integrate(
     q apart.  Returns the times of the steps taken, (K,), the states there, (r^2 + 1, K), and what
     `law` gave of them.  Raises ValueError where ATTEMPTS steps do not reach the end.
     """
-    here = law(state)
-    time, step, path = 0.0, 0.25 / max(here.stiffness, 1e-300), [(0.0, state, here)]
+    current = law(state)
+    time, step, path = 0.0, 0.25 / max(current.stiffness, 1e-300), [(0.0, state, current)]
     for _ in range(ATTEMPTS):
-        step = min(step, end - time, 2e4 / max(here.stiffness, 1e-300))  # at most 177 stages
-        stages = 2 + math.isqrt(int(1.54 * step * here.stiffness))
-        after = chebyshev_step(lambda y: law(y).slope, state, here.slope, step, stages)
-        there = law(after)
-        defect = 0.8 * (state - after) + 0.4 * step * (here.slope + there.slope)
+        step = min(step, end - time, 2e4 / max(current.stiffness, 1e-300))  # at most 177 stages
+        stages = 2 + math.isqrt(int(1.54 * step * current.stiffness))
+        after = chebyshev_step(lambda y: law(y).slope, state, current.slope, step, stages)
+        ahead = law(after)
+        defect = 0.8 * (state - after) + 0.4 * step * (current.slope + ahead.slope)
         of_P = np.abs(defect[:-1]).max() / np.abs(after[:-1]).max()
         error = max(float(of_P), abs(float(defect[-1] / after[-1]))) / TOLERANCE
         if error <= 1:
-            time, state, here = time + step, after, there
-            path.append((time, state, here))
+            time, state, current = time + step, after, ahead
+            path.append((time, state, current))
             if time >= end:
                 times, states, laws = zip(*path, strict=True)
                 return np.array(times), np.stack(states, axis=1), list(laws)
         step *= min(5.0, max(0.2, 0.8 * max(error, 1e-9) ** (-1 / 3)))
     raise ValueError(
         f"the law of modes cannot be followed beyond step {time:.4g},"
-        f" where its small parameter is {here.expansion:.3g}"
+        f" where its small parameter is {current.expansion:.3g}"
     )
 
 
@@ -90,6 +90,6 @@ def chebyshev_step(
     for j in range(2, stages + 1):
         mu, nu = 2 * w0 * b[j] / b[j - 1], -b[j] / b[j - 2]
         change = slope(now) - (1 - b[j - 1] * T[j - 1]) * first
-        kept = (1 - mu - nu) * state + mu * now + nu * before
-        before, now = now, kept + 2 * gain * b[j] / b[j - 1] * change
+        weighted = (1 - mu - nu) * state + mu * now + nu * before
+        before, now = now, weighted + 2 * gain * b[j] / b[j - 1] * change
     return now
