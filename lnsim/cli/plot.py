@@ -14,7 +14,6 @@ from lnsim.cli.folders import newest
 from lnsim.figures.output import guarded
 from lnsim.run.folder import RunFolder
 from lnsim.run.record import Ending
-from lnsim.sweeps.store import FILE
 from lnsim.sweeps.sweep import Sweep
 
 CURVES = "curves"
@@ -69,6 +68,8 @@ def _is_run(folder: Path) -> bool:
 
 
 def _plot_sweeps(arguments: argparse.Namespace) -> int:
+    from lnsim.sweeps.store import FILE  # with sqlite3, a slow import
+
     _refuse(arguments, ("animate",), "run", "sweeps")
     where: dict[str, Any] = dict(configs.parse_assignment(text) for text in arguments.where)
     for folder in arguments.folders:

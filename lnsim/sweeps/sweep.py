@@ -27,15 +27,15 @@ from lnsim.sweeps import dispatch as sweep_workers
 from lnsim.sweeps import grid as sweep_grid
 from lnsim.sweeps import notebook
 from lnsim.sweeps import points as sweep_points
-from lnsim.sweeps import store as sweep_store
 from lnsim.sweeps.dispatch import Crew
 from lnsim.sweeps.grid import Values
-from lnsim.sweeps.store import Writer
 from lnsim.sweeps.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from lnsim.sweeps.store import Writer
 
 
 SIZES = ("samples", "test_samples", "dim", "width")
@@ -49,6 +49,8 @@ class Sweep(Table):
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Sweep:
         """Reads a sweep folder.  Raises ValueError for anything else, or a damaged file."""
+        from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
+
         path = Path(folder)
         meta, rows = sweep_store.read(path / sweep_store.FILE)
         swept = tuple(meta["swept"])
@@ -116,6 +118,8 @@ def sweep(
     written, and for a folder of another sweep; ChildProcessError where points were lost because
     their workers died of them.
     """
+    from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
+
     cls = sweep_grid.configuration(experiment)
     swept = sweep_grid.axes(cls, grid)
     points = sweep_grid.points(cls, base or {}, swept, seeds)
@@ -160,6 +164,8 @@ def _run(
 
     Raises ChildProcessError, at the end, where some were lost.
     """
+    from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
+
     dispatch = sweep_workers.Dispatch(workers, task)
     new = 0
     with closing(sweep_store.Writer(path)) as writer:
@@ -231,6 +237,8 @@ def _meta(
 
 def _earlier(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What is in the file.  Raises ValueError where it is another sweep's."""
+    from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
+
     earlier, rows = sweep_store.read(path)
     for name in ("experiment", "backend"):
         if earlier[name] != meta[name]:
@@ -249,6 +257,8 @@ def _settle(
     path: Path, cls: type[LinearConfig], meta: Mapping[str, Any], earlier: Mapping[str, Any]
 ) -> None:
     """Creates the results file, or notes in it what is asked for now, and where it is computed."""
+    from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
+
     environment = {name: value for name, value in provenance({}).items() if name != "config_sha256"}
     known = earlier.get("environments", [])
     complete = {**meta, "environments": known if environment in known else [*known, environment]}

@@ -623,7 +623,7 @@ def test_the_command_line_sweeps_says_so_and_does_nothing_twice(tmp_path, capsys
 @pytest.mark.small
 def test_importing_lnsim_brings_in_nothing_that_sweeps_need():
     code = """
-import sys, lnsim, lnsim.cli
+import sys, lnsim, lnsim.cli.main
 heavy = {"sqlite3", "distributed", "matplotlib", "multiprocessing", "scipy"} & set(sys.modules)
 assert not heavy, heavy
 """
