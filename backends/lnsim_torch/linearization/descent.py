@@ -217,6 +217,36 @@ def kernel_change(ntk: Tensor, ntk_start: Tensor) -> Tensor:
     return (ntk - ntk_start).norm() / ntk_start.norm()
 
 
+def label_alignment(ntk: Tensor, y: Tensor) -> Tensor:
+    """Centred alignment of kernel and labels, ⟨K_c, Y_c Y_cᵀ⟩ / (‖K_c‖ ‖Y_c Y_cᵀ‖), a scalar.
+
+    ntk: (N, N), or (N, N, C, C), which is averaged over its outputs. y: targets (N, C). One is a
+    kernel that sees nothing but the labels. nan if all labels are equal.
+
+    Source: Cortes, Mohri, Rostamizadeh 2012; as a similarity, CKA, Kornblith et al. 2019.
+    """
+    if ntk.ndim == 4:
+        ntk = ntk.diagonal(dim1=2, dim2=3).mean(-1)
+    if ntk.shape != (len(y), len(y)) or y.ndim != 2:
+        raise ValueError(f"kernel {tuple(ntk.shape)} does not match labels {tuple(y.shape)}")
+    centred = y.to(ntk.dtype) - y.to(ntk.dtype).mean(0)
+    labels = centred @ centred.T
+    kernel = ntk - ntk.mean(0) - ntk.mean(1, keepdim=True) + ntk.mean()
+    return (kernel * labels).sum() / (kernel.norm() * labels.norm())
+
+
+def effective_rank(ntk: Tensor) -> Tensor:
+    """exp of the entropy of the kernel's normalised spectrum, between 1 and its size, a scalar.
+
+    ntk: (N, N) or (N, N, C, C). Source: Roy, Vetterli 2007.
+    """
+    matrix = _matrix(ntk)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"kernel must be square, got {tuple(ntk.shape)}")
+    spectrum = torch.linalg.eigvalsh(matrix).clamp(min=0)
+    return torch.special.entr(spectrum / spectrum.sum()).sum().exp()
+
+
 def _matrix(kernel: Tensor) -> Tensor:
     """(N, M, C, C) as (N·C, M·C), samples outer; (N, M) as it is."""
     if kernel.ndim == 2:
