@@ -60,7 +60,7 @@ def advance(
     dtype: str,
     device: str = "cpu",
 ) -> None:
-    """See function_space.Engine."""
+    """See lnsim.images.erf_network.Engine."""
     runs, samples, width = state.coefficients.shape
     padded = -(-samples // UNROLLED) * UNROLLED
     gram = _aligned((padded, padded))

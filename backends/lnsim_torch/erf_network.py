@@ -32,7 +32,7 @@ def advance(
     dtype: str,
     device: str = "cpu",
 ) -> None:
-    """See function_space.Engine."""
+    """See lnsim.images.erf_network.Engine."""
     real = getattr(torch, dtype)
     if torch.device(device).type != "cpu":
         _descend(state, start, labels, lr, real, device)

@@ -86,7 +86,7 @@ class Untouched:
         watch.made, watch.room = 0, nbytes
         try:
             yield lambda: watch.made
-        except Exception:
+        except Exception:  # TooMuch, or whatever the network raised in its place
             if watch.made <= nbytes:
                 raise
         finally:

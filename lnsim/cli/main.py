@@ -16,7 +16,7 @@ from lnsim.cli.exits import BAD_INPUT, DIVERGED, INTERRUPTED, LOST, MISMATCH, in
 from lnsim.cli.folders import CHECKPOINT, hinting, how_to_resume, newest
 from lnsim.experiments.case import Case
 from lnsim.experiments.label_noise import Config
-from lnsim.figures import output as figures_run
+from lnsim.figures import output as figure_files
 from lnsim.figures import style
 from lnsim.figures.output import Undrawn
 from lnsim.run import experiment
@@ -282,7 +282,7 @@ def _write_run(
             return stop.code
         trajectory.save(out)
         (out / CHECKPOINT).unlink(missing_ok=True)
-        undrawn = figures_run.write(trajectory, out)
+        undrawn = figure_files.write(trajectory, out)
     for line in made_by.report(trajectory):
         print(line)
     print(f"run folder    {out}")

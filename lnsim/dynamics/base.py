@@ -7,6 +7,7 @@ an entry in the table KERNELS of a backend, under the name that the dynamics giv
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -18,12 +19,12 @@ FULL_BATCH = 0
 """As a batch size: all n samples, each once."""
 
 
-class Schedule:
+class Schedule(ABC):
     """What `simulate` trains by: it names a dynamics for every step."""
 
+    @abstractmethod
     def at(self, step: int) -> tuple[Dynamics, int]:
         """The dynamics of `step`, and the step before which it does not change."""
-        raise NotImplementedError
 
 
 class Dynamics(Schedule):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim.backend import NetworkEngine
-from lnsim.base import threads as _threads
+from lnsim.base import threads as cpu_threads
 from lnsim.base.checks import FloatArray
 from lnsim.images.data import Images
 from lnsim.run.loop import record_steps
@@ -144,7 +144,7 @@ class Arms:
         """What `train` gives for each arm.  Where one fails, the others fail at their next step."""
         if self._device != "cpu" or self._engine.group().size > 1:
             return [train(i) for i in range(count)]
-        at_once = max(1, _threads.number() // threads)
+        at_once = max(1, cpu_threads.number() // threads)
 
         def work(i: int) -> Status:
             self._fail()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import traceback
@@ -113,10 +114,20 @@ def _serve(pipe: Connection) -> None:
             answer: tuple[Exception | None, Any]
             try:
                 answer = None, task(*arguments, **options)
-            except Exception as error:
-                error.add_note(f"in a process of the sweep:\n{traceback.format_exc()}")
-                answer = error, None
+            except Exception as error:  # whatever it is, the process that gave the task raises it
+                answer = _sendable(error), None
             pipe.send(answer)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error with its traceback as a note; another that says it if it cannot be pickled."""
+    said = traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # errors of other packages run their own code here, and may raise anything
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(f"in a process of the sweep:\n{said}")
+    return error
 
 
 def begin_worker() -> None:

@@ -65,7 +65,7 @@ class Sweep(Table):
         """The figure of the sweep (figure.py), in style "paper" or "screen".
 
         With `ax` one column is drawn there, and the axes' figure is returned.  Raises ValueError as
-        `figures_sweep.figure` does, and for an unknown style.
+        `sweeps.figure.figure` does, and for an unknown style.
         """
         from lnsim.sweeps import figure
 

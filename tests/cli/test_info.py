@@ -125,7 +125,10 @@ def test_the_cache_is_where_the_kernels_are():
     assert list(Path(folder).glob("lnsim.simulation.neuron_loop.measure_neurons-*.nbc"))
 
 
-@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
+@pytest.mark.skipif(
+    bool(numba.config.DISABLE_JIT),
+    reason="with NUMBA_DISABLE_JIT nothing is compiled, and info names no folder",
+)
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "file"))

@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -44,6 +45,41 @@ def test_results_and_errors_come_back_and_nothing_is_left(monkeypatch):
     assert not multiprocessing.active_children()
     with pytest.raises(RuntimeError, match="after shutdown"):
         pool.submit(where)
+
+
+class Unpicklable(Exception):
+    """Cannot be sent."""
+
+    def __init__(self, *held):
+        super().__init__("held a lock")
+        self.lock = threading.Lock()
+
+
+class Unbuildable(Exception):
+    """Can be sent, and not be received."""
+
+    def __init__(self, name, value):
+        super().__init__(f"{name} is {value}")
+
+
+def fails(kind, *arguments):
+    raise kind(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ((Unpicklable,), "Unpicklable: held a lock"),
+        ((Unbuildable, "lr", 3), "Unbuildable: lr is 3"),
+    ],
+)
+def test_an_error_that_cannot_be_sent_is_told_and_costs_no_process(task, says):
+    with processes() as pool:
+        number = pool.submit(where).result()[0]
+        with pytest.raises(RuntimeError, match=says) as caught:
+            pool.submit(fails, *task).result()
+        assert "in fails" in caught.value.__notes__[0]
+        assert pool.submit(where).result()[0] == number
 
 
 def test_a_process_that_dies_is_replaced():

@@ -7,19 +7,19 @@ For a network f(x; θ) ∈ R^C the kernel is
 a sum over parameters, therefore over layers. The samples of a batch do not see each other, so one
 backward pass from Σ_n f_c(x_n) gives the gradient of output c of EVERY sample at every layer's
 output: C passes give all there is to know, and no pass forms a weight gradient. (In a small network
-one pass takes all C together, or calling it would take longer than the pass.) `ntk_layers`
-contracts a layer's inputs with these gradients, `ntk_graph` finds them. Memory is bounded in two
+one pass takes all C together, or calling it would take longer than the pass.) `layers`
+contracts a layer's inputs with these gradients, `graph` finds them. Memory is bounded in two
 ways: the network is swept in stages, whose gradients are dropped once contracted; and when even
 that is too much, the samples are cut into tiles.
 
-What has no rule in `ntk_layers` (any other module, and parameters that are tied, reused or used
+What has no rule in `layers` (any other module, and parameters that are tied, reused or used
 outside their own module) goes through plain autograd, sample by sample and output by output:
 exact, and slow. Which it is is found by counting a parameter's uses in the autograd graph.
 
 Gotchas
 -------
 *Checked, in every call.* Every row of every tile: the batch is run again in halves, and each layer
-must be given, and the output must be, the rows of before (`ntk_rows`). Every parameter that a tile
+must be given, and the output must be, the rows of before (`rows`). Every parameter that a tile
 uses is in the kernel. What makes a layer's result is torch's own code, hooks and all replacements
 outside of it. Torch's, Python's and NumPy's global generators do not move.
 
@@ -309,7 +309,7 @@ def _collect(
 def _plain_gradients(
     x: Tensor, plan: Plan, parameters: tuple[nn.Parameter, ...], outputs: range
 ) -> Tensor:
-    """Gradients by plain autograd, as the rows of a kernel: see `ntk_layers.Rows`."""
+    """Gradients by plain autograd, as the rows of a kernel: see `layers.Rows`."""
     size = sum(map(numbers, parameters))
     shape = (len(x), len(outputs)) if plan.traced else (len(outputs), len(x))
     rows = torch.empty(*shape, size, dtype=plan.dtype, device=x.device)

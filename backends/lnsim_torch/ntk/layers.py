@@ -14,7 +14,7 @@ kernel, L = pixels) and embeddings (P_n one-hot) are all of this form. Their sha
     Θ[nc, mc'] = ⟨D_ncᵀ P_n, D_mc'ᵀ P_m⟩ = Σ_ll' A_nm[l, l'] E_nc,mc'[l, l'],
     A_nm = P_n P_mᵀ,   E_nc,mc' = D_nc D_mc'ᵀ,   and A + 1 in place of A adds the bias,
 
-is computed by `ntk_products`.
+is computed by `products`.
 
 For a normalisation layer, z = γ ∘ x̂ + β, the gradients Σ_l D ∘ x̂ and Σ_l D are as small as γ and β
 and are formed at once. The kernel traced over the outputs is that of ONE output whose D has C·O

@@ -2,7 +2,7 @@
 
 All of it is decided before the work begins, on one sample alone: what the network does with it
 shows the uses of every parameter and the bytes per sample. Whether the first axis of every layer is
-the samples', and whether samples keep to themselves, shows in the work itself (`ntk_rows`), or,
+the samples', and whether samples keep to themselves, shows in the work itself (`rows`), or,
 should that prove the plan wrong, on two samples together.
 
 Few samples of a small network, which by far fit all at once, are themselves what is looked at: one

@@ -1,6 +1,6 @@
 """The product of two sides of a weighted layer, in whichever of three ways is cheapest.
 
-With patches P_n (L × K) and output gradients D_nc (L × O), see `ntk_layers`, the kernel
+With patches P_n (L × K) and output gradients D_nc (L × O), see `layers`, the kernel
 
     Θ[nc, mc'] = Σ_ll' A_nm[l, l'] E_nc,mc'[l, l'],   A_nm = P_n P_mᵀ (+ 1),  E_nc,mc' = D_nc D_mc'ᵀ
 

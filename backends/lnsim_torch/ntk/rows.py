@@ -1,6 +1,6 @@
 """Whether every sample of a batch keeps to its own row, in every layer, and to itself.
 
-The rules of `ntk_layers` take row i of what a layer is given, and of the gradient there, for sample
+The rules of `layers` take row i of what a layer is given, and of the gradient there, for sample
 i's. A network that sorts its batch, sends its samples to experts, or shifts them along, and undoes
 it at its end, gives right outputs and breaks that; one that centres some of its samples on each
 other has no kernel at all. The shapes show neither, nor does one sample's row.
