@@ -51,6 +51,7 @@ def test_the_command_tells_all_within_80_columns(capsys):
     for name in names:
         assert any(line.startswith(f"{name} ") for line in out.splitlines()), name
     assert f"lnsim           {metadata.version('lnsim')}, " in out
+    assert entries()["lnsim"].endswith(f", {Path(lnsim.__file__).parent}")
 
 
 def test_it_starts_in_a_fresh_interpreter():
