@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.base.threads import one_blas_thread
 
+MOST_CLASSES = 100_000
+
+LOSSES = ("squared", "logistic", "cross-entropy")
+
 
 @dataclass(frozen=True)
 class Problem:
     """Training data, test data and the interpolator that alignment is measured against.
 
-    X : (n, d) float64, y : (n,) float64; theta_star : (d,); X_test : (n_test, d), y_test :
-    (n_test,).  Left out, `theta_star` is the least-squares solution of smallest norm; without
-    test data there is no test loss.  Labels are clean: noise belongs to the dynamics.
-    Raises TypeError or ValueError for wrong types, shapes that do not fit, NaN or infinity.
+    X : (n, d) float64; X_test : (n_test, d), y_test as y.  Labels are clean: noise belongs to the
+    dynamics.  `loss`, of a prediction f : (C,), means over samples:
+
+    "squared": 1/2 |f - y|^2, y : (n,), or (n, C) for C outputs.
+    "logistic": log(1 + exp(-y f)), y : (n,) of -1 and 1, or of the class numbers 0 and 1.
+    "cross-entropy": minus the log of the softmax of f at y, y : (n,) of class numbers 0 ... C - 1.
+
+    theta_star : (d,), or (C, d) for a y : (n, C).  Left out, it is the least-squares solution of
+    smallest norm under the squared loss; under the others there is none, and no alignment.
+    Without test data there is no test loss.
+
+    Raises TypeError or ValueError for wrong types, shapes that do not fit, NaN or infinity, labels
+    that are no class.
     """
 
     X: FloatArray
@@ -28,30 +43,124 @@ class Problem:
     theta_star: FloatArray | None = None
     X_test: FloatArray | None = None
     y_test: FloatArray | None = None
+    loss: str = "squared"
 
     def __post_init__(self) -> None:
+        checks.choice("loss", self.loss, LOSSES)
         X = checks.array("X", self.X, 2)
-        y = checks.array("y", self.y, 1)
-        samples, dim = X.shape
-        checks.shape("y", y, (samples,), f"X has {samples} rows")
+        y = self._checked("y", self.y, X, "X")
+        dim = X.shape[1]
         object.__setattr__(self, "X", X)
         object.__setattr__(self, "y", y)
-        if self.theta_star is None:
+        theta_star = self.theta_star
+        if theta_star is not None:
+            theta_star = checks.array(
+                "theta_star", theta_star, 2 if np.ndim(theta_star) == 2 else 1
+            )
+            expected: tuple[int, ...] = (dim,)
+            because = f"X has {dim} columns"
+            if y.ndim == 2 or theta_star.ndim == 2:
+                expected = (self.outputs, dim)
+                because += f" and there are {self.outputs} outputs"
+            checks.shape("theta_star", theta_star, expected, because)
+        elif self.loss == "squared":
             with one_blas_thread():
-                theta_star = np.linalg.lstsq(X, y, rcond=None)[0]
-        else:
-            theta_star = checks.array("theta_star", self.theta_star, 1)
-            checks.shape("theta_star", theta_star, (dim,), f"X has {dim} columns")
+                theta_star = np.ascontiguousarray(np.linalg.lstsq(X, y, rcond=None)[0].T)
         object.__setattr__(self, "theta_star", theta_star)
         if (self.X_test is None) != (self.y_test is None):
             raise ValueError("X_test and y_test must be given together, or neither")
         if self.X_test is not None:
             X_test = checks.array("X_test", self.X_test, 2)
-            y_test = checks.array("y_test", self.y_test, 1)
             checks.shape("X_test", X_test, (len(X_test), dim), f"X has {dim} columns")
-            checks.shape("y_test", y_test, (len(X_test),), f"X_test has {len(X_test)} rows")
+            y_test = self._checked("y_test", self.y_test, X_test, "X_test")
+            if y_test.shape[1:] != y.shape[1:]:
+                raise ValueError(
+                    f"y_test must have {self.outputs} columns as y, got {y_test.shape}"
+                )
             object.__setattr__(self, "X_test", X_test)
             object.__setattr__(self, "y_test", y_test)
+
+    def _checked(self, name: str, values: Any, X: FloatArray, of: str) -> FloatArray:
+        """Labels as float64, after checking that the loss can take them."""
+        several = self.loss == "squared" and np.ndim(values) == 2
+        y = checks.array(name, values, 2 if several else 1)
+        checks.shape(name, y, (len(X), *y.shape[1:]), f"{of} has {len(X)} rows")
+        if self.loss == "logistic":
+            allowed = (0.0, 1.0) if np.any(y == 0.0) else (-1.0, 1.0)
+            if not np.isin(y, allowed).all():
+                wrong = y[~np.isin(y, allowed)][0]
+                raise ValueError(
+                    f"{name} must be of -1 and 1, or of the classes 0 and 1, got {wrong:g}"
+                )
+            if allowed[0] == 0.0:
+                y = 2.0 * y - 1.0
+        if self.loss == "cross-entropy":
+            wrong = y[(y != np.floor(y)) | (y < 0.0)]
+            if wrong.size:
+                raise ValueError(f"{name} must be class numbers 0, 1, 2, ..., got {wrong[0]:g}")
+            if y.max() >= MOST_CLASSES:
+                raise ValueError(f"{name} must be classes below {MOST_CLASSES:,}, got {y.max():g}")
+        return y
+
+    @cached_property
+    def classes(self) -> int | None:
+        """The number of classes, or None where labels are no classes.
+
+        Under the squared loss labels are classes if they are -1 and 1, or rows of an identity.
+        """
+        if self.loss == "cross-entropy":
+            last = self.y if self.y_test is None else np.append(self.y, self.y_test)
+            return max(2, int(last.max()) + 1)
+        if self.y.ndim == 1:
+            return 2 if np.isin(self.y, (-1.0, 1.0)).all() else None
+        one = (self.y == 1.0).sum(axis=1) + (self.y == 0.0).sum(axis=1) == self.y.shape[1]
+        return self.y.shape[1] if one.all() and (self.y.sum(axis=1) == 1.0).all() else None
+
+    def labels(self, y: FloatArray) -> NDArray[np.int64]:
+        """The class numbers, (n,), of labels `y` as this problem has them."""
+        if self.loss == "cross-entropy":
+            return y.astype(np.int64)
+        return (y > 0.0).astype(np.int64) if y.ndim == 1 else y.argmax(axis=1)
+
+    @cached_property
+    def class_targets(self) -> FloatArray:
+        """What the loss compares with for every class, shape (classes, C)."""
+        classes = self.classes
+        if classes is None:
+            raise ValueError(f"y must be class labels, got {self.loss} labels such as {self.y[0]}")
+        return np.array([[-1.0], [1.0]]) if self.outputs == 1 else np.eye(classes)
+
+    def targets(self, y: FloatArray) -> FloatArray:
+        """What the loss compares f with, (n, C), of labels `y` as this problem has them."""
+        if self.loss == "cross-entropy":
+            return self.class_targets[self.labels(y)]
+        return y.reshape(len(y), -1)
+
+    def losses(self, f: FloatArray, y: FloatArray) -> FloatArray:
+        """The loss of every prediction, f : (..., n, C) for the labels `y`, shape (..., n)."""
+        if self.loss == "logistic":
+            return np.logaddexp(0.0, -y * f[..., 0])
+        if self.loss == "squared":
+            return 0.5 * np.square(f - self.targets(y)).sum(axis=-1)
+        top = f.max(axis=-1, keepdims=True)
+        logs = top[..., 0] + np.log(np.exp(f - top).sum(axis=-1))
+        return logs - np.take_along_axis(
+            f, np.broadcast_to(self.labels(y)[:, None], (*f.shape[:-1], 1)), axis=-1
+        )[..., 0]  # fmt: skip
+
+    def correct(self, f: FloatArray, y: FloatArray) -> NDArray[np.bool_]:
+        """Whether every prediction, f : (..., n, C), has the class of its label, shape (..., n)."""
+        found = (f[..., 0] > 0.0).astype(np.int64) if self.outputs == 1 else f.argmax(axis=-1)
+        return np.asarray(found == self.labels(y))
+
+    @property
+    def outputs(self) -> int:
+        """C, the number of outputs that the loss compares."""
+        if self.loss == "cross-entropy":
+            classes = self.classes
+            assert classes is not None
+            return classes
+        return 1 if self.y.ndim == 1 else self.y.shape[1]
 
     @cached_property
     def gram(self) -> FloatArray:

@@ -63,31 +63,15 @@ class Reduction:
 
 def reduce(problem: Problem, network: Network, hidden: bool = True) -> Reduction:
     """The reduction, on each side where it makes the state smaller; `hidden` allows that side."""
-    W, a = network.W, network.a
-    V = _span(problem.X)
-    rest = None
+    coordinates = network.reduced(problem.X, hidden=hidden, inputs=True)
+    (Q, V), _ = coordinates.turns
+    rest, _ = coordinates.rest
     if V is not None:
-        reduced = W @ V
-        rest = W - reduced @ V.T
-        W = reduced
         assert problem.theta_star is not None
-        problem = Problem(problem.X @ V, problem.y, problem.theta_star @ V)
-    Q = None
-    width, rank = W.shape
-    if hidden and width > rank + 1:
-        Q, R = np.linalg.qr(np.column_stack([W, a]))
-        W, a = np.ascontiguousarray(R[:, :rank]), R[:, rank].copy()
-    return Reduction(problem, W, a, Q, V, rest)
+        problem = Problem(coordinates.X, problem.y, problem.theta_star @ V)
+    return Reduction(problem, coordinates.model.W, coordinates.model.a, Q, V, rest)
 
 
 def dense(problem: Problem, network: Network) -> Reduction:
     """No reduction: the state is the network itself."""
     return Reduction(problem, network.W.copy(), network.a.copy(), None, None, None)
-
-
-def _span(X: FloatArray) -> FloatArray | None:
-    """Orthonormal basis (d, r) of the rows of X : (n, d), or None where they span everything."""
-    _, singular, Vt = np.linalg.svd(X, full_matrices=False)
-    threshold = singular[0] * max(X.shape) * np.finfo(np.float64).eps
-    rank = max(1, int(np.count_nonzero(singular > threshold)))
-    return None if rank == X.shape[1] else np.ascontiguousarray(Vt[:rank].T)

@@ -1,19 +1,22 @@
-"""The two-layer linear network f(x) = a^T W x and its initialisations."""
+"""The two-layer linear network f(x) = A W x, A = a^T for one output, and its initialisations."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
+from lnsim.models.base import Coordinates, Model, span
 
 
 @dataclass(frozen=True)
-class Network:
-    """First layer W : (m, d), neuron i is row i; second layer a : (m,).
+class Network(Model):
+    """First layer W : (m, d), neuron i is row i; second layer a : (m,), or (C, m) for C outputs.
 
     Raises TypeError or ValueError for wrong types, shapes that do not fit, NaN or infinity.
     """
@@ -21,12 +24,20 @@ class Network:
     W: FloatArray
     a: FloatArray
 
+    kernel: ClassVar = "two-layer"
+
     def __post_init__(self) -> None:
         W = checks.array("W", self.W, 2)
-        a = checks.array("a", self.a, 1)
-        checks.shape("a", a, (len(W),), f"W has {len(W)} rows")
+        axes = 2 if np.ndim(self.a) == 2 else 1
+        a = checks.array("a", self.a, axes)
+        checks.shape("a", a, (*a.shape[:-1], len(W)), f"W has {len(W)} rows")
         object.__setattr__(self, "W", W)
         object.__setattr__(self, "a", a)
+
+    @property
+    def A(self) -> FloatArray:
+        """The second layer with its outputs in front, shape (C, m)."""
+        return np.atleast_2d(self.a)
 
     @property
     def width(self) -> int:
@@ -39,18 +50,142 @@ class Network:
         return self.W.shape[1]
 
     @property
+    def outputs(self) -> int:
+        """C, the number of outputs."""
+        return len(self.A)
+
+    @property
+    def hidden(self) -> int:
+        """m."""
+        return self.width
+
+    @property
+    def neurons(self) -> FloatArray:
+        """W, shape (m, d)."""
+        return self.W
+
+    @property
     def theta(self) -> FloatArray:
-        """The effective predictor W^T a, shape (d,)."""
-        return self.W.T @ self.a
+        """The effective predictor W^T a, shape (d,); A W, shape (C, d), for an A : (C, m)."""
+        return self.W.T @ self.a if self.a.ndim == 1 else self.a @ self.W
+
+    @property
+    def predictor(self) -> FloatArray:
+        """A W, shape (C, d)."""
+        return self.A @ self.W
+
+    @property
+    def parameters(self) -> dict[str, FloatArray]:
+        """W and a."""
+        return {"W": self.W, "a": self.a}
+
+    def with_parameters(self, arrays: Sequence[FloatArray]) -> Network:
+        """See Model."""
+        return Network(*arrays)
+
+    def shape(self) -> tuple[int, ...]:
+        """d, m, C."""
+        return (self.dim, self.width, self.outputs)
+
+    def predict(self, X: FloatArray) -> FloatArray:
+        """See Model."""
+        return X @ self.predictor.T
+
+    def reduced(self, X: FloatArray, *, hidden: bool, inputs: bool) -> Coordinates[Network]:
+        """See Model and reduction.py: M = [W | A^T] = Q R, and W in the span of the inputs."""
+        W, A = self.W, self.A
+        V, rest, Q = span(X) if inputs else None, None, None
+        if V is not None:
+            trained = W @ V
+            rest = W - trained @ V.T
+            W, X = trained, X @ V
+        width, rank = W.shape
+        if hidden and width > rank + len(A):
+            Q, R = np.linalg.qr(np.column_stack([W, A.T]))
+            W, A = R[:, :rank], R[:, rank:].T
+        sides = {"hidden": Q, "inputs": V}
+        return Coordinates(
+            Network(W, A if self.a.ndim == 2 else A[0]), X, ((Q, V), (None, Q)), (rest, None),
+            tuple(side for side, basis in sides.items() if basis is not None),
+        )  # fmt: skip
 
 
-def ntk_init(width: int, dim: int, seed: int = 0) -> Network:
-    """NTK initialisation: W_ij ~ N(0, 1/d), a_i ~ N(0, 1/m), independent.
+def ntk_init(
+    width: int,
+    dim: int,
+    seed: int = 0,
+    *,
+    outputs: int | None = None,
+    start: str = "ntk",
+    scale: float = 1.0,
+    balance: float = 0.0,
+) -> Network:
+    """A network at its start: W_ij ~ N(0, 1/d), a_i ~ N(0, 1/m), independent (NTK).
 
-    Raises ValueError for sizes out of range.
+    Without `outputs` a : (m,); with it (C, m).  All weights are multiplied by `scale`.  `start`:
+
+    "ntk": as above, lazy as m grows.
+    "mean-field": a_i ~ N(0, 1/m^2), so that f = (1/m) sum_i ... (learning rates grow with m).
+    "small": NTK times 0.01, rich.
+    "balanced": W W^T + `balance` I = A^T A, singular values of W of 1 (Braun et al. 2022; needs
+    m <= d and m <= C where balance > 0, and balance >= -1).
+    "unbalanced": every neuron has |A_i|^2 - |w_i|^2 = `balance` (Kunin et al. 2024).
+
+    Raises ValueError for sizes out of range, and a start that the sizes do not have.
     """
     width = checks.integer("width", width, 1, checks.MOST_ENTRIES)
     dim = checks.integer("dim", dim, 1, checks.MOST_ENTRIES)
+    checks.choice("start", start, STARTS)
+    C = 1 if outputs is None else checks.integer("outputs", outputs, 1, checks.MOST_ENTRIES)
+    balance = _number("balance", balance)
+    scale = _number("scale", scale)
     rng = streams.generator(seed, "init")
     W = rng.standard_normal((width, dim)) / np.sqrt(dim)
-    return Network(W, rng.standard_normal(width) / np.sqrt(width))
+    A = rng.standard_normal((C, width)) / np.sqrt(width)
+    if start == "mean-field":
+        A /= np.sqrt(width)
+    elif start == "small":
+        W *= 0.01
+        A *= 0.01
+    elif start == "balanced":
+        W, A = _balanced(W, A, balance)
+    elif start == "unbalanced":
+        squares = np.einsum("md,md->m", W, W) + balance
+        if (squares < 0.0).any():
+            raise ValueError(
+                f"balance must be at least {-np.min(squares - balance):g}, minus the least |w_i|^2,"
+                f" got {balance:g}"
+            )
+        A *= np.sqrt(squares) / np.linalg.norm(A, axis=0)
+    return Network(scale * W, scale * (A[0] if outputs is None else A))
+
+
+STARTS = ("ntk", "mean-field", "small", "balanced", "unbalanced")
+"""The starts of `ntk_init`."""
+
+
+def _number(name: str, value: float) -> float:
+    number = checks.real(name, value)
+    if not isinstance(number, float):
+        raise TypeError(f"{name} must be one number, got {value!r}")
+    return number
+
+
+def _balanced(W: FloatArray, A: FloatArray, balance: float) -> tuple[FloatArray, FloatArray]:
+    """W = O U^T, A = sqrt(1 + balance) V O^T with uniformly drawn factors, from Gaussian W and A.
+
+    O : (m, k), U : (d, k), V : (C, k), k = min(m, d, C); A^T A - W W^T = balance O O^T.
+    """
+    rank = min(len(W), W.shape[1], len(A))
+    if balance != 0.0 and rank < len(W):
+        raise ValueError(
+            f"balance must be 0 for m = {len(W)} neurons, d = {W.shape[1]} inputs and"
+            f" C = {len(A)} outputs: A^T A - W W^T = balance I needs m <= d and m <= C"
+        )
+    if balance < -1.0:
+        raise ValueError(f"balance must be at least -1, got {balance:g}")
+    O, _ = np.linalg.qr(W @ W.T if len(W) <= W.shape[1] else W)
+    U, _ = np.linalg.qr(W.T)
+    V, _ = np.linalg.qr(A)
+    O, U, V = O[:, :rank], U[:, :rank], V[:, :rank]
+    return O @ U.T, np.sqrt(1.0 + balance) * V @ O.T
