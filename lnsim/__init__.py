@@ -1,7 +1,26 @@
 """lnsim: how noise in training carries a network from the lazy to the rich regime."""
 
-from lnsim.dynamics import GD, SAM, SGD, Alternating, CustomDynamics, LabelNoise, Oscillation
+from lnsim.dynamics import (
+    GD,
+    SAM,
+    SGD,
+    Alternating,
+    CustomDynamics,
+    Decay,
+    Dropout,
+    GradientNoise,
+    LabelFlips,
+    LabelNoise,
+    Oscillation,
+    ParameterNoise,
+    Piecewise,
+    Scheduled,
+    WarmUp,
+)
+from lnsim.models.deep import DeepLinear, deep_init
+from lnsim.models.diagonal import Diagonal, diagonal_init
 from lnsim.models.problem import Problem, gaussian_regression
+from lnsim.models.relu import ReLUNetwork, relu_init
 from lnsim.models.two_layer import Network, ntk_init
 from lnsim.run.record import Status
 from lnsim.simulation.simulate import simulate
@@ -14,15 +33,29 @@ __all__ = [
     "SGD",
     "Alternating",
     "CustomDynamics",
+    "Decay",
+    "DeepLinear",
+    "Diagonal",
+    "Dropout",
+    "GradientNoise",
+    "LabelFlips",
     "LabelNoise",
     "Network",
     "Oscillation",
+    "ParameterNoise",
+    "Piecewise",
     "Problem",
+    "ReLUNetwork",
+    "Scheduled",
     "Status",
     "Sweep",
     "Trajectory",
+    "WarmUp",
+    "deep_init",
+    "diagonal_init",
     "gaussian_regression",
     "ntk_init",
+    "relu_init",
     "simulate",
     "sweep",
 ]

@@ -20,6 +20,8 @@ from lnsim.base.checks import FloatArray
 
 if TYPE_CHECKING:
     from lnsim.dynamics import Dynamics
+    from lnsim.dynamics.draws import Draws
+    from lnsim.models.base import Model
     from lnsim.models.problem import Problem
     from lnsim.models.twin import Twin
 
@@ -46,6 +48,23 @@ class State:
     chain: FloatArray | None = None
 
 
+@dataclass
+class ModelState:
+    """S replicas of a model of lnsim.models, updated in place by `LinearEngine.train`.
+
+    theta : (S, P) its parameters, velocity : (S, P) their momentum; last : (S, P) the last noise on
+    parameters, (S, 0) where there is none; order : (S, n) the epoch's order without replacement,
+    else (S, 0).  `diverged_at` : (S,) as in State, of the squared residual, or of the squared
+    prediction for another loss.
+    """
+
+    theta: FloatArray
+    velocity: FloatArray
+    last: FloatArray
+    order: NDArray[np.int64]
+    diverged_at: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Gradient:
     """Full-batch gradient of (1/2n) sum (f(x_i) - y_i)^2.  W : (S, p, r), a : (S, p)."""
@@ -55,7 +74,7 @@ class Gradient:
 
 
 class LinearEngine(Protocol):
-    """Advances the two-layer linear network."""
+    """Advances the two-layer linear network, by `advance`, and any model, by `train`."""
 
     def advance(
         self,
@@ -73,6 +92,24 @@ class LinearEngine(Protocol):
         (S, 2, L, p), step t of SGD or GD that moves a by -v and W by -a g^T puts v into rows[:, 0]
         and |g| a into rows[:, 1], at index t mod L : what the norm ledger adds up.  A twin that
         diverges stops there.
+        """
+
+    def train(
+        self,
+        state: ModelState,
+        model: Model,
+        X: FloatArray,
+        loss: str,
+        dynamics: Dynamics,
+        draws: Draws,
+        steps: int,
+        first_step: int,
+    ) -> None:
+        """Takes `state` through `steps` steps on `draws` of the inputs X : (n, r).
+
+        `model` says which functions of theta are trained and their sizes; its own weights are not
+        read.  What a step does is in dynamics/.  Raises ValueError for a model or a dynamics that
+        the engine does not have.
         """
 
     def gradient(self, state: State, problem: Problem) -> Gradient:
@@ -108,14 +145,17 @@ class NetworkEngine(Protocol):
     """The processes of this run: `rank` of this one, `size`."""
 
 
-def kernel_of(kernels: Mapping[str, K], dynamics: Dynamics, backend: str) -> K:
-    """The entry for `dynamics` in the table of a backend.  Raises ValueError where it has none."""
-    if dynamics.kernel not in kernels:
+def kernel_of(kernels: Mapping[str, K], asking: Dynamics | Model, backend: str) -> K:
+    """The entry for a dynamics or a model in the table of a backend.
+
+    Raises ValueError where it has none.
+    """
+    if asking.kernel not in kernels:
         raise ValueError(
-            f"backend {backend!r} has no kernel {dynamics.kernel!r} for "
-            f"{type(dynamics).__name__}: it has {', '.join(sorted(kernels))}"
+            f"backend {backend!r} has no kernel {asking.kernel!r} for "
+            f"{type(asking).__name__}: it has {', '.join(sorted(kernels))}"
         )
-    return kernels[dynamics.kernel]
+    return kernels[asking.kernel]
 
 
 def load(name: str) -> LinearEngine:

@@ -14,6 +14,7 @@ from lnsim.models.problem import Problem
 from lnsim.models.twin import Twin
 from lnsim_numba.call import Call, Numbers
 from lnsim_numba.descent import descend
+from lnsim_numba.general import train_model
 from lnsim_numba.oscillation import oscillate
 
 KERNELS: dict[str, Callable[[Call, Numbers], None]] = {
@@ -25,6 +26,8 @@ KERNELS: dict[str, Callable[[Call, Numbers], None]] = {
 
 class NumbaEngine:
     """Implements lnsim.backend.LinearEngine with the kernels of this package."""
+
+    train = staticmethod(train_model)
 
     def advance(
         self,

@@ -51,7 +51,7 @@ class Call:
     @cached_property
     def noise(self) -> FloatArray | None:
         """Unit label noise, (S, T, draws); None: Rademacher signs are read off the words."""
-        noise = self.dynamics.noise
+        noise = self.dynamics.label_noise
         if noise is None or noise.law == "rademacher":
             return None
         return streams.unit_noise(self.words, noise.law)

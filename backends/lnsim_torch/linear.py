@@ -140,9 +140,9 @@ class _Draws:
             index = streams.sample_index(words, problem.samples)
             self.index = torch.tensor(index, device=engine.device).transpose(0, 1).contiguous()
         noise = np.zeros((replicas, steps, 1))
-        if dynamics.noise is not None:
-            sigma = np.broadcast_to(dynamics.noise.sigma, (replicas,))
-            noise = sigma[:, None, None] * streams.unit_noise(words, dynamics.noise.law)
+        if dynamics.label_noise is not None:
+            sigma = np.broadcast_to(dynamics.label_noise.sigma, (replicas,))
+            noise = sigma[:, None, None] * streams.unit_noise(words, dynamics.label_noise.law)
         self.noise = engine.tensor(noise).transpose(0, 1).contiguous()
 
     def loss(self, theta: Tensor, t: int) -> tuple[Tensor, Tensor]:

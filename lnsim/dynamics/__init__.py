@@ -11,10 +11,17 @@ both taken at the same W and a; what becomes of the gradient is written in each 
 from lnsim.dynamics.base import FULL_BATCH, Dynamics, Schedule
 from lnsim.dynamics.custom import CustomDynamics
 from lnsim.dynamics.descent import GD, SGD
-from lnsim.dynamics.noise import LabelNoise
+from lnsim.dynamics.noise import (
+    Dropout,
+    GradientNoise,
+    LabelFlips,
+    LabelNoise,
+    Noise,
+    ParameterNoise,
+)
 from lnsim.dynamics.oscillation import Oscillation
 from lnsim.dynamics.sam import SAM
-from lnsim.dynamics.schedule import Alternating
+from lnsim.dynamics.schedule import Alternating, Decay, Factor, Piecewise, Scheduled, WarmUp
 
 __all__ = [
     "FULL_BATCH",
@@ -23,8 +30,18 @@ __all__ = [
     "SGD",
     "Alternating",
     "CustomDynamics",
+    "Decay",
+    "Dropout",
     "Dynamics",
+    "Factor",
+    "GradientNoise",
+    "LabelFlips",
     "LabelNoise",
+    "Noise",
     "Oscillation",
+    "ParameterNoise",
+    "Piecewise",
     "Schedule",
+    "Scheduled",
+    "WarmUp",
 ]

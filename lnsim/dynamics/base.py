@@ -8,23 +8,43 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from dataclasses import MISSING, Field, field, fields, replace
 from typing import Any, ClassVar, cast
+
+import numpy as np
 
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray, Scalar
-from lnsim.dynamics.noise import LabelNoise
+from lnsim.dynamics.noise import LabelNoise, Noise, check_noises
 
 FULL_BATCH = 0
 """As a batch size: all n samples, each once."""
 
 
+def later(default: Any) -> Any:
+    """A field that came after the first files were written: repr has it where it is not `default`.
+
+    Runs are resumed by the repr of their dynamics.
+    """
+    return field(default=default, metadata={"later": True})
+
+
 class Schedule(ABC):
     """What `simulate` trains by: it names a dynamics for every step."""
+
+    general: bool = False
+    """Whether only the kernels for any model can train by it, not those of the scalar network."""
 
     @abstractmethod
     def at(self, step: int) -> tuple[Dynamics, int]:
         """The dynamics of `step`, and the step before which it does not change."""
+
+    def factors(self, first_step: int, count: int) -> tuple[FloatArray | None, FloatArray | None]:
+        """What lr and the noise are multiplied by at each of `count` steps, where they change.
+
+        Of shape (count,), or (S, count) for a factor of each replica; None: by 1.
+        """
+        return None, None
 
 
 class Dynamics(Schedule):
@@ -35,8 +55,13 @@ class Dynamics(Schedule):
     TypeError for the wrong type.
     """
 
-    noise: LabelNoise | None = None
+    noise: Noise | tuple[Noise, ...] | None = None
     batch_size: int = 1
+    replacement: bool = True
+    normalized: bool = True
+    layers: str = "both"
+    through: str = "both"
+    """How SAM moves the weights (sam.py)."""
 
     ranges: ClassVar[dict[str, dict[str, float]]]
     """The scalars, fields of one value or one per replica, by name: their bounds in checks.real."""
@@ -54,24 +79,60 @@ class Dynamics(Schedule):
         for name, bounds in self.ranges.items():
             object.__setattr__(self, name, checks.real(name, getattr(self, name), **bounds))
         checks.integer("batch_size", self.batch_size, 0, checks.MOST_ENTRIES)
-        if self.noise is not None and not isinstance(self.noise, LabelNoise):
-            raise TypeError(f"noise must be a LabelNoise or None, got {self.noise!r}")
+        noises = check_noises(self.noise)
+        if isinstance(self.noise, tuple):
+            object.__setattr__(
+                self, "noise", noises if len(noises) > 1 else next(iter(noises), None)
+            )
+        label_noise = self.label_noise
+        if label_noise is not None and label_noise.labels is not None and self.batch_size:
+            raise ValueError(
+                f"batch_size must be 0 for noise on {label_noise.labels} labels of the full batch,"
+                f" got {self.batch_size}"
+            )
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in _shown(self))
+        return f"{type(self).__name__}({shown})"
+
+    @property
+    def noises(self) -> tuple[Noise, ...]:
+        """The noises of a step."""
+        return check_noises(self.noise)
+
+    @property
+    def label_noise(self) -> LabelNoise | None:
+        """The LabelNoise among the noises, if there is one."""
+        return next((noise for noise in self.noises if isinstance(noise, LabelNoise)), None)
+
+    @property
+    def general(self) -> bool:  # type: ignore[override]
+        """With noise of other kinds than plain LabelNoise, or samples drawn without replacement."""
+        plain = self.label_noise is None or self.label_noise.labels is None
+        return not (plain and self.replacement and self.noises in ((), (self.label_noise,)))
 
     def scalars(self) -> dict[str, Scalar]:
         """What a kernel computes with, by name: the scalars and the label noise's sigma, if any."""
         values = {name: getattr(self, name) for name in self.ranges}
-        return values if self.noise is None else values | {"sigma": self.noise.sigma}
+        noise = self.label_noise
+        return values if noise is None else values | {"sigma": noise.sigma}
 
     def check_replicas(self, replicas: int) -> None:
         """Raises ValueError unless every scalar has one value, or one for each replica."""
         for name, value in self.scalars().items():
             checks.per_replica(name, value, replicas)
+        for noise in self.noises:
+            checks.per_replica(noise.strength, noise.scalar, replicas)
 
     def draws(self, samples: int, width: int) -> int:
         """Words of the training stream that one step uses, with n = `samples`, m = `width`."""
         if self.batch_size == FULL_BATCH:
             return 0 if self.noise is None else samples
         return self.batch_size
+
+    def parts(self, batch: int) -> int:
+        """The number of micro-batches of a batch, which SAM takes one by one."""
+        return 1
 
     def start(self, a: FloatArray, seed: int | list[int]) -> FloatArray:
         """The second layer, (m,), that training starts from in place of the network's `a`."""
@@ -99,11 +160,27 @@ class Dynamics(Schedule):
         return 1.0
 
     def off(self) -> Dynamics:
-        """The same steps on the same draws, without the label noise."""
-        if self.noise is None:
-            return self
-        return cast(Dynamics, replace(cast(Any, self), noise=replace(self.noise, sigma=0.0)))
+        """The same steps on the same draws, without the noise."""
+        return self.scaled(1.0, 0.0) if self.noises else self
+
+    def scaled(self, lr: Scalar, noise: Scalar) -> Dynamics:
+        """The same steps with the learning rate and the noises multiplied by these factors."""
+        changes: dict[str, Any] = {"lr": getattr(self, "lr", 1.0) * lr} if np.any(lr != 1.0) else {}
+        if self.noises:
+            changes["noise"] = tuple(each.scaled(noise) for each in self.noises)
+        return cast(Dynamics, replace(cast(Any, self), **changes))
 
     def at(self, step: int) -> tuple[Dynamics, int]:
         """The same at every step."""
         return self, sys.maxsize
+
+
+def _shown(dynamics: Any) -> list[Field[Any]]:
+    """The fields that repr has: all but those that came later and have their default."""
+    return [
+        f
+        for f in fields(dynamics)
+        if not f.metadata.get("later")
+        or f.default is MISSING
+        or getattr(dynamics, f.name) != f.default
+    ]

@@ -11,7 +11,7 @@ import numpy as np
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.dynamics.base import Dynamics
-from lnsim.dynamics.noise import LabelNoise
+from lnsim.dynamics.noise import Noise
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,7 +33,7 @@ class CustomDynamics(Dynamics):
     """
 
     step: Callable[..., Any]
-    noise: LabelNoise | None = None
+    noise: Noise | tuple[Noise, ...] | None = None
     batch_size: int = 1
     memory: int = 0
 

@@ -14,24 +14,25 @@ from typing import ClassVar
 import numpy as np
 
 from lnsim.base.checks import FloatArray, Scalar
-from lnsim.dynamics.base import FULL_BATCH, Dynamics
-from lnsim.dynamics.noise import LabelNoise
+from lnsim.dynamics.base import FULL_BATCH, Dynamics, later
+from lnsim.dynamics.noise import Noise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SGD(Dynamics):
-    """Stochastic gradient descent, `batch_size` samples a step drawn with replacement.
+    """Stochastic gradient descent on `batch_size` samples a step, drawn with replacement or not.
 
-    `lr`, `momentum` in [0, 1), `weight_decay` and the noise's sigma may be arrays of one value
-    per replica.  `batch_size=0` takes all samples, each once.  Raises ValueError for values out of
-    range.
+    Without `replacement` every sample is drawn once before any is drawn again.  `lr`, `momentum` in
+    [0, 1), `weight_decay` and the noise's sigma may be arrays of one value per replica.
+    `batch_size=0` takes all samples, each once.  Raises ValueError for values out of range.
     """
 
     lr: Scalar
-    noise: LabelNoise | None = None
+    noise: Noise | tuple[Noise, ...] | None = None
     batch_size: int = 1
     momentum: Scalar = 0.0
     weight_decay: Scalar = 0.0
+    replacement: bool = later(True)
 
     ranges: ClassVar = {
         "lr": {"above": 0.0},
@@ -77,7 +78,7 @@ class SGD(Dynamics):
         return float(np.linalg.matrix_power(step, steps)[0, 0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GD(Dynamics):
     """Gradient descent on all samples; `noise`, if any, is drawn afresh for every label and step.
 
@@ -86,7 +87,7 @@ class GD(Dynamics):
     """
 
     lr: Scalar
-    noise: LabelNoise | None = None
+    noise: Noise | tuple[Noise, ...] | None = None
     batch_size: ClassVar[int] = FULL_BATCH  # type: ignore[misc]
 
     ranges: ClassVar = {"lr": {"above": 0.0}}

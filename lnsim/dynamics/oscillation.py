@@ -13,7 +13,7 @@ from lnsim.base.checks import FloatArray, Scalar
 from lnsim.dynamics.base import FULL_BATCH, Dynamics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Oscillation(Dynamics):
     """Lemma 4: W <- W - lr a (dL/dtheta)^T on the clean loss, every a_i a Markov chain of its own.
 

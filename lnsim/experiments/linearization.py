@@ -3,7 +3,7 @@
 Two-layer erf networks on 64 images of CIFAR-10: one trained on clean labels, one with labels
 redrawn at every step, and the linearisation of both at their start.  The clean run follows the
 linearisation, so it is lazy; the noisy one leaves it: higher training loss, lower test loss, and
-first-layer norms that fall more.  The science is in images/erf_network.py and label_flips.py.
+first-layer norms that fall more.  The science is in images/erf_network.py and dynamics/flips.py.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from lnsim.base import checks
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
 from lnsim.base.config import key
 from lnsim.base.progress import of_steps
+from lnsim.dynamics.flips import FLIPS, check_tau, flip_labels
 from lnsim.images import data as images
 from lnsim.images import erf_network
 from lnsim.images.data import CLASSES
 from lnsim.images.erf_network import Engine, Start, State
-from lnsim.images.label_flips import FLIPS, check_tau, flip_labels
 from lnsim.run import quantities
 from lnsim.run.experiment import Experiment
 from lnsim.run.loop import drive, record_steps

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -38,7 +38,10 @@ class Model(ABC):
 
     @abstractmethod
     def with_parameters(self, arrays: Sequence[FloatArray]) -> Self:
-        """The same model with these weights, in the order of `parameters`, of any width."""
+        """The same model with these weights, in the order of `parameters`, of any width.
+
+        They are taken as they are, not checked: a network that diverges has them too.
+        """
 
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
@@ -72,6 +75,13 @@ class Model(ABC):
     def neurons(self) -> FloatArray | None:
         """The input weights of the first layer's neurons, (m, d); None for a model without any."""
         return None
+
+    def _with(self, **changes: object) -> Self:
+        """A copy with other fields, which are not checked."""
+        copy = object.__new__(type(self))
+        for field in fields(self):  # type: ignore[arg-type]
+            object.__setattr__(copy, field.name, changes.get(field.name, getattr(self, field.name)))
+        return copy
 
     def about(self) -> dict[str, object]:
         """What a file must say of the model besides its weights."""

@@ -68,7 +68,7 @@ class DeepLinear(Model):
 
     def with_parameters(self, arrays: Sequence[FloatArray]) -> DeepLinear:
         """See Model."""
-        return DeepLinear(tuple(arrays), self.residual)
+        return self._with(weights=tuple(arrays))
 
     def about(self) -> dict[str, object]:
         """See Model."""

@@ -62,8 +62,7 @@ class Diagonal(Model):
 
     def with_parameters(self, arrays: Sequence[FloatArray]) -> Diagonal:
         """See Model."""
-        u = None if len(arrays) == 1 else arrays[0]
-        return Diagonal(u, arrays[-1], self.form, self.power)
+        return self._with(u=None if len(arrays) == 1 else arrays[0], v=arrays[-1])
 
     def about(self) -> dict[str, object]:
         """See Model."""

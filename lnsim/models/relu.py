@@ -54,7 +54,7 @@ class ReLUNetwork(Model):
     def with_parameters(self, arrays: Sequence[FloatArray]) -> ReLUNetwork:
         """See Model."""
         W, A = arrays
-        return ReLUNetwork(W, A, self.activation)
+        return self._with(W=W, A=A)
 
     def about(self) -> dict[str, object]:
         """See Model."""

@@ -81,7 +81,8 @@ class Network(Model):
 
     def with_parameters(self, arrays: Sequence[FloatArray]) -> Network:
         """See Model."""
-        return Network(*arrays)
+        W, a = arrays
+        return self._with(W=W, a=a)
 
     def shape(self) -> tuple[int, ...]:
         """d, m, C."""

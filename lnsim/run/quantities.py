@@ -20,6 +20,13 @@ TWO_LAYER, ERF, WIDE_RESNET, RESNET = "two-layer", "erf", "wide-resnet", "resnet
 NETWORKS = (ERF, WIDE_RESNET, RESNET)
 ALL = (TWO_LAYER, *NETWORKS)
 
+TWO_LAYER_ANY, DEEP, DIAGONAL, RELU = "two-layer, any loss", "deep", "diagonal", "relu"
+"""Models under any loss and noise, by the kernels for any model."""
+
+LINEAR = (TWO_LAYER, TWO_LAYER_ANY, DEEP, DIAGONAL)
+HIDDEN = (TWO_LAYER, TWO_LAYER_ANY, RELU)
+ANY = (TWO_LAYER_ANY, DEEP, DIAGONAL, RELU)
+
 ARMS = ("clean", "linearized", "noisy", "sam")
 """How names begin where a run has a series for each of its networks: clean_test_loss, ..."""
 
@@ -54,6 +61,7 @@ class Quantity:
     needs: the option of `lnsim.simulate` that has it recorded; empty for always.
     costly: in a run with the array `kernel_step` it is over that.
     beside: the quantity whose row of the README's table it shares.
+    given: what the problem must have for it: "theta_star", or "classes" for labels; empty: nothing.
     """
 
     name: str
@@ -69,6 +77,7 @@ class Quantity:
     needs: str = ""
     costly: bool = False
     beside: str = ""
+    given: str = ""
 
 
 _LOSS = "half mean squared error, clean labels"
@@ -80,16 +89,17 @@ _ENDED = "how it ended, and what a resumed run starts from"
 
 _ROWS = (
     Quantity(
-        name="step", formula="the recorded steps", models=ALL, label="step $t$", unit=STEPS,
+        name="step", formula="the recorded steps", models=(*ALL, *ANY), label="step $t$",
+        unit=STEPS,
     ),
     Quantity(name="epoch", formula="the recorded epochs", models=(RESNET,), label="epoch"),
     Quantity(
-        name="train_loss", formula=_LOSS, models=ALL, drawn=ALL,
+        name="train_loss", formula=_LOSS, models=(*ALL, *ANY), drawn=(*ALL, *ANY),
         label="training loss (clean labels)", last_label="training loss at the end",
     ),
     Quantity(
-        name="test_loss", formula=_LOSS, beside="train_loss", models=ALL, drawn=ALL,
-        label="test loss", last_label="test loss at the end",
+        name="test_loss", formula=_LOSS, beside="train_loss", models=(*ALL, *ANY),
+        drawn=(*ALL, *ANY), label="test loss", last_label="test loss at the end",
     ),
     Quantity(
         name="linearized_train_loss", formula=_TWIN_LOSS, needs="linearized",
@@ -100,12 +110,12 @@ _ROWS = (
         beside="linearized_train_loss", label="test loss, linearised",
     ),
     Quantity(
-        name="train_accuracy", formula="share of training images classified rightly",
-        models=(WIDE_RESNET, RESNET), unit=IMAGES,
+        name="train_accuracy", formula="share of training samples classified rightly",
+        given="classes", models=(WIDE_RESNET, RESNET, *ANY), unit=IMAGES,
     ),
     Quantity(
-        name="test_accuracy", formula="share of test images classified rightly",
-        models=(WIDE_RESNET, RESNET), unit=IMAGES, drawn=(WIDE_RESNET, RESNET),
+        name="test_accuracy", formula="share of test samples classified rightly", given="classes",
+        models=(WIDE_RESNET, RESNET, *ANY), unit=IMAGES, drawn=(WIDE_RESNET, RESNET, *ANY),
     ),
     Quantity(
         name="smoothed_test_accuracy", formula="exponential mean of the test accuracy",
@@ -116,7 +126,7 @@ _ROWS = (
         label=r"first layer $\|W_1\|_F$",
     ),
     Quantity(
-        name="norm_mean", formula="mean ‖wᵢ‖", models=(TWO_LAYER, ERF), drawn=(TWO_LAYER, ERF),
+        name="norm_mean", formula="mean ‖wᵢ‖", models=(*HIDDEN, ERF), drawn=(*HIDDEN, ERF),
         from_zero=True, label=r"mean $\|w_i\|$", last_label=r"mean $\|w_i\|$ at the end",
     ),
     Quantity(
@@ -124,35 +134,39 @@ _ROWS = (
         label=r"deviation of $\|w_i\|$",
     ),
     Quantity(
-        name="norm_squared", formula="‖W‖²_F", beside="norm_mean",
+        name="norm_squared", models=HIDDEN, formula="‖W‖²_F", beside="norm_mean",
         label=r"$\|W\|_F^2$", last_label=r"$\|W\|_F^2$ at the end",
     ),
     Quantity(
-        name="second_layer_norm", formula="‖a‖", beside="norm_mean",
+        name="second_layer_norm", models=HIDDEN, formula="‖a‖", beside="norm_mean",
         label=r"$\|a\|$", last_label=r"$\|a\|$ at the end",
     ),
     Quantity(
-        name="alignment_mean", formula="mean of |⟨wᵢ, θ*⟩|", drawn=(TWO_LAYER,), from_zero=True,
-        label=r"mean $|\langle w_i, \theta^\star\rangle|$",
+        name="alignment_mean", models=HIDDEN, given="theta_star", formula="mean of |⟨wᵢ, θ*⟩|",
+        drawn=HIDDEN, from_zero=True, label=r"mean $|\langle w_i, \theta^\star\rangle|$",
     ),
     Quantity(
-        name="cosine_mean", formula="mean of |cos(wᵢ, θ*)|", beside="alignment_mean",
-        drawn=(TWO_LAYER,), from_zero=True, label=r"mean $|\cos(w_i, \theta^\star)|$",
+        name="cosine_mean", models=HIDDEN, given="theta_star", formula="mean of |cos(wᵢ, θ*)|",
+        beside="alignment_mean", drawn=HIDDEN, from_zero=True,
+        label=r"mean $|\cos(w_i, \theta^\star)|$",
         last_label=r"mean $|\cos(w_i, \theta^\star)|$ at the end",
     ),
     Quantity(
-        name="interpolator_distance", formula="‖Wᵀa − θ*‖", label=r"$\|\theta - \theta^\star\|$",
+        name="interpolator_distance", models=LINEAR, given="theta_star", formula="‖Wᵀa − θ*‖",
+        label=r"$\|\theta - \theta^\star\|$",
     ),
     Quantity(
-        name="lazy_fraction", formula="share of neurons within 1/√m of their start",
+        name="lazy_fraction", models=HIDDEN, formula="share of neurons within 1/√m of their start",
         label="share of lazy neurons",
     ),
     Quantity(
-        name="lazy_escape", beside="lazy_fraction", axis=Axis.END, of_neurons=True, unit=STEPS,
+        name="lazy_escape", models=HIDDEN, beside="lazy_fraction", axis=Axis.END, of_neurons=True,
+        unit=STEPS,
         formula="when each left, in steps, interpolated between looks four an octave (−1: never)",
     ),
     Quantity(
-        name="ntk_distance", models=(TWO_LAYER, ERF, WIDE_RESNET), drawn=(ERF, WIDE_RESNET),
+        name="ntk_distance", models=(TWO_LAYER, TWO_LAYER_ANY, ERF, WIDE_RESNET),
+        drawn=(ERF, WIDE_RESNET),
         formula="‖K_t − K_0‖_F / ‖K_0‖_F, tangent kernel on the training inputs", costly=True,
         label=r"$\|K_t - K_0\|_F\,/\,\|K_0\|_F$",
     ),
@@ -165,29 +179,67 @@ _ROWS = (
         models=(RESNET,), axis=Axis.PERCENT, unit=IMAGES, drawn=(RESNET,),
     ),
     Quantity(
-        name="kept_percent", formula="shares of the weights that pruning keeps",
-        models=(RESNET,), axis=Axis.RUN, label="weights kept (%)", unit="%",
+        name="kept_percent", formula="shares of the weights that pruning keeps", models=(RESNET,),
+        axis=Axis.RUN, label="weights kept (%)", unit="%",
     ),
-    Quantity(name="tracked_neurons", formula=_SINGLE, axis=Axis.RUN, of_neurons=True),
-    Quantity(name="tracked_norm", formula=_SINGLE, beside="tracked_neurons", of_neurons=True),
-    Quantity(name="tracked_alignment", formula=_SINGLE, beside="tracked_neurons", of_neurons=True),
     Quantity(
-        name="tracked_second_layer", formula=_SINGLE, beside="tracked_neurons", of_neurons=True,
+        name="parameter_norm", formula="‖all parameters‖", models=ANY, label=r"$\|$parameters$\|$",
+    ),
+    Quantity(
+        name="effective_nonzeros", formula="‖β‖₁² / ‖β‖₂², the number of entries if all are alike",
+        models=(DIAGONAL,), drawn=(DIAGONAL,), label=r"$\|\beta\|_1^2\,/\,\|\beta\|_2^2$",
+    ),
+    Quantity(
+        name="singular_values", formula="singular values of the predictor Θ : (C, d), descending",
+        models=(TWO_LAYER_ANY, DEEP), of_neurons=True, label="singular values",
+    ),
+    Quantity(
+        name="tracked_neurons", models=(*HIDDEN, DIAGONAL), formula=_SINGLE, axis=Axis.RUN,
+        of_neurons=True,
+    ),
+    Quantity(
+        name="tracked_norm", models=HIDDEN, formula=_SINGLE, beside="tracked_neurons",
+        of_neurons=True,
+    ),
+    Quantity(
+        name="tracked_alignment", models=HIDDEN, given="theta_star", formula=_SINGLE,
+        beside="tracked_neurons", of_neurons=True,
+    ),
+    Quantity(
+        name="tracked_second_layer", models=HIDDEN, formula=_SINGLE, beside="tracked_neurons",
+        of_neurons=True,
+    ),
+    Quantity(
+        name="tracked_beta", formula="single coordinates of β at every record", models=(DIAGONAL,),
+        of_neurons=True, label=r"$\beta_j$",
     ),
     # The last record is the last cloud: which steps have one is known when the run has ended.
     Quantity(
-        name="cloud_step", formula=_CLOUD, axis=Axis.END, label="step $t$", unit=STEPS,
+        name="cloud_step", models=(*HIDDEN, DIAGONAL), formula=_CLOUD, axis=Axis.END,
+        label="step $t$", unit=STEPS,
     ),
     Quantity(
-        name="cloud_norm", formula=_CLOUD, beside="cloud_step", axis=Axis.CLOUD, of_neurons=True,
-    ),
-    Quantity(
-        name="cloud_alignment", formula=_CLOUD, beside="cloud_step", axis=Axis.CLOUD,
+        name="cloud_norm", models=HIDDEN, formula=_CLOUD, beside="cloud_step", axis=Axis.CLOUD,
         of_neurons=True,
+    ),
+    Quantity(
+        name="cloud_alignment", models=HIDDEN, given="theta_star", formula=_CLOUD,
+        beside="cloud_step", axis=Axis.CLOUD, of_neurons=True,
+    ),
+    Quantity(
+        name="cloud_beta", formula="β at some records", models=(DIAGONAL,), axis=Axis.CLOUD,
+        of_neurons=True,
+    ),
+    Quantity(
+        name="model", formula="what the model is, besides its weights, in JSON", models=ANY,
+        axis=Axis.RUN,
     ),
     Quantity(name="final_W", formula="the network at the end", axis=Axis.END),
     Quantity(name="final_a", formula="the network at the end", beside="final_W", axis=Axis.END),
-    Quantity(name="theta_star", formula="the interpolator", beside="final_W", axis=Axis.RUN),
+    Quantity(
+        name="theta_star", models=(TWO_LAYER, *ANY), given="theta_star",
+        formula="the interpolator", beside="final_W", axis=Axis.RUN,
+    ),
     Quantity(name="ledger_removed", formula=_LEDGER, needs="ledger", of_neurons=True),
     Quantity(
         name="ledger_restored", formula=_LEDGER, beside="ledger_removed", needs="ledger",
@@ -198,7 +250,9 @@ _ROWS = (
         name="lemma_3_decrease", formula=_LEMMA_3, beside="lemma_3_nonpositive", needs="ledger",
         axis=Axis.CLOUD,
     ),
-    Quantity(name="diverged_at", formula=_ENDED, axis=Axis.END, unit=STEPS),
+    Quantity(
+        name="diverged_at", models=(TWO_LAYER, *ANY), formula=_ENDED, axis=Axis.END, unit=STEPS,
+    ),
     Quantity(name="about", formula=_ENDED, beside="diverged_at", axis=Axis.FILE),
     Quantity(name="state_…", formula=_ENDED, beside="diverged_at", axis=Axis.FILE),
     Quantity(

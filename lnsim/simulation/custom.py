@@ -149,7 +149,7 @@ def _batch(
     index = np.arange(problem.samples)
     if rule.batch_size != FULL_BATCH:
         index = rng.integers(problem.samples, size=rule.batch_size)
-    sigma = 0.0 if rule.noise is None else float(np.max(rule.noise.sigma))
+    sigma = 0.0 if rule.label_noise is None else float(np.max(rule.label_noise.sigma))
     return index, problem.y[index] + sigma * rng.standard_normal(index.size)
 
 
@@ -247,9 +247,9 @@ def _draws(
     if rule.batch_size != FULL_BATCH:
         index = streams.sample_index(words, problem.samples)
         labels = problem.y[index]
-    if rule.noise is not None:
-        sigma = per_replica("sigma", rule.noise.sigma, len(words))
-        labels = labels + sigma[:, None, None] * streams.unit_noise(words, rule.noise.law)
+    if rule.label_noise is not None:
+        sigma = per_replica("sigma", rule.label_noise.sigma, len(words))
+        labels = labels + sigma[:, None, None] * streams.unit_noise(words, rule.label_noise.law)
     return index, labels
 
 

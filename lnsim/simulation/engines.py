@@ -6,7 +6,8 @@ from typing import cast
 
 from lnsim import backend as backends
 from lnsim.backend import LinearEngine
-from lnsim.dynamics import CustomDynamics, Dynamics
+from lnsim.dynamics import CustomDynamics, Dropout, Dynamics, LabelFlips, LabelNoise, Schedule
+from lnsim.models.base import Coordinates, Model
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import Reduction, dense, reduce
 from lnsim.models.two_layer import Network
@@ -14,6 +15,62 @@ from lnsim.simulation.custom import CustomEngine, reduction_by_trial
 
 IN_NUMPY = {"custom": CustomEngine}
 """Engines in place of a backend's, by the kernel of a dynamics."""
+
+
+def is_general(schedule: Schedule, model: Model, problem: Problem) -> bool:
+    """Whether a run needs the kernels for any model: the scalar network has some of its own."""
+    scalar = isinstance(model, Network) and model.a.ndim == 1 and problem.y.ndim == 1
+    return schedule.general or not scalar or problem.loss != "squared"
+
+
+def coordinates_of(
+    schedule: Schedule, model: Model, problem: Problem, allowed: bool | None
+) -> Coordinates[Model]:
+    """The smallest coordinates in which `schedule` trains `model`; dense if not `allowed`.
+
+    Raises ValueError where a reduction is asked for and there is none.
+    """
+    dynamics, _ = schedule.at(0)
+    # What is left of a weight without a gradient is known for a constant learning rate.
+    shrinks_evenly = not (dynamics.decays and schedule is not dynamics)
+    hidden = all(noise.keeps_hidden for noise in dynamics.noises)
+    inputs = all(noise.keeps_inputs for noise in dynamics.noises) and shrinks_evenly
+    if allowed is False:
+        hidden = inputs = False
+    coordinates = model.reduced(problem.X, hidden=hidden, inputs=inputs)
+    if allowed and not coordinates.sides:
+        raise ValueError(
+            f"reduce must be False or None: a {type(model).__name__} of this size under"
+            f" {type(dynamics).__name__} with this noise has no reduction"
+        )
+    return coordinates
+
+
+def check_general(schedule: Schedule, model: Model, problem: Problem) -> None:
+    """Refuses what the kernels for any model do not train.  Raises ValueError."""
+    dynamics, _ = schedule.at(0)
+    if dynamics.kernel != "descent":
+        raise ValueError(
+            f"a {type(dynamics).__name__} trains the two-layer network with one output under the"
+            f" squared loss and plain label noise, got {type(model).__name__} with"
+            f" {model.outputs} outputs, loss {problem.loss!r} and noise {dynamics.noise!r}"
+        )
+    if model.outputs < problem.outputs or (
+        model.outputs != problem.outputs and problem.loss != "cross-entropy"
+    ):
+        raise ValueError(
+            f"the network must have {problem.outputs} outputs for these labels, got {model.outputs}"
+        )
+    for noise in dynamics.noises:
+        if isinstance(noise, LabelNoise) and problem.loss != "squared":
+            raise ValueError(
+                f"LabelNoise is for the squared loss, got {problem.loss!r}: use LabelFlips"
+            )
+        if isinstance(noise, LabelFlips) and problem.classes is None:
+            raise ValueError("LabelFlips needs labels that are classes, got other numbers")
+        if isinstance(noise, Dropout) and model.hidden == 0:
+            raise ValueError(f"Dropout needs hidden units, and a {type(model).__name__} has none")
+    dynamics.parts(dynamics.batch_size or problem.samples)
 
 
 def engine_of(dynamics: Dynamics, backend: str, ledger: bool) -> LinearEngine:
@@ -27,7 +84,7 @@ def engine_of(dynamics: Dynamics, backend: str, ledger: bool) -> LinearEngine:
     if ledger or backend != "numba":
         without = "ledger" if ledger else f"backend {backend!r}"
         raise ValueError(f"a {type(dynamics).__name__} runs in NumPy, without {without}")
-    return in_numpy(backends.load(backend))
+    return cast(LinearEngine, in_numpy(backends.load(backend)))
 
 
 def reduction_of(

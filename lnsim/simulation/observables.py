@@ -22,10 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from lnsim.base.checks import FloatArray, Noting
+from lnsim.models.base import Model
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import Reduction
 from lnsim.models.two_layer import Network
@@ -45,7 +47,14 @@ class Frame:
         self.theta_star_norm = float(np.linalg.norm(problem.theta_star))
         self.reduced_theta_star = reduction.problem.theta_star
         self.trained_start = reduction.trained(reduction.W)
-        self.width = len(self.trained_start)
+        self.width = self.units = len(self.trained_start)
+        self.size = self.trained_start.size
+        self.sides = [
+            side
+            for side, basis in (("hidden", reduction.Q), ("inputs", reduction.V))
+            if basis is not None
+        ]
+        self.shrinks = reduction.rest is not None
         self.rest_norm_squared = self.rest_alignment = np.zeros(self.width)
         if reduction.rest is not None:
             self.rest_norm_squared = np.einsum("md,md->m", reduction.rest, reduction.rest)
@@ -59,6 +68,39 @@ class Frame:
         self.gram = reduction.problem.X.T @ reduction.problem.X
         self.tangent_start = _tangent_matrix(reduction.W[None], reduction.a[None])
         self.kernel_norm = _kernel_norm(self.tangent_start, self.gram)[0]
+
+    def formulas(
+        self, axis: Axis = Axis.RECORD, *, of_neurons: bool = False, needs: str = ""
+    ) -> dict[str, Callable[[Any], FloatArray]]:
+        """The quantities of the table that are recorded so, and how each is computed."""
+        names = quantities.names(quantities.TWO_LAYER, axis, of_neurons=of_neurons, needs=needs)
+        return {name: FORMULAS[name] for name in names}
+
+    def path(self, name: str, tracked: int) -> int:
+        """The number of values at every record of a quantity of single neurons."""
+        return tracked
+
+    def view(self, weights: list[FloatArray], scale: FloatArray, twin: FloatArray) -> View:
+        """B networks of reduced weights; see View."""
+        W, a = weights
+        return View(self, W, a, scale, twin)
+
+    def network(self, weights: list[FloatArray], scale: float) -> Network:
+        """The full network of reduced weights W : (p, r), a : (p,), read-only."""
+        reduced_W, reduced_a = weights
+        W, a = self.reduction.lift(reduced_W.copy(), reduced_a.copy(), scale)
+        W.flags.writeable = a.flags.writeable = False
+        return Network(W, a)
+
+    def final(self, weights: list[FloatArray], scale: float) -> dict[str, FloatArray]:
+        """The arrays that a trajectory has of the last network."""
+        reduced_W, reduced_a = weights
+        W, a = self.reduction.lift(reduced_W, reduced_a, scale)
+        return {"final_W": W, "final_a": a}
+
+    def constants(self) -> dict[str, FloatArray]:
+        """The arrays of the run that are known at its start."""
+        return {"theta_star": self.theta_star}
 
 
 class View:
@@ -259,16 +301,8 @@ FORMULAS: dict[str, Callable[[View], FloatArray]] = {
 """One number of every network, (B,), or of every neuron of each, (B, m): see Quantity."""
 
 
-def formulas(
-    axis: Axis = Axis.RECORD, *, of_neurons: bool = False, needs: str = ""
-) -> dict[str, Callable[[View], FloatArray]]:
-    """The quantities of the table that are recorded so, and how each is computed."""
-    names = quantities.names(quantities.TWO_LAYER, axis, of_neurons=of_neurons, needs=needs)
-    return {name: FORMULAS[name] for name in names}
-
-
-Observable = Callable[[Network], float]
-"""A user's own: a number of a network, which is read-only."""
+Observable = Callable[[Any], float]
+"""A user's own: a number of a Network or another model, which is read-only."""
 
 
 def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observable]:
@@ -283,7 +317,7 @@ def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observ
     return dict(observables)
 
 
-def ask(name: str, function: Observable, network: Network) -> float:
+def ask(name: str, function: Observable, network: Model) -> float:
     """What the observable `name` says of a network.  Raises TypeError if it is no number."""
     with Noting(f"raised by the observable {name!r}"):
         value = function(network)

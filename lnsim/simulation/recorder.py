@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,21 +12,22 @@ from numpy.typing import NDArray
 from lnsim.base.checks import FloatArray, per_replica
 from lnsim.base.threads import in_blocks
 from lnsim.dynamics import Dynamics
+from lnsim.models.base import Model
 from lnsim.models.ledger import lemma_3_shares
-from lnsim.models.two_layer import Network
 from lnsim.run.machine import provenance
 from lnsim.run.quantities import Axis
 from lnsim.run.record import Status
 from lnsim.run.resume import records_kept
-from lnsim.simulation.observables import Frame, Observable, View, ask, formulas
-from lnsim.simulation.replicas import Replicas
+from lnsim.simulation.model_view import ModelFrame
+from lnsim.simulation.observables import Frame, Observable, ask
+from lnsim.simulation.replicas import Moving
 from lnsim.simulation.trajectory import Trajectory
 
 WATCHED_ONLY = -1
 """In place of a record number: a step at which neurons are watched and nothing is recorded."""
 
-RESUMED = ("last_step", "last_W", "last_a", "watched_step", "watched_moved", "escape")
-"""What a recorder needs besides the records to go on."""
+RESUMED = ("last_step", "watched_step", "watched_moved", "escape")
+"""What a recorder needs besides the records and the last weights to go on."""
 
 WAYPOINTS_HOLD = 16 << 20
 """Bytes up to which the states on the way are kept."""
@@ -65,15 +67,36 @@ def watch_steps(steps: int) -> list[int]:
 _NO_TWIN = np.empty((1, 0))
 
 
-class _Snapshots(NamedTuple):
+@dataclass
+class _Snapshots:
     """B networks to observe, reduced, with their twins' predictors; a replica's steps ascend."""
 
     replica: NDArray[np.int64]
     record: NDArray[np.int64]
     step: NDArray[np.int64]
-    W: FloatArray
-    a: FloatArray
     twin_theta: FloatArray
+    weights: list[FloatArray]
+
+    def at(self, numbers: NDArray[np.int64]) -> _Snapshots:
+        """Those of these numbers."""
+        return _Snapshots(
+            self.replica[numbers],
+            self.record[numbers],
+            self.step[numbers],
+            self.twin_theta[numbers],
+            [array[numbers] for array in self.weights],
+        )
+
+    @classmethod
+    def together(cls, parts: list[_Snapshots]) -> _Snapshots:
+        """All of `parts`, one after another."""
+        return cls(
+            np.concatenate([part.replica for part in parts]),
+            np.concatenate([part.record for part in parts]),
+            np.concatenate([part.step for part in parts]),
+            np.concatenate([part.twin_theta for part in parts]),
+            [np.concatenate(same) for same in zip(*(part.weights for part in parts), strict=True)],
+        )
 
 
 class Recorder:
@@ -86,9 +109,9 @@ class Recorder:
 
     def __init__(
         self,
-        frame: Frame,
+        frame: Frame | ModelFrame,
         dynamics: Dynamics,
-        moving: Replicas,
+        moving: Moving,
         plan: list[int],
         tracked: int,
         clouds: bool,
@@ -97,38 +120,53 @@ class Recorder:
         self._frame = frame
         self._dynamics = dynamics
         self._moving = moving
-        self._decays = frame.reduction.rest is not None and dynamics.decays
+        self._decays = frame.shrinks and dynamics.decays
         self._plan = plan
-        self._tracked = np.arange(tracked)
-        self._block = max(1, OBSERVED_AT_ONCE // frame.trained_start.size)
+        self._tracked = np.arange(min(tracked, frame.units))
+        self._block = max(1, OBSERVED_AT_ONCE // frame.size)
         self._pending: list[_Snapshots] = []
         self.count = 0
         records = cloud_records(len(plan)) if clouds else []
         self._cloud_of_record = {record: cloud for cloud, record in enumerate(records)}
-        each, width = (len(moving), len(plan)), frame.width
-        self._of_networks = formulas()
+        each, units = (len(moving), len(plan)), frame.units
+        self._of_networks = frame.formulas()
         if moving.twin is not None:
-            self._of_networks |= formulas(needs="linearized")
-        self._of_tracked = formulas(of_neurons=True)
-        self._of_neurons = formulas(Axis.CLOUD, of_neurons=True)
+            self._of_networks |= frame.formulas(needs="linearized")
+        self._of_tracked = frame.formulas(of_neurons=True)
+        self._of_neurons = frame.formulas(Axis.CLOUD, of_neurons=True)
         self._scalars = np.full((len(self._of_networks), *each), np.nan)
-        self._paths = np.full((len(self._of_tracked), *each, tracked), np.nan)
-        self._clouds = np.full((len(self._of_neurons), len(moving), len(records), width), np.nan)
+        self._paths = [
+            np.full((*each, frame.path(name, self._tracked.size)), np.nan)
+            for name in self._of_tracked
+        ]
+        self._clouds = np.full((len(self._of_neurons), len(moving), len(records), units), np.nan)
         self._observables = observables
         self._observed = np.full((len(observables), *each), np.nan)
-        ledger = 0 if moving.ledger is None else width
+        ledger = 0 if moving.ledger is None else units
         self._ledger = np.full((2, *each, ledger), np.nan)
         self._lemma_3 = np.full((2, len(moving), len(records)), np.nan)
-        self._watched = {t for t in watch_steps(plan[-1]) if t <= plan[-1]}
-        self._escape = np.full((len(moving), width), -1.0)
+        watched = units if frame.lazy_radius else 0
+        self._watched = {t for t in watch_steps(plan[-1]) if t <= plan[-1] and watched}
+        self._escape = np.full((len(moving), watched), -1.0)
         self._watched_step: NDArray[np.int64] = np.zeros(len(moving), dtype=np.int64)
-        self._watched_moved = np.zeros((len(moving), width))
+        self._watched_moved = np.zeros((len(moving), watched))
         # The last network recorded of every replica, reduced.
         self._last_step: NDArray[np.int64] = np.zeros(len(moving), dtype=np.int64)
-        self._last_W = moving.state.W.copy()
-        self._last_a = moving.state.a.copy()
+        self._last = [array.copy() for array in self._weights]
         self._waypoint_records = set(waypoint_records(len(plan)) if clouds else ())
         self._waypoints: dict[str, NDArray[Any]] = {}
+
+    @property
+    def _weights(self) -> list[FloatArray]:
+        """The networks' reduced weights, replicas in front."""
+        return [getattr(self._moving.state, name) for name in self._moving.weights]
+
+    def _resumed(self) -> dict[str, NDArray[Any]]:
+        """What is needed besides the records to go on, by the name that a file has it under."""
+        last = zip(self._moving.weights, self._last, strict=True)
+        return {name: getattr(self, f"_{name}") for name in RESUMED} | {
+            f"last_{name}": array for name, array in last
+        }
 
     def events(self, step: int) -> Iterator[int]:
         """The steps from `step` on at which there is something to observe."""
@@ -146,20 +184,21 @@ class Recorder:
         if record == WATCHED_ONLY:
             asked &= (self._escape < 0).any(axis=1)
         replicas = np.flatnonzero(asked)
-        W, a = state.W[replicas], state.a[replicas]
+        weights = [array[replicas] for array in self._weights]
         if record != WATCHED_ONLY:
             self._last_step[replicas] = step
-            self._last_W[replicas], self._last_a[replicas] = W, a
+            for last, now in zip(self._last, weights, strict=True):
+                last[replicas] = now
             if ledger is not None:
                 for s in replicas.tolist():
                     self._ledger[:, s, record] = ledger.of_neurons(s, step)
             if self._observables:
                 for s in replicas.tolist():
                     self._observed[:, s, record] = self._ask(self._network(s, step))
-        theta = np.full((len(W), W.shape[2]), np.nan) if twin is None else twin.theta[replicas]
-        times = np.full((2, len(W)), [[record], [step]])
-        self._pending.append(_Snapshots(replicas, times[0], times[1], W, a, theta))
-        if sum(len(snapshots.W) for snapshots in self._pending) >= self._block:
+        theta = np.full((len(replicas), 0), np.nan) if twin is None else twin.theta[replicas]
+        times = np.full((2, len(replicas)), [[record], [step]])
+        self._pending.append(_Snapshots(replicas, times[0], times[1], theta, weights))
+        if sum(len(snapshots.replica) for snapshots in self._pending) >= self._block:
             self._flush()
         if record in self._waypoint_records:
             self._keep_waypoint(record)
@@ -176,17 +215,14 @@ class Recorder:
     def _state(self) -> dict[str, NDArray[Any]]:
         """A copy of what is needed to go on, besides the records."""
         state = {name: value.copy() for name, value in self._moving.arrays().items()}
-        return state | {name: getattr(self, f"_{name}").copy() for name in RESUMED}
+        return state | {name: value.copy() for name, value in self._resumed().items()}
 
-    def _network(self, s: int, step: int) -> Network:
+    def _network(self, s: int, step: int) -> Model:
         """Replica s after `step` steps, lifted; read-only."""
         scale = self._dynamics.rest_scale(step, s) if self._decays else 1.0
-        state = self._moving.state
-        W, a = self._frame.reduction.lift(state.W[s].copy(), state.a[s].copy(), scale)
-        W.flags.writeable = a.flags.writeable = False
-        return Network(W, a)
+        return self._frame.network([array[s] for array in self._weights], scale)
 
-    def _ask(self, network: Network) -> list[float]:
+    def _ask(self, network: Model) -> list[float]:
         """What the user's observables say of a network."""
         return [ask(name, function, network) for name, function in self._observables.items()]
 
@@ -194,7 +230,7 @@ class Recorder:
         """Computes what is asked of the networks that wait."""
         if not self._pending:
             return
-        waiting = _Snapshots(*map(np.concatenate, zip(*self._pending, strict=True)))
+        waiting = _Snapshots.together(self._pending)
         self._pending.clear()
         in_blocks(lambda block: self._compute(waiting, block), len(self._moving))
 
@@ -206,12 +242,12 @@ class Recorder:
         with np.errstate(over="ignore", invalid="ignore"):
             for first in range(0, numbers.size, self._block):
                 at = numbers[first : first + self._block]
-                self._keep(_Snapshots._make(array[at] for array in waiting))
+                self._keep(waiting.at(at))
 
     def _keep(self, snapshots: _Snapshots) -> None:
         """Writes the observables of these networks into the record arrays."""
-        replica, record, step, *networks = snapshots
-        view = self._view(replica, step, *networks)
+        replica, record, step = snapshots.replica, snapshots.record, snapshots.step
+        view = self._view(replica, step, snapshots.weights, snapshots.twin_theta)
         for b, (s, i, t) in enumerate(zip(replica, record, step.tolist(), strict=True)):
             if t in self._watched:
                 self._watch(s, t, view.displacements[b])
@@ -219,14 +255,13 @@ class Recorder:
                 cloud = self._cloud_of_record[i]
                 self._clouds[:, s, cloud] = [f(view)[b] for f in self._of_neurons.values()]
                 if self._moving.ledger is not None:
-                    self._lemma_3[:, s, cloud] = self._shares(
-                        s, view.reduced_W[b], view.reduced_a[b]
-                    )
+                    weights = [array[b] for array in snapshots.weights]
+                    self._lemma_3[:, s, cloud] = self._shares(s, *weights)
         recorded = record != WATCHED_ONLY
         at = replica[recorded], record[recorded]
-        tracked = slice(self._tracked.size)
         self._scalars[:, *at] = [f(view)[recorded] for f in self._of_networks.values()]
-        self._paths[:, *at] = [f(view)[recorded, tracked] for f in self._of_tracked.values()]
+        for path, function in zip(self._paths, self._of_tracked.values(), strict=True):
+            path[at] = function(view)[recorded, : path.shape[-1]]
 
     def _watch(self, s: int, step: int, moved: FloatArray) -> None:
         """Notes when neurons left the lazy radius, interpolating since the last watch."""
@@ -239,7 +274,8 @@ class Recorder:
 
     def _shares(self, s: int, W: FloatArray, a: FloatArray) -> tuple[float, float]:
         """Lemma 3's probabilities at a network; of the neurons' parts that training moves."""
-        noise, reduction = self._dynamics.noise, self._frame.reduction
+        assert isinstance(self._frame, Frame)
+        noise, reduction = self._dynamics.label_noise, self._frame.reduction
         sigma = 0.0 if noise is None else float(per_replica("sigma", noise.sigma, s + 1)[s])
         full_a = a if reduction.Q is None else reduction.Q @ a
         problem = reduction.problem
@@ -249,15 +285,14 @@ class Recorder:
         self,
         replica: NDArray[np.int64],
         step: NDArray[np.int64],
-        W: FloatArray,
-        a: FloatArray,
+        weights: list[FloatArray],
         theta: FloatArray,
-    ) -> View:
+    ) -> Any:
         scale = np.ones(len(replica))
         if self._decays:
             pairs = zip(step.tolist(), replica.tolist(), strict=True)
             scale[:] = [self._dynamics.rest_scale(t, s) for t, s in pairs]
-        return View(self._frame, W, a, scale, theta)
+        return self._frame.view(weights, scale, theta)
 
     def _recorded(self) -> Iterator[tuple[str, FloatArray]]:
         """The name and the array, replicas and records in front, of all that is recorded."""
@@ -284,43 +319,42 @@ class Recorder:
         if clouds:
             arrays |= {name: value[:, : len(clouds)].copy() for name, value in self._of_clouds()}
             arrays |= self._last_networks(append=clouds[-1] != self.count - 1, arrays=arrays)
-        arrays["lazy_escape"] = self._escape.copy()
+        if self._escape.size:
+            arrays["lazy_escape"] = self._escape.copy()
         if len(self._moving) == 1:
             arrays = {name: value[0] for name, value in arrays.items()}
         arrays["step"] = steps
-        if clouds:
+        if clouds and self._of_neurons:
             arrays["cloud_step"] = np.unique(np.append(steps[clouds], steps[-1]))
-        arrays["theta_star"] = self._frame.theta_star
-        arrays["tracked_neurons"] = self._tracked
+        arrays |= self._frame.constants()
+        if self._of_neurons:
+            arrays["tracked_neurons"] = self._tracked
         arrays["diverged_at"] = self._moving.state.diverged_at.copy()
         state = self._state() | self._waypoints
-        about = provenance(config) | {"reduced": self._reduced()}
+        about = provenance(config) | {"reduced": self._frame.sides}
         return Trajectory(arrays, config, status, state, about)
-
-    def _reduced(self) -> list[str]:
-        """The sides on which the state is smaller than the network."""
-        reduction = self._frame.reduction
-        sides = {"hidden": reduction.Q, "inputs": reduction.V}
-        return [side for side, basis in sides.items() if basis is not None]
 
     def _last_networks(
         self, append: bool, arrays: dict[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
         """The final weights; and, where `append`, the clouds with that of the last record."""
         names = [name for name, _ in self._of_clouds()]
-        values_of: dict[str, list[Any]] = {name: [] for name in ("final_W", "final_a", *names)}
+        of_replicas: list[dict[str, Any]] = []
         for s in range(len(self._moving)):
-            reduced_W, reduced_a = self._last_W[s], self._last_a[s]
-            view = self._view(
-                np.array([s]), self._last_step[[s]], reduced_W[None], reduced_a[None], _NO_TWIN
-            )
-            lifted = self._frame.reduction.lift(reduced_W, reduced_a, float(view.scale[0]))
-            last: list[Any] = [*lifted, *(f(view)[0] for f in self._of_neurons.values())]
+            step = int(self._last_step[s])
+            scale = self._dynamics.rest_scale(step, s) if self._decays else 1.0
+            weights = [array[s] for array in self._last]
+            view = self._frame.view([array[None] for array in weights], np.array([scale]), _NO_TWIN)
+            last: list[Any] = [f(view)[0] for f in self._of_neurons.values()]
             if self._moving.ledger is not None:
-                last += self._shares(s, reduced_W, reduced_a)
-            for values, value in zip(values_of.values(), last, strict=True):
-                values.append(value)
-        stacked = {name: np.stack(values) for name, values in values_of.items()}
+                last += self._shares(s, *weights)
+            of_replicas.append(
+                self._frame.final(weights, scale) | dict(zip(names, last, strict=True))
+            )
+        stacked = {
+            name: np.stack([arrays_of[name] for arrays_of in of_replicas])
+            for name in of_replicas[0]
+        }
         for name in names:
             last_cloud = stacked.pop(name)
             if append:
@@ -330,7 +364,8 @@ class Recorder:
     def restore(self, earlier: Trajectory, config: Mapping[str, Any]) -> int:
         """Takes over the records of `earlier`; returns the step it ended at."""
         records_taken = records_kept(earlier, config, self._plan)
-        if earlier["tracked_neurons"].size != self._tracked.size:
+        tracked = earlier.arrays.get("tracked_neurons", self._tracked)
+        if tracked.size != self._tracked.size:
             raise ValueError("cannot resume: the earlier run tracked other neurons")
         for name in self._observables:
             if name not in earlier.arrays:
@@ -345,8 +380,8 @@ class Recorder:
         clouds_taken = sum(1 for i in self._cloud_of_record if i < records_taken)
         for name, values in self._of_clouds():
             values[:, :clouds_taken] = replicas_in_front(name)[:, :clouds_taken]
-        for name in RESUMED:
-            getattr(self, f"_{name}")[...] = earlier.state[name]
+        for name, value in self._resumed().items():
+            value[...] = earlier.state[name]
         prefixes = tuple(waypoint(record) for record in waypoint_records(records_taken))
         states = earlier.state.items()
         self._waypoints = {name: value for name, value in states if name.startswith(prefixes)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,62 @@ LEAST_WORDS = 1 << 9
 """Words of each replica held at a time (4 KiB): enough to pay for entering a kernel."""
 
 
-@dataclass
-class Replicas:
+class Moving(ABC):
     """The replicas of one run, in reduced coordinates, updated in place."""
+
+    state: Any
+    twin: Twin | None
+    ledger: Ledger | None
+
+    weights: ClassVar[tuple[str, ...]]
+    """The arrays of `state` that are the networks' weights, replicas in front."""
+
+    @abstractmethod
+    def advance(
+        self,
+        engine: LinearEngine,
+        problem: Problem,
+        dynamics: Schedule,
+        stream: WordStream,
+        draws: int,
+        step: int,
+        most: int,
+    ) -> int:
+        """Takes at most `most` steps from `step`, as many as go at once; returns how many."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything by name, not copied."""
+
+    def __len__(self) -> int:
+        return len(self.state.diverged_at)
+
+    @property
+    def all_diverged(self) -> bool:
+        """Whether no replica is left to train."""
+        return bool((self.state.diverged_at >= 0).all())
+
+    def room(self, draws: int) -> int:
+        """Steps of `draws` words that are taken at once."""
+        return max(1, max(WORDS_AT_ONCE // len(self), LEAST_WORDS) // max(1, draws))
+
+    def restore(self, earlier: Mapping[str, NDArray[Any]]) -> None:
+        """Takes the values of `earlier`, which must be of a run of the same form."""
+        for name, array in self.arrays().items():
+            if name not in earlier or earlier[name].shape != array.shape:
+                raise ValueError(f"cannot resume: the earlier run has another {name}")
+            array[...] = earlier[name]
+
+
+@dataclass
+class Replicas(Moving):
+    """Replicas of the two-layer network with one output, their twins and their ledgers."""
 
     state: State
     twin: Twin | None
     ledger: Ledger | None
+
+    weights = ("W", "a")
 
     @classmethod
     def start(
@@ -58,14 +108,6 @@ class Replicas:
             Ledger(reduction, count) if ledger else None,
         )
 
-    def __len__(self) -> int:
-        return len(self.state.W)
-
-    @property
-    def all_diverged(self) -> bool:
-        """Whether no replica is left to train."""
-        return bool((self.state.diverged_at >= 0).all())
-
     def advance(
         self,
         engine: LinearEngine,
@@ -78,8 +120,7 @@ class Replicas:
     ) -> int:
         """Takes at most `most` steps from `step`, as many as go at once; returns how many."""
         now, until = dynamics.at(step)
-        room = max(1, max(WORDS_AT_ONCE // len(self), LEAST_WORDS) // max(1, draws))
-        count = min(most, until - step, room)
+        count = min(most, until - step, self.room(draws))
         if self.ledger is not None:
             count = min(count, self.ledger.room(step))
         words = stream.take(count * draws).reshape(len(self), count, draws)
@@ -97,10 +138,3 @@ class Replicas:
         if self.ledger is not None:
             found |= {"ledger_sums": self.ledger.sums, "ledger_rows": self.ledger.rows}
         return {name: array for name, array in found.items() if array is not None}
-
-    def restore(self, earlier: Mapping[str, NDArray[Any]]) -> None:
-        """Takes the values of `earlier`, which must be of a run of the same form."""
-        for name, array in self.arrays().items():
-            if name not in earlier or earlier[name].shape != array.shape:
-                raise ValueError(f"cannot resume: the earlier run has another {name}")
-            array[...] = earlier[name]

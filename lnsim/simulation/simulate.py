@@ -14,14 +14,24 @@ from lnsim.backend import LinearEngine
 from lnsim.base import checks, threads
 from lnsim.base.progress import of_steps
 from lnsim.dynamics import Dynamics, Schedule
+from lnsim.dynamics.draws import Sizes, words_a_step
+from lnsim.models.base import Model
 from lnsim.models.problem import Problem
 from lnsim.models.two_layer import Network
 from lnsim.run.loop import drive, record_steps
 from lnsim.run.record import Status
-from lnsim.simulation.engines import engine_of, reduction_of
+from lnsim.simulation.engines import (
+    check_general,
+    coordinates_of,
+    engine_of,
+    is_general,
+    reduction_of,
+)
+from lnsim.simulation.model_replicas import ModelReplicas
+from lnsim.simulation.model_view import ModelFrame
 from lnsim.simulation.observables import Frame, Observable, check_observables
 from lnsim.simulation.recorder import Recorder
-from lnsim.simulation.replicas import Replicas
+from lnsim.simulation.replicas import Moving, Replicas
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.streams import WordStream
 
@@ -29,7 +39,7 @@ from lnsim.streams import WordStream
 @threads.one_blas_thread()
 def simulate(
     problem: Problem,
-    network: Network,
+    network: Model,
     dynamics: Schedule,
     *,
     steps: int,
@@ -37,7 +47,7 @@ def simulate(
     seed: int | Sequence[int] = 0,
     replicas: int = 1,
     backend: str = "numba",
-    reduce: bool = True,
+    reduce: bool | None = None,
     ledger: bool = False,
     linearized: bool = True,
     tracked: int = 8,
@@ -52,17 +62,22 @@ def simulate(
 ) -> Trajectory:
     """Trains `network` on `problem` by `dynamics` for `steps` steps.
 
+    `network` is a Network, Diagonal, DeepLinear or ReLUNetwork.
+
     Records at 0, record_every, 2 record_every, ... and at the last step.  With `replicas` = S,
     replica c draws from the stream of key [seed, c], any scalar hyperparameter may be an array of
     length S, and arrays carry the leading axis S.  With S seeds in place of one, replica c is bit
     for bit the single run of seed[c].  A replica that diverges is left behind; the others go on.
 
-    `reduce=False` trains the dense network.  `ledger` keeps the norm ledger of every neuron
-    (ledger.py), `linearized` trains the linearised twin along (twin.py).  The path of the
-    first `tracked` neurons is kept at every record; `clouds`, all neurons at a few of them and the
-    weights at the end, which are most of the memory of a large ensemble: S m (d + 1) numbers.
+    `reduce=False` trains the dense network, None a reduced one where there is one; True asks for
+    one of a model that is not the two-layer network with one output.  `ledger` keeps the norm
+    ledger of every neuron (ledger.py), `linearized` trains the linearised twin along (twin.py).
+    The path of the first `tracked` neurons is kept at every record; `clouds`, all neurons at a few
+    of them and the weights at the end, which are most of the memory of a large ensemble: S m
+    (d + 1) numbers.
     `observables`: functions of a Network that return a number, by the name under which it is kept
-    at every record.  A CustomDynamics has neither a ledger nor a twin.
+    at every record.  A CustomDynamics has neither a ledger nor a twin; nor have several outputs,
+    other models, losses and noises than plain label noise, and other forms of SAM.
 
     `progress`: True for a bar on a terminal, or a function called with the steps done.  `resume`:
     a trajectory of the same configuration that ended earlier; the result is bit for bit that of
@@ -73,7 +88,7 @@ def simulate(
     `status`.
     """
     threads.check()
-    for name, value, kind in (("problem", problem, Problem), ("network", network, Network)):
+    for name, value, kind in (("problem", problem, Problem), ("network", network, Model)):
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
     steps = checks.integer("steps", steps, 0, checks.MOST_STEPS)
@@ -82,19 +97,23 @@ def simulate(
     if isinstance(seed, Sequence | np.ndarray):
         seed = [streams.check_seed(each) for each in seed]
         replicas = len(seed) if replicas == 1 else replicas
-    tracked = min(checks.integer("tracked", tracked, 0), network.width)
+    checks.integer("tracked", tracked, 0)
     if network.dim != problem.dim:
+        name = next(iter(network.parameters))
         raise ValueError(
-            f"W has {network.dim} columns but X has {problem.dim}: they must be the same"
+            f"{name} has {network.dim} columns but X has {problem.dim}: they must be the same"
         )
     observables = check_observables(observables or {})
     base = _base(dynamics, replicas)
-    network = Network(network.W, base.start(network.a, seed))
+    general = is_general(dynamics, network, problem)
+    if not general and isinstance(network, Network):
+        network = Network(network.W, base.start(network.a, seed))
     if config is None:
         config = {
             "samples": problem.samples,
             "dim": problem.dim,
-            "width": network.width,
+            **({"width": network.width} if isinstance(network, Network) else {}),
+            **(network.about() | {"loss": problem.loss} if general else {}),
             "dynamics": _in_full(dynamics),
             "steps": steps,
             "record_every": record_every,
@@ -102,20 +121,33 @@ def simulate(
             "replicas": replicas,
             "backend": backend,
         }
-    engine = engine_of(base, backend, ledger)
-    reduction = reduction_of(base, problem, network, steps, reduce)
-    linearized = linearized and base.has_twin
-    moving = Replicas.start(reduction, base, replicas, linearized=linearized, ledger=ledger)
     plan = record_steps(steps, record_every)
-    frame = Frame(problem, reduction)
+    engine = engine_of(base, backend, ledger)
+    frame: Frame | ModelFrame
+    moving: Moving
+    if general:
+        check_general(dynamics, network, problem)
+        if ledger:
+            raise ValueError("ledger is for the two-layer network with one output, squared loss")
+        coordinates = coordinates_of(dynamics, network, problem, reduce)
+        frame = ModelFrame(problem, coordinates, network)
+        sizes = Sizes(problem.samples, network.outputs, network.size, network.hidden)
+        moving = ModelReplicas.start(coordinates, problem, base, sizes, replicas)
+        trained, draws = problem, words_a_step(base, sizes)
+    else:
+        assert isinstance(network, Network)
+        reduction = reduction_of(base, problem, network, steps, reduce is not False)
+        linearized = linearized and base.has_twin
+        moving = Replicas.start(reduction, base, replicas, linearized=linearized, ledger=ledger)
+        frame = Frame(problem, reduction)
+        trained, draws = reduction.problem, base.draws(problem.samples, network.width)
     recorder = Recorder(frame, base, moving, plan, tracked, clouds, observables)
     step = 0
     if resume is not None:
         step = recorder.restore(resume, config)
         moving.restore(resume.state)
-    draws = base.draws(problem.samples, network.width)
     stream = WordStream(seed, replicas, step * draws)
-    run = _Run(engine, reduction.problem, dynamics, draws, stream, moving, recorder, config)
+    run = _Run(engine, trained, dynamics, draws, stream, moving, recorder, config)
     with of_steps(progress, steps, step) as report:
         return drive(
             run, step, steps, report=report, stop=stop,
@@ -132,7 +164,7 @@ class _Run:
     dynamics: Schedule
     draws: int
     stream: WordStream
-    moving: Replicas
+    moving: Moving
     recorder: Recorder
     config: dict[str, Any]
     diverged_at: int | None = None

@@ -15,7 +15,7 @@ from lnsim.base import archive, files
 from lnsim.base import config as configs
 from lnsim.figures import notebook, output
 from lnsim.figures import style as figures_style
-from lnsim.models.two_layer import Network
+from lnsim.models.saved import model_of
 from lnsim.run import curves, phases
 from lnsim.run.phases import Phases
 from lnsim.run.record import Record, Status
@@ -34,10 +34,22 @@ class Trajectory(Record):
     """A Record that can be saved, loaded and drawn, and knows its networks and its phases."""
 
     @property
-    def final(self) -> Network:
-        """The network at the last step; for an ensemble of S replicas, of the first of them."""
-        W, a = self["final_W"], self["final_a"]
-        return Network(W, a) if W.ndim == 2 else Network(W[0], a[0])
+    def final(self) -> Any:
+        """The model at the last step; for an ensemble of S replicas, of the first of them.
+
+        A Network, Diagonal, DeepLinear or ReLUNetwork, as the run was given.
+        """
+        weights = {
+            name.removeprefix("final_"): array
+            for name, array in self.arrays.items()
+            if name.startswith("final_")
+        }
+        if not weights:
+            raise KeyError("no final weights in this trajectory: it was run with clouds=False")
+        if self.arrays.get("diverged_at", self.steps[:1]).size > 1:
+            weights = {name: array[0] for name, array in weights.items()}
+        about = json.loads(str(self.arrays.get("model", '{"model": "two-layer"}')))
+        return model_of(about, weights)
 
     def phases(self) -> Phases:
         """Measured phase times (phases.py)."""

@@ -5,7 +5,7 @@ being one pass over all n in an order of its own, from numpy.random.default_rng(
 the full batch keeps the order 0 ... n-1, so that its draw t n + j is sample j at step t.  Draw k of
 the run has word k of three streams of the seed:
 
-    Philox(key=[seed, 0])    its label (lnsim/images/label_flips.py)
+    Philox(key=[seed, 0])    its label (lnsim.dynamics.flips.py)
     Philox(key=[seed, 1])    the noise of its targets: entry c is +1 where bit c is 1, else -1
     Philox(key=[seed, 2])    its crop and flip (augment.py)
 
@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lnsim.images.label_flips import flip_labels
+from lnsim.dynamics.flips import flip_labels
 from lnsim.streams import WordStream
 from lnsim_torch.training.augment import moves
 

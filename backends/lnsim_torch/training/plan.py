@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lnsim.base import checks
-from lnsim.images.label_flips import FLIPS, check_tau
+from lnsim.dynamics.flips import FLIPS, check_tau
 from lnsim.streams import check_seed
 
 LOSSES = ("cross_entropy", "squared")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim.base import checks
+from lnsim.base.checks import FloatArray
 
 FLIPS = ("any", "other")
 
@@ -37,14 +38,20 @@ def check_tau(tau: float) -> float:
 
 
 def flip_labels(
-    labels: NDArray[np.int64], words: NDArray[np.uint64], tau: float, flip: str, classes: int
+    labels: NDArray[np.int64],
+    words: NDArray[np.uint64],
+    tau: float | FloatArray,
+    flip: str,
+    classes: int,
 ) -> NDArray[np.int64]:
     """The labels to train on, (T, n), for T steps of `words` : (T, n) and true `labels` : (n,).
 
-    Raises ValueError for tau outside [0, 1] and a `flip` that is not one of FLIPS.
+    `tau` may be an array that goes with `words`, of probabilities.  Raises ValueError for tau
+    outside [0, 1] and a `flip` that is not one of FLIPS.
     """
     checks.choice("flip", flip, FLIPS)
-    flipped = (words & _LOW) < np.uint64(int(check_tau(tau) * 2**32))
+    share = tau if isinstance(tau, np.ndarray) else np.float64(check_tau(tau))
+    flipped = (words & _LOW) < (share * 2.0**32).astype(np.uint64)
     choices = classes if flip == "any" else classes - 1
     drawn = (((words >> _HALF) * np.uint64(choices)) >> _HALF).astype(np.int64)
     if flip == "other":

@@ -1,0 +1,360 @@
+"""The models by hand: the prediction of a batch, and the pull-back of a derivative through it.
+
+A model is a tuple of sizes; its type chooses the functions, and Numba compiles every kernel that
+calls `forward` and `pull_back` once for each.  theta : (P,) holds the parameters as
+lnsim.models.base says.
+
+    work(model, batch)                        arrays that the other two share, for a batch size
+    forward(model, theta, X, keep, work, f)   writes f : (B, C) for X : (B, r)
+    pull_back(model, theta, X, keep, work, g, scale, out)
+                                              out += scale sum_b J_b^T g_b, J_b = df_b/dtheta at the
+                                              theta that `work` was written for; g : (B, C)
+
+With one sample out may be theta itself: what is read of theta is read before it is written.
+keep : (B, H) multiplies the hidden units (dropout), or has no entries.  The derivations are in the
+files of lnsim/models.  Batches are products of matrices; one sample is loops, which are faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba.extending import overload
+
+from lnsim.base.compiled import compiled
+from lnsim_numba.common import FAST
+
+
+class TwoLayer(NamedTuple):
+    """d, m, C, and the activation: -1 none, 0 relu, 1 erf."""
+
+    dim: int
+    width: int
+    outputs: int
+    activation: int
+
+
+class Diagonal(NamedTuple):
+    """d, the form (0 product, 1 difference, 2 square) and its power."""
+
+    dim: int
+    form: int
+    power: int
+
+
+class Deep(NamedTuple):
+    """sizes : (L + 1,) d, m_1, ..., C; skips : (L,) whether a layer adds its input."""
+
+    sizes: Any
+    skips: Any
+
+
+@compiled(**FAST)
+def _two_layer_work(model, batch):  # type: ignore[no-untyped-def]
+    """phi(h), phi'(h) and b = (A^T g) phi'(h), (B, m) each; a place for a gradient's product."""
+    m = model.width
+    slopes = batch if model.activation >= 0 else 0
+    return (
+        np.empty((batch, m)),
+        np.empty((slopes, m)),
+        np.empty((batch, m)),
+        np.empty((m if batch > 1 else 0, model.dim)),
+        np.empty((model.outputs if batch > 1 else 0, m)),
+    )
+
+
+@compiled(**FAST)
+def _activate(activation, units, slopes):  # type: ignore[no-untyped-def]
+    """Puts phi(h) in the place of h, and phi'(h) into `slopes`."""
+    for b in range(units.shape[0]):
+        for k in range(units.shape[1]):
+            h = units[b, k]
+            if activation == 0:
+                slopes[b, k] = 1.0 if h > 0.0 else 0.0
+                units[b, k] = h if h > 0.0 else 0.0
+            else:
+                slopes[b, k] = 2.0 / math.sqrt(math.pi) * math.exp(-h * h)
+                units[b, k] = math.erf(h)
+
+
+@compiled(**FAST)
+def _two_layer_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyped-def]
+    """h = W x, f = A phi(h)."""
+    d, m, C = model.dim, model.width, model.outputs
+    units = work[0]
+    W, A = theta[: m * d].reshape(m, d), theta[m * d :].reshape(C, m)
+    if X.shape[0] > 1:
+        np.dot(X, W.T, units)
+    else:
+        for k in range(m):
+            total = 0.0
+            for j in range(d):
+                total += W[k, j] * X[0, j]
+            units[0, k] = total
+    if model.activation >= 0:
+        _activate(model.activation, units, work[1])
+    if keep.size > 0:
+        for b in range(X.shape[0]):
+            for k in range(m):
+                units[b, k] *= keep[b, k]
+    if X.shape[0] > 1:
+        np.dot(units, A.T, f)
+    else:
+        for c in range(C):
+            total = 0.0
+            for k in range(m):
+                total += A[c, k] * units[0, k]
+            f[0, c] = total
+
+
+@compiled(**FAST)
+def _two_layer_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore[no-untyped-def]
+    """dA = g phi(h)^T, dW = b x^T."""
+    d, m, C = model.dim, model.width, model.outputs
+    units, slopes, back, like_W, like_A = work
+    A = theta[m * d :].reshape(C, m)
+    out_W, out_A = out[: m * d].reshape(m, d), out[m * d :].reshape(C, m)
+    if X.shape[0] > 1:
+        np.dot(g, A, back)
+    else:
+        for k in range(m):
+            back[0, k] = g[0, 0] * A[0, k]
+        for c in range(1, C):
+            for k in range(m):
+                back[0, k] += g[0, c] * A[c, k]
+    if keep.size > 0:
+        for b in range(X.shape[0]):
+            for k in range(m):
+                back[b, k] *= keep[b, k]
+    if model.activation >= 0:
+        for b in range(X.shape[0]):
+            for k in range(m):
+                back[b, k] *= slopes[b, k]
+    if X.shape[0] > 1:
+        np.dot(back.T, X, like_W)
+        np.dot(g.T, units, like_A)
+        for k in range(m):
+            for j in range(d):
+                out_W[k, j] += scale * like_W[k, j]
+        for c in range(C):
+            for k in range(m):
+                out_A[c, k] += scale * like_A[c, k]
+    else:
+        for k in range(m):
+            slope = scale * back[0, k]
+            for j in range(d):
+                out_W[k, j] += slope * X[0, j]
+        for c in range(C):
+            slope = scale * g[0, c]
+            for k in range(m):
+                out_A[c, k] += slope * units[0, k]
+
+
+@compiled(**FAST)
+def _diagonal_work(model, batch):  # type: ignore[no-untyped-def]
+    """u and v as they were, beta, and X^T g: out may be theta."""
+    d = model.dim
+    return np.empty(d), np.empty(d), np.empty(d), np.empty(d)
+
+
+@compiled(**FAST)
+def _diagonal_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyped-def]
+    """f = <beta, x>."""
+    d = model.dim
+    u, v, beta, _ = work
+    v[:] = theta[theta.size - d :]
+    u[:] = theta[:d]
+    if model.form == 1:
+        for j in range(d):
+            beta[j] = u[j] ** model.power - v[j] ** model.power
+    else:
+        for j in range(d):
+            beta[j] = u[j] * v[j]
+    for b in range(X.shape[0]):
+        total = 0.0
+        if keep.size > 0:
+            for j in range(d):
+                total += keep[b, j] * beta[j] * X[b, j]
+        else:
+            for j in range(d):
+                total += beta[j] * X[b, j]
+        f[b, 0] = total
+
+
+@compiled(**FAST)
+def _diagonal_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore[no-untyped-def]
+    """dbeta = sum_b g_b x_b, and from it du and dv."""
+    d = model.dim
+    u, v, _, moment = work
+    for j in range(d):
+        moment[j] = scale * g[0, 0] * X[0, j]
+    if keep.size > 0:
+        for j in range(d):
+            moment[j] *= keep[0, j]
+    for b in range(1, X.shape[0]):
+        slope = scale * g[b, 0]
+        for j in range(d):
+            moment[j] += slope * X[b, j] * (keep[b, j] if keep.size > 0 else 1.0)
+    if model.form == 0:
+        for j in range(d):
+            out[j] += moment[j] * v[j]
+        for j in range(d):
+            out[d + j] += moment[j] * u[j]
+    elif model.form == 1:
+        for j in range(d):
+            out[j] += model.power * moment[j] * u[j] ** (model.power - 1)
+        for j in range(d):
+            out[d + j] -= model.power * moment[j] * v[j] ** (model.power - 1)
+    else:
+        for j in range(d):
+            out[j] += 2.0 * moment[j] * v[j]
+
+
+@compiled(**FAST)
+def _deep_work(model, batch):  # type: ignore[no-untyped-def]
+    """The layers' outputs one after another, their derivatives likewise, and a layer's product."""
+    sizes = model.sizes
+    entries, largest = 0, 0
+    for layer in range(1, sizes.size):
+        entries += sizes[layer]
+        largest = max(largest, sizes[layer] * sizes[layer - 1])
+    return (
+        np.empty(batch * entries),
+        np.empty(batch * entries),
+        np.empty(largest if batch > 1 else 0),
+    )
+
+
+@compiled(**FAST)
+def _deep_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyped-def]
+    """h_l = W_l h_{l-1}, plus h_{l-1} where there is a skip."""
+    sizes, batch = model.sizes, X.shape[0]
+    last = sizes.size - 1
+    units = work[0]
+    before = X
+    start, place, unit = 0, 0, 0
+    for layer in range(1, last + 1):
+        k, j = sizes[layer - 1], sizes[layer]
+        W = theta[start : start + j * k].reshape(j, k)
+        after = units[place : place + batch * j].reshape(batch, j)
+        if batch > 1:
+            np.dot(before, W.T, after)
+        else:
+            for row in range(j):
+                total = 0.0
+                for column in range(k):
+                    total += W[row, column] * before[0, column]
+                after[0, row] = total
+        if model.skips[layer - 1]:
+            for b in range(batch):
+                for row in range(j):
+                    after[b, row] += before[b, row]
+        if keep.size > 0 and layer < last:
+            for b in range(batch):
+                for row in range(j):
+                    after[b, row] *= keep[b, unit + row]
+        before = after
+        start, place, unit = start + j * k, place + batch * j, unit + j
+    f[:] = before
+
+
+@compiled(**FAST)
+def _deep_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore[no-untyped-def]
+    """b_{l-1} = W_l^T b_l (plus b_l where there is a skip), dW_l = b_l h_{l-1}^T."""
+    sizes, batch = model.sizes, X.shape[0]
+    last = sizes.size - 1
+    units, backs, product = work
+    end, place, unit = theta.size, units.size, keep.shape[1]
+    back = backs[place - batch * sizes[last] : place].reshape(batch, sizes[last])
+    back[:] = g
+    place -= batch * sizes[last]
+    for layer in range(last, 0, -1):
+        k, j = sizes[layer - 1], sizes[layer]
+        W = theta[end - j * k : end].reshape(j, k)
+        out_W = out[end - j * k : end].reshape(j, k)
+        before, earlier = X, X
+        if layer > 1:
+            before = units[place - batch * k : place].reshape(batch, k)
+            earlier = backs[place - batch * k : place].reshape(batch, k)
+            if batch > 1:
+                np.dot(back, W, earlier)
+            else:
+                for column in range(k):
+                    earlier[0, column] = 0.0
+                for row in range(j):
+                    for column in range(k):
+                        earlier[0, column] += back[0, row] * W[row, column]
+            if model.skips[layer - 1]:
+                for b in range(batch):
+                    for column in range(k):
+                        earlier[b, column] += back[b, column]
+            if keep.size > 0:
+                unit -= k
+                for b in range(batch):
+                    for column in range(k):
+                        earlier[b, column] *= keep[b, unit + column]
+        if batch > 1:
+            like_W = product[: j * k].reshape(j, k)
+            np.dot(back.T, before, like_W)
+            for row in range(j):
+                for column in range(k):
+                    out_W[row, column] += scale * like_W[row, column]
+        else:
+            for row in range(j):
+                slope = scale * back[0, row]
+                for column in range(k):
+                    out_W[row, column] += slope * before[0, column]
+        back = earlier
+        end -= j * k
+        place -= batch * k
+
+
+FUNCTIONS: dict[type, tuple[Callable[..., Any], ...]] = {
+    TwoLayer: (_two_layer_work, _two_layer_forward, _two_layer_pull_back),
+    Diagonal: (_diagonal_work, _diagonal_forward, _diagonal_pull_back),
+    Deep: (_deep_work, _deep_forward, _deep_pull_back),
+}
+"""By the type of a model its work, forward and pull_back."""
+
+
+def work(model, batch):  # type: ignore[no-untyped-def]
+    """See above."""
+    return FUNCTIONS[type(model)][0](model, batch)
+
+
+def forward(model, theta, X, keep, work, f):  # type: ignore[no-untyped-def]
+    """See above."""
+    return FUNCTIONS[type(model)][1](model, theta, X, keep, work, f)
+
+
+def pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore[no-untyped-def]
+    """See above."""
+    return FUNCTIONS[type(model)][2](model, theta, X, keep, work, g, scale, out)
+
+
+def _function(model: Any, number: int) -> Callable[..., Any]:
+    """The function that Numba is to compile for an argument of this type."""
+    return FUNCTIONS[model.instance_class][number]
+
+
+@overload(work)
+def _compile_work(model, batch):  # type: ignore[no-untyped-def]
+    function = _function(model, 0)
+    return lambda model, batch: function(model, batch)
+
+
+@overload(forward)
+def _compile_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyped-def]
+    function = _function(model, 1)
+    return lambda model, theta, X, keep, work, f: function(model, theta, X, keep, work, f)
+
+
+@overload(pull_back)
+def _compile_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore[no-untyped-def]
+    function = _function(model, 2)
+    return lambda model, theta, X, keep, work, g, scale, out: function(
+        model, theta, X, keep, work, g, scale, out
+    )

@@ -1,0 +1,249 @@
+"""What is recorded of any model under any loss, each quantity with its formula.
+
+As simulation/observables.py for the two-layer network with one output, whose numbers it repeats
+there.  With several outputs, a neuron's alignment is |Theta* w_i| for Theta* : (C, d), and its
+cosine that of the angle to the rows' span: |P w_i| / |w_i|, P the projector on it.
+
+The tangent kernel of f = A W x between (x, c) and (x', c') is
+
+    K = delta_cc' x^T W^T W x' + (A A^T)_cc' x^T x',
+
+so that for changes D of W^T W and N of A A^T, with P = X D X^T and G = X X^T,
+|K_t - K_0|_F^2 = C |P|^2 + 2 tr(N) <P, G> + |N|^2 |G|^2; all of it through X^T X.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lnsim.base.checks import FloatArray
+from lnsim.models.base import Coordinates, Model
+from lnsim.models.problem import Problem
+from lnsim.run import quantities
+from lnsim.run.quantities import Axis
+
+TABLE_NAMES = {"two-layer": quantities.TWO_LAYER_ANY}
+"""The name of a model in the table of quantities, where it is not its `kernel`."""
+
+
+class ModelFrame:
+    """What stays fixed along a run: the problem, the coordinates, the model at the start."""
+
+    def __init__(self, problem: Problem, coordinates: Coordinates[Model], model: Model) -> None:
+        self.problem = problem
+        self.coordinates = coordinates
+        self.model = model
+        self.theta_star = problem.theta_star
+        self.start = model.neurons
+        self.size = model.size
+        self.name = TABLE_NAMES.get(model.kernel, model.kernel)
+        self.units = model.dim if model.kernel == "diagonal" else len(self._neurons)
+        self.lazy_radius = 0.0 if self.start is None else 1.0 / np.sqrt(len(self.start))
+        self.sides = list(coordinates.sides)
+        self.shrinks = any(rest is not None for rest in coordinates.rest)
+
+    @property
+    def _neurons(self) -> FloatArray:
+        return np.empty((0, 0)) if self.start is None else self.start
+
+    @cached_property
+    def directions(self) -> FloatArray:
+        """Orthonormal rows that span those of Theta* : (C, d)."""
+        assert self.theta_star is not None
+        _, singular, Vt = np.linalg.svd(np.atleast_2d(self.theta_star), full_matrices=False)
+        return np.asarray(Vt[singular > singular.max(initial=0.0) * 1e-12])
+
+    @cached_property
+    def gram(self) -> FloatArray:
+        """X^T X, shape (d, d)."""
+        return self.problem.X.T @ self.problem.X
+
+    def formulas(
+        self, axis: Axis = Axis.RECORD, *, of_neurons: bool = False, needs: str = ""
+    ) -> dict[str, Callable[[Any], FloatArray]]:
+        """The quantities that are recorded so of this model on this problem."""
+        names = quantities.names(self.name, axis, of_neurons=of_neurons, needs=needs)
+        given = {
+            "": True,
+            "theta_star": self.theta_star is not None,
+            "classes": self.problem.classes is not None,
+        }
+        return {name: FORMULAS[name] for name in names if given[quantities.TABLE[name].given]}
+
+    def path(self, name: str, tracked: int) -> int:
+        """The number of values at every record of a quantity of neurons or singular values."""
+        return min(self.model.outputs, self.model.dim) if name == "singular_values" else tracked
+
+    def view(self, weights: list[FloatArray], scale: FloatArray, twin: FloatArray) -> ModelView:
+        """B models of reduced parameters theta : (B, P); `scale` : (B,) of Coordinates.lift."""
+        return ModelView(self, weights[0], scale)
+
+    def network(self, weights: list[FloatArray], scale: float) -> Model:
+        """The full model of reduced parameters theta : (P,), read-only."""
+        model = self.coordinates.lift(weights[0].copy(), scale)
+        for array in model.parameters.values():
+            array.flags.writeable = False
+        return model
+
+    def final(self, weights: list[FloatArray], scale: float) -> dict[str, FloatArray]:
+        """The arrays that a trajectory has of the last model."""
+        parameters = self.coordinates.lift(weights[0], scale).parameters
+        return {f"final_{name}": array for name, array in parameters.items()}
+
+    def constants(self) -> dict[str, Any]:
+        """The arrays of the run that are known at its start."""
+        about = {"model": np.array(json.dumps(self.model.about()))}
+        return about if self.theta_star is None else about | {"theta_star": self.theta_star}
+
+
+class ModelView:
+    """B models, `scale` : (B,) what their rests are multiplied by."""
+
+    def __init__(self, frame: ModelFrame, theta: FloatArray, scale: FloatArray) -> None:
+        self.frame = frame
+        self.models = [
+            frame.coordinates.lift(one, float(s)) for one, s in zip(theta, scale, strict=True)
+        ]
+
+    @cached_property
+    def neurons(self) -> FloatArray:
+        """W of every model, shape (B, m, d)."""
+        arrays = [model.neurons for model in self.models]
+        return np.stack([array for array in arrays if array is not None])
+
+    @cached_property
+    def norms(self) -> FloatArray:
+        """|w_i| of every neuron, shape (B, m)."""
+        return np.linalg.norm(self.neurons, axis=2)
+
+    @cached_property
+    def displacements(self) -> FloatArray:
+        """|w_i(t) - w_i(0)| of every neuron, shape (B, m)."""
+        return np.linalg.norm(self.neurons - self.frame._neurons, axis=2)
+
+    @cached_property
+    def alignments(self) -> FloatArray:
+        """|Theta* w_i| of every neuron, shape (B, m)."""
+        assert self.frame.theta_star is not None
+        return np.linalg.norm(self.neurons @ np.atleast_2d(self.frame.theta_star).T, axis=2)
+
+    @property
+    def second_layers(self) -> FloatArray:
+        """The weights that go out of every neuron: a_i, or |A_i| for several outputs, (B, m)."""
+        layers = [np.atleast_2d(list(model.parameters.values())[1]) for model in self.models]
+        return np.stack([A[0] if len(A) == 1 else np.linalg.norm(A, axis=0) for A in layers])
+
+    def predictions(self, X: FloatArray) -> FloatArray:
+        """f of every row of X, shape (B, n, C)."""
+        return np.stack([model.predict(X) for model in self.models])
+
+    @cached_property
+    def trained(self) -> FloatArray:
+        """f of the training inputs."""
+        return self.predictions(self.frame.problem.X)
+
+    @cached_property
+    def tested(self) -> FloatArray | None:
+        """f of the test inputs, or None where there are none."""
+        X = self.frame.problem.X_test
+        return None if X is None else self.predictions(X)
+
+    @cached_property
+    def predictors(self) -> FloatArray:
+        """Theta of every model, shape (B, C, d)."""
+        arrays = [model.predictor for model in self.models]
+        return np.stack([array for array in arrays if array is not None])
+
+    def of_test(self, function: Callable[[FloatArray, FloatArray], Any]) -> FloatArray:
+        """The mean over the test samples of function(f, y), (B,); NaN where there are none."""
+        if self.tested is None or self.frame.problem.y_test is None:
+            return np.full(len(self.models), np.nan)
+        return np.asarray(function(self.tested, self.frame.problem.y_test).mean(axis=1))
+
+
+def _interpolator_distance(view: ModelView) -> FloatArray:
+    """|Theta - Theta*|_F."""
+    assert view.frame.theta_star is not None
+    return np.linalg.norm(view.predictors - view.frame.theta_star, axis=(1, 2))
+
+
+def _cosine_mean(view: ModelView) -> FloatArray:
+    norms = np.where(view.norms > 0.0, view.norms, np.inf)
+    along = np.linalg.norm(view.neurons @ view.frame.directions.T, axis=2)
+    return np.asarray((along / norms).mean(axis=1))
+
+
+def _effective_nonzeros(view: ModelView) -> FloatArray:
+    """0 for beta = 0."""
+    beta = view.predictors[:, 0]
+    squares = np.square(beta).sum(axis=1)
+    return np.abs(beta).sum(axis=1) ** 2 / np.where(squares > 0.0, squares, np.inf)
+
+
+def _ntk_distance(view: ModelView) -> FloatArray:
+    frame = view.frame
+    start = _kernel_parts(frame.model)
+    norm = _kernel_norm(*start, frame.gram)
+    changes = [_kernel_parts(model) for model in view.models]
+    return np.array(
+        [_kernel_norm(D - start[0], N - start[1], frame.gram) / norm for D, N in changes]
+    )
+
+
+def _kernel_parts(model: Model) -> tuple[FloatArray, FloatArray]:
+    """W^T W and A A^T."""
+    W, A = model.parameters.values()
+    A = np.atleast_2d(A)
+    return W.T @ W, A @ A.T
+
+
+def _kernel_norm(D: FloatArray, N: FloatArray, gram: FloatArray) -> float:
+    """|I (x) X D X^T + N (x) X X^T|_F."""
+    product = D @ gram
+    square = (
+        len(N) * np.sum(product * product.T)
+        + 2.0 * np.trace(N) * np.sum(product * gram.T)
+        + np.sum(N * N) * np.sum(gram * gram)
+    )
+    return float(np.sqrt(max(square, 0.0)))
+
+
+def _singular_values(view: ModelView) -> FloatArray:
+    finite = np.nan_to_num(view.predictors, posinf=0.0, neginf=0.0)
+    return np.asarray(np.linalg.svd(finite, compute_uv=False))
+
+
+FORMULAS: dict[str, Callable[[ModelView], FloatArray]] = {
+    "train_loss": lambda view: view.frame.problem.losses(view.trained, view.frame.problem.y).mean(
+        axis=1
+    ),
+    "test_loss": lambda view: view.of_test(view.frame.problem.losses),
+    "train_accuracy": lambda view: view.frame.problem.correct(
+        view.trained, view.frame.problem.y
+    ).mean(axis=1),
+    "test_accuracy": lambda view: view.of_test(view.frame.problem.correct),
+    "norm_mean": lambda view: view.norms.mean(axis=1),
+    "norm_squared": lambda view: np.square(view.norms).sum(axis=1),
+    "second_layer_norm": lambda view: np.linalg.norm(view.second_layers, axis=1),
+    "alignment_mean": lambda view: view.alignments.mean(axis=1),
+    "cosine_mean": _cosine_mean,
+    "interpolator_distance": _interpolator_distance,
+    "lazy_fraction": lambda view: (view.displacements <= view.frame.lazy_radius).mean(axis=1),
+    "ntk_distance": _ntk_distance,
+    "parameter_norm": lambda view: np.array([np.linalg.norm(m.flat) for m in view.models]),
+    "effective_nonzeros": _effective_nonzeros,
+    "singular_values": _singular_values,
+    "tracked_norm": lambda view: view.norms,
+    "tracked_alignment": lambda view: view.alignments,
+    "tracked_second_layer": lambda view: view.second_layers,
+    "tracked_beta": lambda view: view.predictors[:, 0],
+    "cloud_norm": lambda view: view.norms,
+    "cloud_alignment": lambda view: view.alignments,
+    "cloud_beta": lambda view: view.predictors[:, 0],
+}
+"""One number of every model, (B,), or of every neuron of each, (B, m): see Quantity."""
