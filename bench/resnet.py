@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lnsim_torch import networks
-from lnsim_torch.training.train import Data, Execution, Plan, place, train
+from lnsim_torch.training.train import Data, Execution, Recipe, place, train
 from torch import Tensor, nn
 
 from lnsim.images.data import Images
@@ -97,12 +97,12 @@ def measure(data: Data, width: int, batch: int, rounds: int) -> Turns:
     x = data.train.inputs(slice(None)).contiguous(memory_format=torch.channels_last)
     other = networks.resnet18(width=width).to(data.device).to(memory_format=torch.channels_last)
     turns = Turns(bare_epoch(other, x, data.train.targets, batch, cuda), data.device)
-    plan = Plan(
+    recipe = Recipe(
         steps=(rounds + 1) * steps, record_every=steps, lr=0.1, batch_size=batch, tau=0.1,
         loss="cross_entropy", train_measured=1,
     )  # fmt: skip
     execution = Execution(precision="bfloat16" if cuda else "float32", compile=cuda)
-    train(networks.resnet18(width=width), data, plan, execution, observe=turns)
+    train(networks.resnet18(width=width), data, recipe, execution, observe=turns)
     # The first record is no epoch, the first epoch compiles.
     turns.times = {name: times[2:] for name, times in turns.times.items()}
     return turns

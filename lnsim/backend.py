@@ -119,12 +119,12 @@ class LinearEngine(Protocol):
 class NetworkEngine(Protocol):
     """Trains networks on images.  What it hands out (networks, placed images) it takes back.
 
-    Plan and Execution say what determines a run's numbers and how they are computed, Result has
+    Recipe and Execution say what determines a run's numbers and how they are computed, Result has
     `records`, `state` and `status`, Tangent is a network's kernel: see training/train.py and
     network_engine.py of lnsim_torch.
     """
 
-    Plan: Any
+    Recipe: Any
     Execution: Any
     Result: Any
     Tangent: Any

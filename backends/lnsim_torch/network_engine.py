@@ -22,13 +22,13 @@ from lnsim_torch.ntk.kernel import empirical_ntk
 from lnsim_torch.samples import Data, Samples, place
 from lnsim_torch.threads import held
 from lnsim_torch.training.evaluation import evaluate
-from lnsim_torch.training.plan import Execution, Plan
 from lnsim_torch.training.pruning import pruning_curve
+from lnsim_torch.training.recipe import Execution, Recipe
 from lnsim_torch.training.train import Result, train
 
 __all__ = [
     "Execution",
-    "Plan",
+    "Recipe",
     "Result",
     "Tangent",
     "default_device",

@@ -39,8 +39,8 @@ _PARTS = ("records", "state", "measured")
 class Arms:
     """What the arms gave so far.
 
-    `plans`: by the name of each arm what determines it (Plan of the engine); they differ neither in
-    `steps` nor in `record_every`.  `assemble(records, measured)` makes the trajectory's arrays of
+    `recipes`: the engine's Recipe of each arm, by the arm's name; all have the same `steps` and
+    `record_every`.  `assemble(records, measured)` makes the trajectory's arrays of
     what each arm gave: its records of every one of `series`, (records,), NaN from where it has not
     got to, and what was measured at its end, if it is there.  Beside them stand `step` and, as
     `images`, how many there are for training and for the test.  `config` and `device` are kept too.
@@ -49,19 +49,19 @@ class Arms:
     def __init__(
         self,
         engine: NetworkEngine,
-        plans: Mapping[str, Any],
+        recipes: Mapping[str, Any],
         images: Images,
         series: Sequence[str],
         assemble: Assemble,
         config: Mapping[str, Any],
         device: str,
     ) -> None:
-        self._engine, self._plans = engine, dict(plans)
+        self._engine, self._recipes = engine, dict(recipes)
         self._series, self._assemble = series, assemble
         self._config, self._device = dict(config), device
         self._images = images
         self._fingerprint = _fingerprint(images)
-        first = next(iter(self._plans.values()))
+        first = next(iter(self._recipes.values()))
         self.steps = np.array(record_steps(first.steps, first.record_every))
         self._results: dict[str, Any] = {}
         self._measured: dict[str, Records] = {}
@@ -75,7 +75,7 @@ class Arms:
         check_not_diverged(earlier.status)
         if not np.array_equal(earlier.state.get("images", ()), self._fingerprint):
             raise ValueError("cannot resume: the earlier run had other data")
-        for name in self._plans:
+        for name in self._recipes:
             if f"{name}.status" in earlier.state:
                 parts = {part: _below(earlier.state, f"{name}.{part}.") for part in _PARTS}
                 status = Status(*json.loads(str(earlier.state[f"{name}.status"])))
@@ -104,7 +104,7 @@ class Arms:
         asked once an arm is trained.  All of these are called in the thread of an arm; `stop` by
         several at a time.
         """
-        names = list(self._plans)
+        names = list(self._recipes)
         shown = self._shown(progress)
         self._wanted, self._failure = len(names), None
 
@@ -114,7 +114,7 @@ class Arms:
                 return Status(Ending.OK, int(self.steps[-1]))
             network = start()
             result = self._engine.train(
-                network, data, self._plans[name], execution, resume=self._results.get(name),
+                network, data, self._recipes[name], execution, resume=self._results.get(name),
                 progress=shown(name), checkpoint=self._keeping(name, checkpoint),
                 stop=lambda: i >= self._wanted or (stop is not None and stop()),
                 each=self._fail, **driver,
@@ -172,13 +172,13 @@ class Arms:
     def trajectory(self, status: Status) -> Trajectory:
         """All that was recorded so far, and the state to go on from."""
         state: dict[str, NDArray[Any]] = {"images": self._fingerprint}
-        for name in filter(self._results.__contains__, self._plans):
+        for name in filter(self._results.__contains__, self._recipes):
             result = self._results[name]
             state[f"{name}.status"] = np.array(json.dumps([result.status.code, result.status.step]))
             held = (result.records, result.state, self._measured.get(name, {}))
             for part, arrays in zip(_PARTS, held, strict=True):
                 state |= {f"{name}.{part}.{key}": value for key, value in arrays.items()}
-        records = {name: self._records(name) for name in self._plans}
+        records = {name: self._records(name) for name in self._recipes}
         counts = np.array([len(labels) for labels in self._images[1::2]])
         arrays = {
             "step": self.steps, "images": counts, **self._assemble(records, self._measured)

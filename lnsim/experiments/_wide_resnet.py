@@ -90,14 +90,14 @@ def run(
     engine = load_networks(backend)
     device = device or engine.default_device()
     _check(config)
-    plans = {name: _plan(engine, config, changes) for name, changes in arms.items()}
+    recipes = {name: _recipe(engine, config, changes) for name, changes in arms.items()}
     execution = engine.Execution(compile=config.compile)
     images = _images.choose(config)
     identity = {"experiment": experiment, "backend": backend, **asdict(config)}
     with engine.held(config.threads):
         data = engine.place(images, device, normalization="global")
         recorder = _Recorder(engine, config, data)
-        kept = Arms(engine, plans, images, SERIES, recorder.assemble, identity, device)
+        kept = Arms(engine, recipes, images, SERIES, recorder.assemble, identity, device)
         if resume is not None:
             kept.restore(resume)
         return kept.train(
@@ -155,8 +155,8 @@ def _check(config: WideResNetConfig) -> None:
         )
 
 
-def _plan(engine: NetworkEngine, config: WideResNetConfig, changes: Mapping[str, Any]) -> Any:
-    return engine.Plan(
+def _recipe(engine: NetworkEngine, config: WideResNetConfig, changes: Mapping[str, Any]) -> Any:
+    return engine.Recipe(
         steps=config.steps, record_every=config.record_every, lr=config.lr, seed=config.seed,
         **changes,
     )  # fmt: skip

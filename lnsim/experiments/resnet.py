@@ -104,11 +104,11 @@ def run(
     device = device or engine.default_device()
     _check(config)
     images = _images.choose(config)
-    plans = _plans(engine, config, len(images.train_labels))
+    recipes = _recipes(engine, config, len(images.train_labels))
     execution = engine.Execution(precision=config.precision, compile=config.compile)
     identity = {"experiment": "resnet", "backend": backend, **asdict(config)}
     assemble = partial(_assemble, config)
-    arms = Arms(engine, plans, images, SERIES, assemble, identity, device)
+    arms = Arms(engine, recipes, images, SERIES, assemble, identity, device)
     if (earlier := driver.pop("resume", None)) is not None:
         arms.restore(earlier)
     with engine.held(config.threads):
@@ -189,11 +189,11 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
-def _plans(engine: NetworkEngine, config: Config, n: int) -> dict[str, Any]:
+def _recipes(engine: NetworkEngine, config: Config, n: int) -> dict[str, Any]:
     """What determines each arm, by its name."""
     to_an_epoch = -(-n // (config.batch_size or n))
     return {
-        f"tau = {tau}": engine.Plan(
+        f"tau = {tau}": engine.Recipe(
             steps=config.epochs * to_an_epoch,
             record_every=config.record_every * to_an_epoch,
             lr=config.lr,

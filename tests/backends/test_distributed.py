@@ -23,20 +23,20 @@ from lnsim.images.data import Images
 from lnsim_torch import networks
 from lnsim_torch.distributed import group, joined
 from lnsim_torch.samples import place
-from lnsim_torch.training import Plan, train
+from lnsim_torch.training import Recipe, train
 from lnsim_torch.training.evaluation import evaluate
 
 torch.set_num_threads(1)
 rng = np.random.default_rng(0)
 pixels, labels = rng.integers(0, 256, (24, 16, 16, 3), np.uint8), rng.integers(0, 4, 24)
 images = Images(pixels[:15], labels[:15], pixels[15:], labels[15:])
-plan = Plan(steps=6, record_every=2, lr=0.1, batch_size=7, rho=0.05, momentum=0.5, tau=0.3,
-            sigma=0.1, augment=True)
+recipe = Recipe(steps=6, record_every=2, lr=0.1, batch_size=7, rho=0.05, momentum=0.5, tau=0.3,
+                sigma=0.1, augment=True)
 with joined("cpu") as device:
     data = place(images, device, classes=4)
     network = networks.resnet18(width=2, classes=4).double()
     kept, seen, asked = [], [], []
-    result = train(network, data, plan, progress=seen.append, checkpoint=kept.append,
+    result = train(network, data, recipe, progress=seen.append, checkpoint=kept.append,
                    checkpoint_every=0)
     loss, accuracy = evaluate(network, data.test, "squared")
     assert type(network[1]) is torch.nn.BatchNorm2d
@@ -45,7 +45,7 @@ with joined("cpu") as device:
         asked.append(True)
         return group().rank == group().size - 1 and len(asked) == 2  # one process decides for all
 
-    full = train(networks.wide_resnet(1, classes=4), data, replace(plan, batch_size=0), stop=stop)
+    full = train(networks.wide_resnet(1, classes=4), data, replace(recipe, batch_size=0), stop=stop)
     np.savez(f"{sys.argv[1]}/{group().rank}.npz", **{**result.state, **result.records}, loss=loss,
              accuracy=accuracy, seen=seen, checkpoints=len(kept), stopped=full.status.step,
              full=full.records["train_loss"])

@@ -13,15 +13,15 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F
 from lnsim_torch import networks
-from lnsim_torch.training.augment import crop_and_flip, moves
+from lnsim_torch.training.augment import crop_and_flip, moves_of
 from lnsim_torch.training.batches import batches
-from lnsim_torch.training.train import Execution, Plan, Result, evaluate, place, smoothed, train
+from lnsim_torch.training.train import Execution, Recipe, Result, evaluate, place, smoothed, train
 from torch import nn
 
 from lnsim.images.data import Images
 
 CLASSES = 4
-PLAN = Plan(steps=12, record_every=3, lr=0.2, batch_size=7)
+RECIPE = Recipe(steps=12, record_every=3, lr=0.2, batch_size=7)
 
 
 @pytest.fixture(autouse=True)
@@ -68,11 +68,11 @@ def word(seed, stream, k):
     return int(bits.random_raw(k + 1)[k])
 
 
-def naive_target(plan, label, k):
+def naive_target(recipe, label, k):
     """What draw k trains on, before the noise."""
-    w = word(plan.seed, 0, k)
-    if w % 2**32 < plan.tau * 2**32:
-        if plan.flip == "any":
+    w = word(recipe.seed, 0, k)
+    if w % 2**32 < recipe.tau * 2**32:
+        if recipe.flip == "any":
             return (w >> 32) * CLASSES >> 32
         other = (w >> 32) * (CLASSES - 1) >> 32
         return other + (other >= label)
@@ -85,30 +85,30 @@ def naive_inputs(images):
     return torch.from_numpy(x).permute(0, 3, 1, 2)
 
 
-def naive_train(network, images, plan):
+def naive_train(network, images, recipe):
     x, n = naive_inputs(images), len(images.train_labels)
-    size = plan.batch_size or n
+    size = recipe.batch_size or n
     weights = list(network.parameters())
     velocity = [torch.zeros_like(w) for w in weights]
     k = epoch = 0
     order = []
-    for step in range(plan.steps):
+    for step in range(recipe.steps):
         if not order:
-            rng = np.random.default_rng([plan.seed, 8, epoch])
+            rng = np.random.default_rng([recipe.seed, 8, epoch])
             order = (rng.permutation(n) if size < n else np.arange(n)).tolist()
             epoch += 1
         batch, order = order[:size], order[size:]
-        labels = [naive_target(plan, int(images.train_labels[i]), k + j)
+        labels = [naive_target(recipe, int(images.train_labels[i]), k + j)
                   for j, i in enumerate(batch)]  # fmt: skip
         y = F.one_hot(torch.tensor(labels), CLASSES).double()
-        if plan.sigma:
-            words = [word(plan.seed, 1, k + j) for j in range(len(batch))]
-            y += torch.tensor([[plan.sigma * (1 if w >> c & 1 else -1) for c in range(CLASSES)]
+        if recipe.sigma:
+            words = [word(recipe.seed, 1, k + j) for j in range(len(batch))]
+            y += torch.tensor([[recipe.sigma * (1 if w >> c & 1 else -1) for c in range(CLASSES)]
                                for w in words])  # fmt: skip
 
         def gradient(batch=batch, labels=labels, y=y):
             f = network(x[batch])
-            if plan.loss == "squared":
+            if recipe.loss == "squared":
                 loss = 0.5 * ((f - y) ** 2).mean()
             else:
                 loss = F.cross_entropy(f, torch.tensor(labels))
@@ -116,20 +116,20 @@ def naive_train(network, images, plan):
 
         g = gradient()
         with torch.no_grad():
-            if plan.rho:
+            if recipe.rho:
                 before = [w.clone() for w in weights]
                 norm = sum((part**2).sum() for part in g) ** 0.5
                 for w, part in zip(weights, g, strict=True):
-                    w += plan.rho * part / norm
+                    w += recipe.rho * part / norm
                 with torch.enable_grad():
                     g = gradient()
                 for w, value in zip(weights, before, strict=True):
                     w.copy_(value)
-            lr = plan.lr
-            if plan.schedule == "cosine":
-                lr *= (1 + np.cos(np.pi * step / plan.steps)) / 2
+            lr = recipe.lr
+            if recipe.schedule == "cosine":
+                lr *= (1 + np.cos(np.pi * step / recipe.steps)) / 2
             for w, v, part in zip(weights, velocity, g, strict=True):
-                v.mul_(plan.momentum).add_(part + plan.weight_decay * w)
+                v.mul_(recipe.momentum).add_(part + recipe.weight_decay * w)
                 w -= lr * v
         k += len(batch)
 
@@ -149,10 +149,10 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_train_is_the_naive_loop(variant):
-    plan = replace(PLAN, seed=5, **VARIANTS[variant])
+    recipe = replace(RECIPE, seed=5, **VARIANTS[variant])
     network, naive = small_mlp(), small_mlp()
-    result = train(network, small_data(), plan)
-    naive_train(naive, small_images(), plan)
+    result = train(network, small_data(), recipe)
+    naive_train(naive, small_images(), recipe)
     assert result.status.code == "OK"
     for ours, theirs, start in zip(
         network.parameters(), naive.parameters(), small_mlp().parameters(), strict=True
@@ -160,7 +160,7 @@ def test_train_is_the_naive_loop(variant):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
         assert (ours - start).abs().max() > 1e-4
     f, labels = naive(naive_inputs(small_images())), torch.tensor(small_images().train_labels)
-    if plan.loss == "squared":
+    if recipe.loss == "squared":
         loss = 0.5 * (f - F.one_hot(labels, CLASSES)).square().mean()
     else:
         loss = F.cross_entropy(f, labels)
@@ -174,7 +174,7 @@ def test_sam_takes_running_statistics_from_the_first_pass():
     """Both passes see one batch; a step without size leaves what one pass leaves."""
     networks_of = [small_resnet() for _ in range(2)]
     for network, rho in zip(networks_of, (0.0, 0.5), strict=True):
-        train(network, small_data(), replace(PLAN, steps=1, lr=1e-30, rho=rho))
+        train(network, small_data(), replace(RECIPE, steps=1, lr=1e-30, rho=rho))
     for plain, sam in zip(*(network.buffers() for network in networks_of), strict=True):
         assert torch.equal(plain, sam)
 
@@ -182,8 +182,8 @@ def test_sam_takes_running_statistics_from_the_first_pass():
 def test_training_learns_and_evaluates():
     network = networks.resnet18(width=4, classes=CLASSES)
     data = small_data()
-    plan = replace(PLAN, steps=80, record_every=40, loss="cross_entropy", lr=0.05)
-    records = train(network, data, plan).records
+    recipe = replace(RECIPE, steps=80, record_every=40, loss="cross_entropy", lr=0.05)
+    records = train(network, data, recipe).records
     assert records["train_loss"][-1] < 0.5 * records["train_loss"][0]
     assert records["train_accuracy"][-1] > 0.7
     loss, accuracy = evaluate(network, data.test, "cross_entropy")
@@ -196,7 +196,7 @@ def test_training_learns_and_evaluates():
 
 def drawn_labels(labels, epochs, size, **law):
     """The samples and the labels drawn for them, (epochs, n) each."""
-    source = batches(labels, CLASSES, size=size, seed=3, signs=False, moved=False, **law)
+    source = batches(labels, CLASSES, size=size, seed=3, signs=False, moves=False, **law)
     n = len(labels)
     whole = [next(source) for _ in range(epochs * -(-n // (size or n)))]
     samples, drawn = (torch.cat([batch[i] for batch in whole]).view(epochs, n) for i in (0, 1))
@@ -246,7 +246,7 @@ def test_under_other_every_flip_changes_the_label():
 
 
 def test_draws_do_not_depend_on_where_they_begin():
-    options = {"size": 7, "seed": 2, "tau": 0.5, "flip": "any", "signs": True, "moved": True}
+    options = {"size": 7, "seed": 2, "tau": 0.5, "flip": "any", "signs": True, "moves": True}
     labels = np.arange(25) % CLASSES
     whole = batches(labels, CLASSES, **options)
     expected = [next(whole) for _ in range(11)]
@@ -263,14 +263,16 @@ def test_draws_do_not_depend_on_where_they_begin():
 def test_crop_and_flip_moves_each_image_as_its_word_says():
     words = np.random.Philox(key=7).random_raw(40)
     x = torch.randn(40, 2, 5, 6)
-    found = crop_and_flip(x, torch.from_numpy(moves(words)))
+    found = crop_and_flip(x, torch.from_numpy(moves_of(words)))
     for w, image, moved in zip(words.tolist(), x, found, strict=True):
         down, right, mirrored = (w >> 32) * 9 >> 32, (w % 2**32) * 9 >> 32, w & 1
         image = image.flip(-1) if mirrored else image
         padded = F.pad(image, [4] * 4)
         right = 8 - right if mirrored else right
         assert torch.equal(moved, padded[:, down : down + 5, right : right + 6])
-    counts = [np.bincount(column) for column in moves(np.random.Philox(key=8).random_raw(9000)).T]
+    counts = [
+        np.bincount(column) for column in moves_of(np.random.Philox(key=8).random_raw(9000)).T
+    ]
     for column, places in zip(counts, (9, 9, 2), strict=True):
         assert p_value(column, np.full(places, 9000 / places)) > 1e-3
 
@@ -295,14 +297,14 @@ def test_flat_images_and_a_constant_channel():
     )
     data = place(flat, classes=CLASSES)
     assert torch.equal(data.test.inputs(slice(None)), torch.ones(9, 5))
-    result = train(networks.mlp([5, CLASSES]), data, PLAN)
+    result = train(networks.mlp([5, CLASSES]), data, RECIPE)
     assert result.status.code == "OK"
 
 
 # Recording, stopping, going on.
 
 RICH = replace(
-    PLAN, momentum=0.8, rho=0.05, tau=0.4, sigma=0.1, augment=True, weight_decay=1e-3, lr=0.05
+    RECIPE, momentum=0.8, rho=0.05, tau=0.4, sigma=0.1, augment=True, weight_decay=1e-3, lr=0.05
 )
 
 
@@ -335,13 +337,13 @@ def norm(network, step):
 
 
 def test_a_finished_run_can_be_made_longer():
-    short = train(small_mlp(), small_data(), replace(PLAN, steps=7))
+    short = train(small_mlp(), small_data(), replace(RECIPE, steps=7))
     assert short.records["step"].tolist() == [0, 3, 6, 7]
-    longer = train(small_mlp(seed=1), small_data(), PLAN, resume=short)
-    whole = train(small_mlp(), small_data(), PLAN)
+    longer = train(small_mlp(seed=1), small_data(), RECIPE, resume=short)
+    whole = train(small_mlp(), small_data(), RECIPE)
     same(longer.records, whole.records)
     same(longer.state, whole.state)
-    again = train(small_mlp(seed=1), small_data(), PLAN, resume=whole)
+    again = train(small_mlp(seed=1), small_data(), RECIPE, resume=whole)
     same(again.records, whole.records)
 
 
@@ -358,12 +360,12 @@ def test_a_run_does_not_depend_on_when_it_records():
 
 def test_checkpoints_are_results_to_go_on_from():
     kept = []
-    whole = train(small_mlp(), small_data(), PLAN, checkpoint=kept.append, checkpoint_every=0)
+    whole = train(small_mlp(), small_data(), RECIPE, checkpoint=kept.append, checkpoint_every=0)
     assert [result.status.step for result in kept] == [0, 3, 6, 9]
     assert {result.status.code for result in kept} == {"STOPPED"}
-    rest = train(small_mlp(), small_data(), PLAN, resume=kept[1])
+    rest = train(small_mlp(), small_data(), RECIPE, resume=kept[1])
     same(rest.state, whole.state)
-    train(small_mlp(), small_data(), PLAN, checkpoint=kept.append, checkpoint_every=1e6)
+    train(small_mlp(), small_data(), RECIPE, checkpoint=kept.append, checkpoint_every=1e6)
     assert [result.status.step for result in kept[4:]] == [0]
 
 
@@ -383,7 +385,7 @@ def test_progress_and_torch_s_own_generator():
 
 def test_the_bar_counts_images(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    train(small_mlp(), small_data(), PLAN, progress="tau = 0.1")
+    train(small_mlp(), small_data(), RECIPE, progress="tau = 0.1")
     shown = capsys.readouterr().err
     assert "tau = 0.1: 100%" in shown and "image/s, loss 0." in shown
     assert ", accuracy " in shown
@@ -393,14 +395,14 @@ def test_smoothing_weighs_the_past():
     values = np.array([1.0, 0.0, 0.0, 4.0])
     np.testing.assert_allclose(smoothed(values, 0.5), [1, 1 / 3, 1 / 7, (0.125 + 4) / 1.875])
     np.testing.assert_array_equal(smoothed(values, 0.0), values)
-    result = train(small_mlp(), small_data(), replace(PLAN, smoothing=0.6))
+    result = train(small_mlp(), small_data(), replace(RECIPE, smoothing=0.6))
     expected = smoothed(result.records["test_accuracy"], 0.6)
     np.testing.assert_array_equal(result.records["smoothed_test_accuracy"], expected)
 
 
 def test_the_training_loss_can_be_of_some_images():
     images = small_images()
-    result = train(small_mlp(), small_data(), replace(PLAN, steps=0, train_measured=10))
+    result = train(small_mlp(), small_data(), replace(RECIPE, steps=0, train_measured=10))
     chosen = np.arange(10) * 25 // 10
     f = small_mlp()(naive_inputs(images)[chosen])
     y = F.one_hot(torch.tensor(images.train_labels[chosen]), CLASSES)
@@ -416,18 +418,18 @@ def test_evaluation_adds_batches_up(monkeypatch):
 
 
 def test_a_diverged_run_says_so_and_shows_no_nan():
-    result = train(small_mlp(), small_data(), replace(PLAN, lr=1e80, batch_size=0))
+    result = train(small_mlp(), small_data(), replace(RECIPE, lr=1e80, batch_size=0))
     assert (result.status.code, result.status.step) == ("DIVERGED", 3)
     assert result.records["step"].tolist() == [0]
     assert all(np.isfinite(values).all() for values in result.records.values())
     with pytest.raises(ValueError, match="cannot resume: the earlier run diverged"):
-        train(small_mlp(), small_data(), PLAN, resume=result)
+        train(small_mlp(), small_data(), RECIPE, resume=result)
 
 
 def test_memory_layout_changes_rounding_alone():
-    plan = replace(PLAN, steps=3)
+    recipe = replace(RECIPE, steps=3)
     first, last = (
-        train(small_resnet().double(), small_data(), plan, Execution(channels_last=layout))
+        train(small_resnet().double(), small_data(), recipe, Execution(channels_last=layout))
         for layout in (False, True)
     )
     np.testing.assert_allclose(first.records["train_loss"], last.records["train_loss"], rtol=1e-9)
@@ -461,9 +463,9 @@ def test_memory_layout_changes_rounding_alone():
         ({"seed": -1}, "seed must be at least 0"),
     ],
 )
-def test_plans_that_are_refused(changes, says):
+def test_recipes_that_are_refused(changes, says):
     with pytest.raises((ValueError, TypeError), match=says):
-        replace(PLAN, **changes)
+        replace(RECIPE, **changes)
 
 
 class Hungry(nn.Module):
@@ -480,26 +482,26 @@ class Hungry(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("network", "plan", "says"),
+    ("network", "recipe", "says"),
     [
         (small_mlp(), {"batch_size": 26}, "batch_size must be at most the 25 samples, got 26"),
-        (networks.mlp([192, 3]), {}, r"network must give 4 outputs, one a class, got \(3,\)"),
+        (networks.mlp([192, 3]), {}, r"must return 4 outputs, one for each class, got \(3,\)"),
         (networks.mlp([48, CLASSES]), {}, r"network does not take images \(3, 8, 8\): ."),
         (nn.Flatten(), {}, "network must have parameters that require grad"),
         (Hungry(), {}, "not enough memory on cpu for batch_size 7: lower batch_size"),
     ],
 )
-def test_networks_that_are_refused(network, plan, says):
+def test_networks_that_are_refused(network, recipe, says):
     with pytest.raises(ValueError, match=says) as error:
-        train(network, small_data(), replace(PLAN, **plan))
+        train(network, small_data(), replace(RECIPE, **recipe))
     assert "\n" not in str(error.value)
 
 
 def test_a_layout_that_crashes_is_refused():
     network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.Flatten(), nn.Linear(64, CLASSES))
     with pytest.raises(ValueError, match="channels_last must be off on cpu: '0' is a strided 1x1"):
-        train(network, small_data(), PLAN)
-    result = train(network, small_data(), PLAN, Execution(channels_last=False))
+        train(network, small_data(), RECIPE)
+    result = train(network, small_data(), RECIPE, Execution(channels_last=False))
     assert result.status.code == "OK"
 
 
@@ -511,7 +513,7 @@ def test_executions_that_are_refused():
         (Execution(compile=True), "compile must be off on cpu"),
     ):
         with pytest.raises(ValueError, match=says):
-            train(small_mlp(), small_data(), PLAN, execution)
+            train(small_mlp(), small_data(), RECIPE, execution)
     with pytest.raises(ValueError, match="device 'cuda:99' is not there"):
         small_data(device="cuda:99")
     with pytest.raises(ValueError, match="normalization must be one of channel, global"):
@@ -520,25 +522,29 @@ def test_executions_that_are_refused():
         small_images()._replace(train_images=np.ones((25, 5)), test_images=np.ones((9, 5)))
     )
     with pytest.raises(ValueError, match="augment needs images"):
-        train(networks.mlp([5, 10]), flat, replace(PLAN, augment=True))
+        train(networks.mlp([5, 10]), flat, replace(RECIPE, augment=True))
 
 
 def test_resumes_that_are_refused():
-    part = train(small_mlp(), small_data(), replace(PLAN, steps=6))
-    for plan, network, says in (
-        (replace(PLAN, steps=3), small_mlp(), "at step 6, past the end"),
-        (replace(PLAN, record_every=2), small_mlp(), "recorded at other steps"),
-        (replace(PLAN, schedule="cosine"), small_mlp(), "schedule cosine was of 6 steps, not 12"),
-        (replace(PLAN, momentum=0.5), small_mlp(), "no fitting state 'momentum.0'"),
-        (PLAN, networks.mlp([192, 5, CLASSES]), "no fitting state 'network.1.1.weight'"),
+    part = train(small_mlp(), small_data(), replace(RECIPE, steps=6))
+    for recipe, network, says in (
+        (replace(RECIPE, steps=3), small_mlp(), "at step 6, past the end"),
+        (replace(RECIPE, record_every=2), small_mlp(), "recorded at other steps"),
+        (
+            replace(RECIPE, schedule="cosine"),
+            small_mlp(),
+            "schedule was for 6 steps, not 12",
+        ),
+        (replace(RECIPE, momentum=0.5), small_mlp(), "no matching state 'momentum.0'"),
+        (RECIPE, networks.mlp([192, 5, CLASSES]), "no matching state 'network.1.1.weight'"),
     ):
         with pytest.raises(ValueError, match=f"cannot resume: .*{says}"):
-            train(network, small_data(), plan, resume=part)
+            train(network, small_data(), recipe, resume=part)
 
 
 def losses_with(execution, data, tau=0.1, rho=0.0):
-    plan = replace(PLAN, steps=8, record_every=4, tau=tau, rho=rho, augment=True, lr=0.05)
-    return train(small_resnet(), data, plan, execution).records["train_loss"]
+    recipe = replace(RECIPE, steps=8, record_every=4, tau=tau, rho=rho, augment=True, lr=0.05)
+    return train(small_resnet(), data, recipe, execution).records["train_loss"]
 
 
 def options_change_rounding_alone(data, rho):

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from lnsim_torch import networks
 from lnsim_torch.distributed import Group
 from lnsim_torch.training import randomness
-from lnsim_torch.training.train import Plan, evaluate, place, train
+from lnsim_torch.training.train import Recipe, evaluate, place, train
 from test_training import CLASSES, _one_thread, same, small_data, small_images  # noqa: F401
 from torch import nn
 
-PLAN = Plan(steps=8, record_every=2, lr=0.1, batch_size=7, momentum=0.5, seed=3)
+RECIPE = Recipe(steps=8, record_every=2, lr=0.1, batch_size=7, momentum=0.5, seed=3)
 
 
 class Around(nn.Module):
@@ -132,18 +132,18 @@ def states():
 @pytest.mark.parametrize("rho", [0.0, 0.1])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_run_does_not_depend_on_the_generators_nor_on_being_stopped(name, rho):
-    plan = replace(PLAN, rho=rho)
+    recipe = replace(RECIPE, rho=rho)
     seed_all(1)
     kept, before = [], states()
-    whole = train(made(name), small_data(), plan, checkpoint=kept.append, checkpoint_every=0)
+    whole = train(made(name), small_data(), recipe, checkpoint=kept.append, checkpoint_every=0)
     assert states() == before
     assert [result.status.step for result in kept] == [0, 2, 4, 6]
     for i, earlier in enumerate(kept):
         seed_all(2 + i)
-        again = train(made(name), small_data(), plan, resume=earlier)
+        again = train(made(name), small_data(), recipe, resume=earlier)
         same(again.records, whole.records)
         same(again.state, whole.state)
-    often = train(made(name), small_data(), replace(plan, record_every=1))
+    often = train(made(name), small_data(), replace(recipe, record_every=1))
     same(often.state, whole.state)
     np.testing.assert_array_equal(often.records["test_loss"][::2], whole.records["test_loss"])
 
@@ -152,7 +152,7 @@ def test_a_run_does_not_depend_on_the_generators_nor_on_being_stopped(name, rho)
 def test_what_is_drawn_is_another_for_another_seed(name):
     """The full batch, on clean labels: the seed is of the network's draws alone."""
     of_seeds = [
-        train(made(name), small_data(), replace(PLAN, batch_size=0, seed=seed)).records
+        train(made(name), small_data(), replace(RECIPE, batch_size=0, seed=seed)).records
         for seed in (0, 0, 1)
     ]
     losses = [records["train_loss"][-1] for records in of_seeds]
@@ -175,12 +175,12 @@ class Remembering(nn.Module):
 @pytest.mark.parametrize("rho", [0.0, 0.1])
 def test_every_step_has_draws_of_its_own_and_both_passes_of_sam_have_the_same(rho):
     inside = Remembering()
-    train(Around(inside), small_data(), replace(PLAN, rho=rho))
+    train(Around(inside), small_data(), replace(RECIPE, rho=rho))
     of_steps = torch.stack([mask for training, mask in inside.masks if training])
     if rho:
         assert torch.equal(of_steps[::2], of_steps[1::2])
         of_steps = of_steps[::2]
-    assert len(of_steps) == len(of_steps.unique(dim=0)) == PLAN.steps
+    assert len(of_steps) == len(of_steps.unique(dim=0)) == RECIPE.steps
     assert 0.2 < (of_steps == 0).double().mean() < 0.8
 
 
@@ -195,11 +195,11 @@ def test_processes_draw_for_their_own_shares(monkeypatch):
 
 def test_networks_in_threads_give_what_they_give_in_a_row():
     names = [name for name in DRAWING for _ in range(2)]
-    plans = [replace(PLAN, steps=30, record_every=10, seed=i) for i in range(len(names))]
+    recipes = [replace(RECIPE, steps=30, record_every=10, seed=i) for i in range(len(names))]
     data = small_data()
 
     def results(each):
-        return list(each(lambda i: train(made_in_turn[i], data, plans[i]), range(len(names))))
+        return list(each(lambda i: train(made_in_turn[i], data, recipes[i]), range(len(names))))
 
     made_in_turn = [made(name) for name in names]
     in_a_row = results(map)
@@ -221,7 +221,7 @@ def test_networks_that_are_known_not_to_draw_wait_for_no_turn():
             networks.mlp([192, 6, CLASSES]), networks.wide_resnet(1, classes=CLASSES),
             networks.resnet18(width=1, classes=CLASSES),
         ):  # fmt: skip
-            result = pool.submit(train, network, data, replace(PLAN, steps=1)).result(timeout=60)
+            result = pool.submit(train, network, data, replace(RECIPE, steps=1)).result(timeout=60)
             assert result.status.code == "OK"
 
 
@@ -235,9 +235,10 @@ def test_an_error_leaves_the_generators_as_they_were():
 
     network, before = Around(Failing()), states()
     with pytest.raises(KeyError, match="inside"):
-        train(network, small_data(), PLAN)
+        train(network, small_data(), RECIPE)
     assert states() == before
-    assert train(made("dropout"), small_data(), PLAN).status.code == "OK"  # the turn is given back
+    # The lock is released.
+    assert train(made("dropout"), small_data(), RECIPE).status.code == "OK"
 
 
 def test_what_is_observed_may_draw():
@@ -247,7 +248,7 @@ def test_what_is_observed_may_draw():
     runs = []
     for seed in (0, 1):
         seed_all(seed)
-        runs.append(train(made("dropout"), small_data(), PLAN, observe=observe).records["drawn"])
+        runs.append(train(made("dropout"), small_data(), RECIPE, observe=observe).records["drawn"])
     assert len(set(runs[0])) == len(runs[0])
     np.testing.assert_array_equal(*runs)
 
@@ -279,18 +280,18 @@ class Growing(nn.Module):
 
 def test_state_that_cannot_be_kept_is_refused_in_a_line():
     for inside, says in (
-        (WithNumpy(), "'inside.rng' is a Generator, which cannot be seeded anew at a step"),
-        (WithExtraState(), "'inside' has a get_extra_state, for which a checkpoint has no place"),
+        (WithNumpy(), "'inside.rng' is a Generator, which cannot be reseeded at each step"),
+        (WithExtraState(), "'inside' has a get_extra_state, which a checkpoint cannot hold"),
     ):
         with pytest.raises(ValueError, match=says) as error:
-            train(Around(inside), small_data(), PLAN)
+            train(Around(inside), small_data(), RECIPE)
         assert "\n" not in str(error.value)
-    part = train(Around(Growing()), small_data(), replace(PLAN, steps=4))
+    part = train(Around(Growing()), small_data(), replace(RECIPE, steps=4))
     with pytest.raises(ValueError, match=r"the network has no 'network\.inside\.seen' of the earl"):
-        train(Around(Growing()), small_data(), PLAN, resume=part)
-    with pytest.raises(ValueError, match=r"no fitting state 'network\.first\.weight'"):
-        train(made("dropout").double(), small_data(), PLAN,
-              resume=train(made("dropout"), small_data(), replace(PLAN, steps=4)))  # fmt: skip
+        train(Around(Growing()), small_data(), RECIPE, resume=part)
+    with pytest.raises(ValueError, match=r"no matching state 'network\.first\.weight'"):
+        train(made("dropout").double(), small_data(), RECIPE,
+              resume=train(made("dropout"), small_data(), replace(RECIPE, steps=4)))  # fmt: skip
 
 
 # Types of numbers.
@@ -302,17 +303,17 @@ def test_state_that_cannot_be_kept_is_refused_in_a_line():
 ], ids=["mlp", "resnet"])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_networks_of_few_digits_are_kept_and_resumed(dtype, make, rho):
-    plan = replace(PLAN, rho=rho, lr=0.02)
+    recipe = replace(RECIPE, rho=rho, lr=0.02)
     kept = []
     network = make().to(dtype)
-    whole = train(network, small_data(), plan, checkpoint=kept.append, checkpoint_every=0)
+    whole = train(network, small_data(), recipe, checkpoint=kept.append, checkpoint_every=0)
     assert {p.dtype for p in network.parameters()} == {dtype}
     for name, tensor in network.state_dict().items():
         np.testing.assert_array_equal(whole.state[f"network.{name}"], tensor.double().numpy())
-    again = train(make().to(dtype), small_data(), plan, resume=kept[1])
+    again = train(make().to(dtype), small_data(), recipe, resume=kept[1])
     same(again.records, whole.records)
     same(again.state, whole.state)
-    single = train(make(), small_data(), plan).records
+    single = train(make(), small_data(), recipe).records
     # Later on, so small a batch norm has multiplied the rounding errors.
     np.testing.assert_allclose(whole.records["train_loss"][:2], single["train_loss"][:2], rtol=0.02)
     assert evaluate(network, small_data().test, "squared")[0] == whole.records["test_loss"][-1]
@@ -336,17 +337,17 @@ def test_images_of_every_type_and_byte_order(kind):
     low = [array // 2 if array.ndim == 4 else array for array in images]
     cast = [array.astype(kind) if array.ndim == 4 else array for array in low]
     expected, found = (
-        train(networks.mlp([192, 6, CLASSES]), place(sets, classes=CLASSES), PLAN).records
+        train(networks.mlp([192, 6, CLASSES]), place(sets, classes=CLASSES), RECIPE).records
         for sets in (low, cast)
     )
     np.testing.assert_allclose(found["test_loss"], expected["test_loss"], rtol=1e-5)
 
 
 def test_images_may_be_lists_or_tensors():
-    expected = train(networks.mlp([192, 6, CLASSES]), small_data(), PLAN)
+    expected = train(networks.mlp([192, 6, CLASSES]), small_data(), RECIPE)
     for of in (lambda array: array.tolist(), torch.tensor):
         data = place([of(array) for array in small_images()], classes=CLASSES)
-        same(train(networks.mlp([192, 6, CLASSES]), data, PLAN).records, expected.records)
+        same(train(networks.mlp([192, 6, CLASSES]), data, RECIPE).records, expected.records)
 
 
 @pytest.mark.parametrize(
@@ -367,9 +368,9 @@ def test_images_that_are_refused(changes, says):
 
 def test_what_is_not_placed_is_refused():
     images, network = small_images(), networks.mlp([192, 6, CLASSES])
-    with pytest.raises(TypeError, match="data must be images that `place` has placed, got Images"):
-        train(network, images, PLAN)
-    with pytest.raises(TypeError, match="samples must be those of placed images, got list"):
+    with pytest.raises(TypeError, match="data must be the Data that `place` returns, got Images"):
+        train(network, images, RECIPE)
+    with pytest.raises(TypeError, match=r"samples must be Samples, such as data\.test, got list"):
         evaluate(network, images.test_images.tolist(), "squared")
 
 
@@ -377,11 +378,11 @@ def test_what_is_not_placed_is_refused():
 @pytest.mark.parametrize("batch_size", [0, 7])
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_gradients_that_are_off_around_the_call_are_on_inside(mode, batch_size, loss):
-    plan = replace(PLAN, loss=loss, batch_size=batch_size, augment=True)
+    recipe = replace(RECIPE, loss=loss, batch_size=batch_size, augment=True)
     network = networks.resnet18(width=1, classes=CLASSES)
-    expected = train(networks.resnet18(width=1, classes=CLASSES), small_data(), plan)
+    expected = train(networks.resnet18(width=1, classes=CLASSES), small_data(), recipe)
     with mode():
-        result = train(network, small_data(), plan)
+        result = train(network, small_data(), recipe)
         assert evaluate(network, small_data().test, loss)[0] == result.records["test_loss"][-1]
         assert not torch.is_grad_enabled()
     same(result.records, expected.records)
@@ -392,4 +393,4 @@ def test_a_network_of_inference_tensors_is_refused():
     with torch.inference_mode():
         network = networks.mlp([192, 6, CLASSES])
     with pytest.raises(ValueError, match="network must be made outside inference_mode"):
-        train(network, small_data(), PLAN)
+        train(network, small_data(), RECIPE)

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from lnsim_torch import empirical_ntk, linearize, network_engine
 from lnsim_torch.networks import wide_resnet as build_wide_resnet
 from lnsim_torch.samples import place
-from lnsim_torch.training.plan import Plan
+from lnsim_torch.training.recipe import Recipe
 
 from lnsim.base import plugins, threads
 from lnsim.cli import main
@@ -249,9 +249,9 @@ def test_the_number_of_cores_changes_no_bit(
 
 
 def test_arms_after_one_that_diverges_are_dropped_and_those_before_it_are_not(data, monkeypatch):
-    lr_at = Plan.lr_at
+    lr_at = Recipe.lr_at
     monkeypatch.setattr(
-        Plan, "lr_at", lambda plan, step: 1e9 if plan.tau == 0.5 else lr_at(plan, step)
+        Recipe, "lr_at", lambda recipe, step: 1e9 if recipe.tau == 0.5 else lr_at(recipe, step)
     )
     found = []
     for cores in (1, 3):

@@ -1,6 +1,6 @@
-"""Training of networks on images: plans, batches, state, measures, pruning."""
+"""Training of networks on images: recipes, batches, state, evaluation, pruning."""
 
-from lnsim_torch.training.plan import Execution, Plan
+from lnsim_torch.training.recipe import Execution, Recipe
 from lnsim_torch.training.train import Result, train
 
-__all__ = ["Execution", "Plan", "Result", "train"]
+__all__ = ["Execution", "Recipe", "Result", "train"]

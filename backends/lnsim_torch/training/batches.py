@@ -1,16 +1,16 @@
-"""What each step of training draws: which samples, with which labels, noise and moves.
+"""The random draws of each training step: its samples, their labels, noise, crops and flips.
 
-All of it is addressable, as in lnsim/streams.py.  A run draws samples one after the other, an epoch
-being one pass over all n in an order of its own, from numpy.random.default_rng([seed, 8, epoch]);
-the full batch keeps the order 0 ... n-1, so that its draw t n + j is sample j at step t.  Draw k of
-the run has word k of three streams of the seed:
+Every draw is addressable, as in lnsim/streams.py.  An epoch is one pass over all n samples in an
+order from numpy.random.default_rng([seed, 8, epoch]); the full batch keeps the order 0 ... n-1, so
+that its draw t n + j is sample j at step t.  Draw k of the run uses word k of three streams of the
+seed:
 
     Philox(key=[seed, 0])    its label (lnsim.dynamics.flips.py)
     Philox(key=[seed, 1])    the noise of its targets: entry c is +1 where bit c is 1, else -1
     Philox(key=[seed, 2])    its crop and flip (augment.py)
 
-So labels are drawn afresh whenever a sample is drawn, runs of one seed see the same orders and the
-same words whatever their tau, and a resumed run needs nothing but its step.
+So labels are drawn afresh whenever a sample is drawn, runs of one seed use the same orders and
+words for every tau, and a resumed run needs only its step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lnsim.dynamics.flips import flip_labels
 from lnsim.streams import WordStream
-from lnsim_torch.training.augment import moves
+from lnsim_torch.training.augment import moves_of
 
 _ORDER = 8
 """A purpose of numpy.random.default_rng([seed, purpose, ...]); networks.py has 7."""
@@ -34,28 +34,28 @@ _ORDER = 8
 _STREAMS = 3
 
 _AT_ONCE = 4096
-"""Draws that are made together, as far as they are whole epochs: a step of a small set is short."""
+"""Samples drawn at once, in whole epochs: a small training set has short steps."""
 
 MOST_CLASSES = 64
-"""Target entries that one word has signs for."""
+"""The number of target entries that one word has signs for."""
 
 
 class Batch(NamedTuple):
     """One step's draws, on the device.  samples, labels : (B,) int64.
 
-    signs : (B, C) of +-1 and moved : (B, 3), or None where they were not asked for.
+    signs : (B, C) of +-1 and moves : (B, 3), or None if not asked for.
     """
 
     samples: Tensor
     labels: Tensor
     signs: Tensor | None
-    moved: Tensor | None
+    moves: Tensor | None
 
     def part(self, chosen: slice | tuple[int, slice]) -> Batch:
-        """Some of the draws."""
+        """The draws at the indices `chosen`."""
         signs = None if self.signs is None else self.signs[chosen]
-        moved = None if self.moved is None else self.moved[chosen]
-        return Batch(self.samples[chosen], self.labels[chosen], signs, moved)
+        moves = None if self.moves is None else self.moves[chosen]
+        return Batch(self.samples[chosen], self.labels[chosen], signs, moves)
 
 
 def batches(
@@ -67,14 +67,15 @@ def batches(
     tau: float,
     flip: str,
     signs: bool,
-    moved: bool,
+    moves: bool,
     step: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """The batches of steps `step`, `step` + 1, ..., without end; true `labels` : (n,).
+    """Yields the batches of steps `step`, `step` + 1, ... without end, for true `labels` : (n,).
 
-    `size` samples each (0: all), none twice in an epoch, of which the last batch has what is left.
-    The other arguments: training.Plan.
+    A batch has `size` samples (0: all), the last one of an epoch the remainder; an epoch takes
+    every sample once.  signs, moves: whether to draw them.  For the other arguments see
+    training.Recipe.
     """
     n = len(labels)
     size = size or n
@@ -88,7 +89,7 @@ def batches(
             _send(orders, device),
             _send(flip_labels(labels[orders], of_labels, tau, flip, classes), device),
             _send(_signs(of_signs, classes), device) if signs else None,
-            _send(moves(of_moves), device) if moved else None,
+            _send(moves_of(of_moves), device) if moves else None,
         )
         for e in range(together):
             for begin in range(start, n, size):
@@ -108,7 +109,7 @@ def _signs(words: NDArray[np.uint64], classes: int) -> NDArray[np.float32]:
 
 
 def _send(array: NDArray[np.generic], device: torch.device | str) -> Tensor:
-    """The array on the device, on its way while the host goes on."""
+    """Starts to copy the array to the device; the host does not wait for it."""
     tensor = torch.from_numpy(array)
     if torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()

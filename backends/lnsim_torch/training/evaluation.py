@@ -1,4 +1,4 @@
-"""Loss and accuracy of a network on a set of images, and the parts that training shares."""
+"""Loss and accuracy of a network on a set of images, with the functions that training uses too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lnsim.base import checks
 from lnsim_torch.distributed import group
 from lnsim_torch.samples import Samples
-from lnsim_torch.training.plan import LOSSES, PLAIN, Execution
+from lnsim_torch.training.recipe import LOSSES, PLAIN, Execution
 
 AT_ONCE = 1000
 """Images in a batch."""
@@ -20,10 +20,10 @@ AT_ONCE = 1000
 def evaluate(
     network: nn.Module, samples: Samples, loss: str, execution: Execution = PLAIN
 ) -> tuple[float, float]:
-    """Mean loss and accuracy on `samples`, such as data.test; leaves the network in eval mode."""
+    """Mean loss and accuracy on `samples`, such as data.test; sets the network to eval mode."""
     checks.choice("loss", loss, LOSSES)
     if not isinstance(samples, Samples):
-        raise TypeError(f"samples must be those of placed images, got {type(samples).__name__}")
+        raise TypeError(f"samples must be Samples, such as data.test, got {type(samples).__name__}")
     dtype = next(network.parameters()).dtype
     totals = sums(network.eval(), samples, loss, dtype, execution)
     group().add_up([totals])
@@ -39,9 +39,9 @@ def sums(
     dtype: torch.dtype,
     execution: Execution,
 ) -> Tensor:
-    """Over this process's share of `samples`: the summed loss, and how many are right; (2,).
+    """Summed loss and number of correct predictions over this process's share of `samples`; (2,).
 
-    The sums are float64 and stay on the device, so that nothing waits for them.
+    The sums are float64 and stay on the device, so that the host does not wait for them.
     """
     processes = group()
     total = torch.zeros(2, dtype=torch.float64, device=samples.targets.device)
@@ -57,13 +57,13 @@ def sums(
 def inputs(
     samples: Samples, chosen: Tensor | slice, dtype: torch.dtype, execution: Execution
 ) -> Tensor:
-    """The chosen images as a network takes them, laid out in memory as its weights are."""
+    """The chosen images as input of a network, in the memory format of its weights."""
     x = samples.inputs(chosen, dtype)
     return x if execution.channels_last else x.contiguous()
 
 
 def outputs(network: Callable[[Tensor], Tensor], x: Tensor, execution: Execution) -> Tensor:
-    """network(x) : (B, C) in the precision asked for; float32 or float64."""
+    """network(x) : (B, C) computed in `execution.precision`, as float32 or float64."""
     if execution.precision == "float32":
         f = network(x)
         return f.to(torch.promote_types(f.dtype, torch.float32))
@@ -72,9 +72,9 @@ def outputs(network: Callable[[Tensor], Tensor], x: Tensor, execution: Execution
 
 
 def summed_loss(f: Tensor, labels: Tensor, loss: str, noise: Tensor | None = None) -> Tensor:
-    """The losses of outputs f : (B, C), added up over the batch; `noise` : (B, C) of the targets.
+    """The sum over the batch of the losses of outputs f : (B, C).
 
-    "squared" is 1/2 of the mean over the C outputs, from one-hot targets.
+    "squared" is half the mean square over the C outputs; targets are one-hot plus `noise` : (B, C).
     """
     if loss == "cross_entropy":
         return F.cross_entropy(f, labels, reduction="sum")

@@ -1,5 +1,5 @@
-"""The progress bar of training: images a second and time left, and of the latest record the
-training loss and the test accuracy."""
+"""The progress bar of training: images per second, the time left, and the latest record's training
+loss and test accuracy."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from lnsim.base.progress import Progress, bar
 
 
 class Reports(NamedTuple):
-    """What to call after each step, with the steps done, and with the values of each record."""
+    """`step` is called with the steps done after each step, `record` with each record's values."""
 
     step: Callable[[int], object]
     record: Callable[[Mapping[str, float]], object]
 
 
 @contextmanager
-def of_training(
+def training_progress(
     progress: Progress | str, images: float, steps: int, done: int
 ) -> Iterator[Reports]:
-    """`progress`: True, the bar's label, a function to call with the steps done, or nothing.
+    """`progress`: True, the bar's label, a function to call with the steps done, or None.
 
-    `images`: those of one step, in the mean.
+    `images`: the mean number of images per step.
     """
     label = progress if isinstance(progress, str) else None
     with bar(

@@ -1,15 +1,15 @@
-"""Randomness inside a network in training: dropout, stochastic depth, noise, whoever draws it.
+"""Random draws inside a network in training: dropout, stochastic depth, noise.
 
-A network that draws takes its numbers from torch's, Python's or NumPy's global generator, and every
-thread of a process shares these.  So its calls have turns: one network at a time in a process, from
-a seed that is made of the plan's seed, the step and what the call is for, after which the
-generators are as they were.  A draw has an address, as in batches.py: a resumed run needs no stored
-state, and networks in threads give what they give in a row.  Threads that do not train must not
-draw meanwhile.
+Such a network draws from the global generator of torch, Python or NumPy, which all threads of a
+process share.  So a lock lets one network at a time call: the generators are seeded from the
+recipe's seed, the step and the purpose of the call, and restored afterwards.  Draws are
+addressable, as in batches.py: a resumed run needs no stored state, and networks give the same
+results in threads as one after the other.  Other threads must not draw meanwhile.
 
-Turns cost the threads their gain, and a step some 80 microseconds.  A network that consists of
-layers known not to draw (QUIET, none of them with a hook) needs none.  Of several processes each
-draws for its own share of a batch: with such a network, their number is part of the run.
+The lock costs a step some 80 microseconds, and networks in threads run one at a time.  A network
+needs no lock if all its layers are known not to draw (QUIET, none of them with a hook).  Each of
+several processes draws for its own share of a batch, so a network that draws gives other results
+with another number of processes.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ QUIET = frozenset({
     nn.Flatten, nn.GELU, nn.GroupNorm, nn.Identity, nn.LayerNorm, nn.LeakyReLU, nn.Linear,
     nn.MaxPool2d, nn.ReLU, nn.Sequential, nn.SiLU, nn.Sigmoid, nn.Tanh,
 })  # fmt: skip
-"""Layers that draw nothing."""
+"""Layers that draw no random numbers."""
 
 STEP, RECORD = range(2)
-"""What a network is called for."""
+"""The purposes for which a network is called."""
 
 # A purpose of numpy.random.default_rng([seed, purpose, ...]); batches.py has 8.
 _INSIDE = 9
 
-_TURN = RLock()
+_LOCK = RLock()
 
 
 class Randomness:
-    """What `network` draws in a run of this `seed` on `device`.
+    """Seeds the random draws of `network` in a run of this `seed` on `device`.
 
     Raises ValueError for a network that holds a generator of NumPy or Python, which cannot be
-    seeded anew.
+    reseeded.
     """
 
     def __init__(self, network: nn.Module, seed: int, device: torch.device) -> None:
@@ -62,26 +62,26 @@ class Randomness:
 
     @contextmanager
     def of(self, purpose: int, step: int) -> Iterator[None]:
-        """Inside, the network draws what is drawn at this step; afterwards nothing is known of it.
+        """Inside, the generators are seeded for this step; afterwards they are as before.
 
-        The same for every entry: both passes of a step of SAM have the same draws.
+        Every entry gives the same draws: both passes of a SAM step use the same.
         """
         if self._quiet:
             yield
             return
-        with _TURN:
-            before = [generator.get_state() for generator in self._shared]
-            of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-            self._start(purpose, step)
+        with _LOCK:
+            states = [generator.get_state() for generator in self._shared]
+            python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+            self._reseed(purpose, step)
             try:
                 yield
             finally:
-                for generator, state in zip(self._shared, before, strict=True):
+                for generator, state in zip(self._shared, states, strict=True):
                     generator.set_state(state)
-                random.setstate(of_python)
-                np.random.set_state(of_numpy)  # noqa: NPY002
+                random.setstate(python_state)
+                np.random.set_state(numpy_state)  # noqa: NPY002
 
-    def _start(self, purpose: int, step: int) -> None:
+    def _reseed(self, purpose: int, step: int) -> None:
         address = [self._seed, _INSIDE, step, purpose, group().rank]
         generators = [*self._shared, *self._own]
         seeds = np.random.SeedSequence(address).generate_state(2 + len(generators)).tolist()
@@ -92,7 +92,7 @@ class Randomness:
 
 
 def _is_quiet(network: nn.Module) -> bool:
-    """Whether all of the network is known not to draw."""
+    """Whether every layer of the network is known not to draw."""
     if modules._has_any_global_hook():
         return False
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in network.parameters()):
@@ -110,16 +110,16 @@ def _is_changed(layer: nn.Module) -> bool:
 
 
 def _own_generators(network: nn.Module) -> list[torch.Generator]:
-    """The generators of torch that the network's layers hold."""
-    found = []
+    """The torch generators that the network's layers hold."""
+    generators = []
     for name, layer in network.named_modules():
         for key, value in vars(layer).items():
             if isinstance(value, torch.Generator):
-                found.append(value)
+                generators.append(value)
             elif isinstance(value, np.random.Generator | np.random.RandomState | random.Random):
-                place = f"{name}.{key}".removeprefix(".")
+                attribute = f"{name}.{key}".removeprefix(".")
                 raise ValueError(
-                    f"network must draw from torch's or from global generators: {place!r} is a"
-                    f" {type(value).__name__}, which cannot be seeded anew at a step"
+                    f"network must draw from torch's or from global generators: {attribute!r} is a"
+                    f" {type(value).__name__}, which cannot be reseeded at each step"
                 )
-    return found
+    return generators

@@ -1,4 +1,4 @@
-"""What a run of training is (Plan), and how it is computed (Execution)."""
+"""What determines a run of training (Recipe), and how it is computed (Execution)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ PRECISIONS = ("bfloat16", "float32")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What determines a run's numbers.
+class Recipe:
+    """The hyperparameters and the seed of a run, which determine its numbers.
 
     `steps` of size `lr`, recorded every `record_every`; `batch_size` 0 is the full batch.
     `schedule`: "constant", or "cosine" from lr to 0 over all steps.  `rho` > 0 makes it SAM.
-    `tau`: the probability that a label is drawn anew, `flip` from which classes ("other" than the
+    `tau`: the probability that a label is redrawn, `flip`: from which classes ("other" than the
     true one, or "any"); `sigma`: the noise of the targets, for the squared loss.  `augment`: crop
-    and flip.  `smoothing`: see training.smoothed.  `train_measured`: of how many training images,
-    evenly spaced, the recorded training loss and accuracy are; 0 for all.
+    and flip.  `smoothing`: see train.smoothed.  `train_measured`: the number of training images,
+    evenly spaced, for the recorded training loss and accuracy; 0 for all.
 
-    Raises ValueError or TypeError for numbers and words out of range.
+    Raises ValueError or TypeError for values that are not allowed.
     """
 
     steps: int
@@ -65,7 +65,7 @@ class Plan:
             raise ValueError(f"sigma must be 0 unless loss is squared, got {self.sigma}")
 
     def lr_at(self, step: int) -> float:
-        """The size of step number `step`, from 0."""
+        """The learning rate of step number `step`, counted from 0."""
         if self.schedule == "constant":
             return self.lr
         return self.lr * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
@@ -73,11 +73,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is computed, on the device where its data lie; it changes a run by rounding alone.
+    """How a run is computed on the device of its data; results change by rounding alone.
 
-    `precision`: "float32" leaves the network's own type, "bfloat16" is autocast; weights, losses
-    and sums stay as they are.  `compile`: by torch.compile.  `channels_last`: how images and
-    weights lie in memory; it is a quarter faster on the CPU too.  bfloat16 and compile need CUDA.
+    `precision`: "float32" keeps the network's dtype, "bfloat16" is autocast; weights, losses and
+    sums keep their dtype.  `compile`: use torch.compile.  `channels_last`: the memory format of
+    images and weights, a quarter faster on the CPU too.  bfloat16 and compile need CUDA.
     """
 
     precision: str = "float32"
@@ -88,12 +88,12 @@ class Execution:
         checks.choice("precision", self.precision, PRECISIONS)
 
     def check(self, device: str) -> None:
-        """Raises ValueError for what a `device` of this type cannot do."""
+        """Raises ValueError for options that a `device` of this type ("cpu", "cuda") lacks."""
         if device != "cuda":
             if self.precision != "float32":
                 raise ValueError(f"precision must be float32 on {device}, got {self.precision!r}")
             if self.compile:
-                raise ValueError(f"compile must be off on {device}: it is for CUDA")
+                raise ValueError(f"compile must be off on {device}: it needs CUDA")
 
 
 PLAIN = Execution()
