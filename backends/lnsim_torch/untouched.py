@@ -1,12 +1,12 @@
-"""A call of a network that leaves no trace: not in its state, nor in torch's generators.
+"""Calls of a network that change neither its state nor the random generators.
 
-What a network does when it is called may write to its own state: spectral norm in training mode
-takes a step of its power iteration, an observer moves its range, an embedding renormalises its
-rows. A kernel is of the network at one state, and takes many calls. So every call begins at the
-state in which the network was given, and ends there.
+A call may write to the network's own state: spectral norm in training mode takes a step of its
+power iteration, an observer moves its range, an embedding renormalises its rows. A kernel belongs
+to one state of the network, but takes many calls. So every call begins and ends at the state in
+which the network was given.
 
-A dispatch mode sees every operation of torch before it runs. Of a parameter or buffer that one is
-about to write to, it keeps a copy, and puts it back at the end: what is not written costs nothing.
+A dispatch mode sees every torch operation before it runs. It copies a parameter or buffer that the
+operation is about to write to, and restores it at the end; state that is not written costs nothing.
 """
 
 import ctypes
@@ -17,29 +17,29 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Operations that write to their running statistics though their schema does not say so.
-_WRITES_UNSAID = {
+# Operations that write to their running statistics although their schema does not say so.
+_UNDECLARED_WRITES = {
     torch.ops.aten.native_batch_norm.default: slice(3, 5),
     torch.ops.aten.cudnn_batch_norm.default: slice(3, 5),
     torch.ops.aten.miopen_batch_norm.default: slice(3, 5),
 }
-# Calls of a network that are watched in any case.
+# The first calls of a network are always watched.
 _WATCHED = 2
 
 
 class TooMuch(Exception):
-    """A call makes more bytes than it was given."""
+    """A call allocates more bytes than its limit."""
 
 
 class Untouched:
-    """Calls `network`, which must not be random, and leaves it as it was, also after an error."""
+    """Calls `network`, which must not be random, and restores its state, also after an error."""
 
     def __init__(self, network: nn.Module):
         self.network = network
@@ -55,9 +55,9 @@ class Untouched:
 
     def __call__(self, x: Tensor) -> Any:
         """network(x). Raises ValueError if the network draws random numbers."""
-        # Watching takes some microseconds an operation. What a network writes to, it writes to from
-        # the beginning.
-        watched = self._calls < _WATCHED or self._watch.seen or self._watch.room < math.inf
+        # Watching takes some microseconds per operation. A network that writes to its state is
+        # assumed to do so in its first calls.
+        watched = self._calls < _WATCHED or self._watch.has_writes or self._watch.limit < math.inf
         watch = self._watch if watched else nullcontext()
         flags = [module.training for module in self.modules]
         slots = [m._buffers for m in self.modules if m._buffers and type(m._buffers) is dict]
@@ -81,35 +81,38 @@ class Untouched:
 
     @contextmanager
     def within(self, nbytes: int) -> Iterator[Callable[[], int]]:
-        """Raise TooMuch where calls inside make more than nbytes; gives how many they made."""
+        """Raise TooMuch if calls inside allocate more than nbytes; yields a function for the count.
+
+        The function returns the bytes allocated so far.
+        """
         watch = self._watch
-        watch.made, watch.room = 0, nbytes
+        watch.allocated, watch.limit = 0, nbytes
         try:
-            yield lambda: watch.made
-        except Exception:  # TooMuch, or whatever the network raised in its place
-            if watch.made <= nbytes:
+            yield lambda: watch.allocated
+        except Exception:  # TooMuch, or an error that the network raised in its place
+            if watch.allocated <= nbytes:
                 raise
         finally:
-            watch.room = math.inf
-        if watch.made > nbytes:  # whatever the network made of the error
+            watch.limit = math.inf
+        if watch.allocated > nbytes:  # also if the network caught the error
             raise TooMuch
 
 
 class _Watch(TorchDispatchMode):
-    """Copies of the storages of `state` that are written to while the mode is on."""
+    """Keeps copies of the storages of `state` that are written to while the mode is on."""
 
     def __init__(self, state: Iterable[Tensor]):
         super().__init__()
         strided = (t.untyped_storage() for t in state if t.layout == torch.strided)
         self._state = {storage.data_ptr(): storage for storage in strided}
         self._copies: dict[int, torch.UntypedStorage] = {}
-        self.seen = False  # whether anything was written to, ever
-        self.made = 0
-        self.room: float = math.inf  # bytes of what operations gave, and may give
+        self.has_writes = False  # whether any storage was ever written to
+        self.allocated = 0  # bytes of the operations' results
+        self.limit: float = math.inf  # of `allocated`
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and to say so imports torch's compiler, in seconds
+        return False  # nothing is compiled here; True would import torch's compiler, which is slow
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -119,21 +122,23 @@ class _Watch(TorchDispatchMode):
         if written is not None:
             for value in written(args, kwargs):
                 for tensor in value if isinstance(value, list | tuple) else (value,):
-                    self._keep(tensor)
+                    self._copy(tensor)
         result = func(*args, **kwargs)
-        if self.room < math.inf and _makes(func):
-            made = result if isinstance(result, list | tuple) else (result,)
-            self.made += sum(t.numel() * t.element_size() for t in made if isinstance(t, Tensor))
-            if self.made > self.room:
+        if self.limit < math.inf and _allocates(func):
+            results = result if isinstance(result, list | tuple) else (result,)
+            self.allocated += sum(
+                t.numel() * t.element_size() for t in results if isinstance(t, Tensor)
+            )
+            if self.allocated > self.limit:
                 raise TooMuch
         return result
 
-    def _keep(self, tensor: Any) -> None:
+    def _copy(self, tensor: Any) -> None:
         if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
             address = tensor.untyped_storage().data_ptr()
             if address in self._state and address not in self._copies:
                 self._copies[address] = self._state[address].clone()
-                self.seen = True
+                self.has_writes = True
 
     def restore(self) -> None:
         for address, copy in self._copies.items():
@@ -142,16 +147,16 @@ class _Watch(TorchDispatchMode):
 
 
 @cache
-def _makes(func: Any) -> bool:
-    """Whether an operation gives memory of its own, no view and nothing that it was given."""
+def _allocates(func: Any) -> bool:
+    """Whether an operation returns new memory, neither a view nor one of its arguments."""
     return any(result.alias_info is None for result in func._schema.returns)
 
 
 @cache
 def _written_arguments(func: Any) -> Callable[[tuple, dict[str, Any]], list[Any]] | None:
-    """Which of its arguments an operation writes to, as a function of them; None if none."""
-    if func in _WRITES_UNSAID:
-        return lambda args, kwargs: [*args[_WRITES_UNSAID[func]]]
+    """A function that selects the arguments an operation writes to; None if it writes to none."""
+    if func in _UNDECLARED_WRITES:
+        return lambda args, kwargs: [*args[_UNDECLARED_WRITES[func]]]
     if not func._schema.is_mutable:
         return None
     names = [
@@ -166,7 +171,7 @@ def _written_arguments(func: Any) -> Callable[[tuple, dict[str, Any]], list[Any]
 
 @contextmanager
 def refused_randomness(device: torch.device | None) -> Iterator[None]:
-    """Raise ValueError if random numbers are drawn inside; the generators are put back.
+    """Raise ValueError if random numbers are drawn inside; the generators are restored.
 
     device: see `Generators`.
     """
@@ -178,75 +183,87 @@ def refused_randomness(device: torch.device | None) -> Iterator[None]:
 
 
 class Generators:
-    """Random generators as they are now, to see whether they are drawn from.
+    """The states of random generators, to find out later whether they were drawn from.
 
-    device: whose torch generator to watch, with that of the CPU; None: Python's and NumPy's global
-    generators, which are slower to look at.
+    device: watch the torch generators of this device and of the CPU; None: watch the global
+    generators of Python and NumPy, which are slower to read.
     """
 
     def __init__(self, device: torch.device | None):
-        generators = _others() if device is None else _torchs(device)
-        self._states = [(generator, generator[0]()) for generator in generators]
+        generators = _python_and_numpy() if device is None else _of_torch(device)
+        self._states = [(generator, generator.read()) for generator in generators]
 
     def refuse_draws(self) -> None:
-        """Put back those that were drawn from; raise ValueError if there are any."""
+        """Restore the generators that were drawn from; raise ValueError if there are any."""
         drawn = False
-        for (_, put, moved), state in self._states:
-            if moved(state):
+        for generator, state in self._states:
+            if generator.has_moved(state):
                 drawn = True
-                put(state)
+                generator.restore(state)
         if drawn:
             raise ValueError(
                 "the network draws random numbers when it is called (dropout, stochastic depth or "
-                "noise in training mode?), so that it is no function of its input; call "
+                "noise in training mode?), so it is no function of its input; call "
                 "network.eval() first"
             )
 
 
-# How to read the state of a generator, to put it back, and to see whether it is another one now.
-Generator = tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any], bool]]
+class _GeneratorAccess(NamedTuple):
+    """How to read and restore a generator's state, and to tell whether it has left a state."""
+
+    read: Callable[[], Any]
+    restore: Callable[[Any], Any]
+    has_moved: Callable[[Any], bool]
 
 
-def _torchs(device: torch.device) -> list[Generator]:
+def _of_torch(device: torch.device) -> list[_GeneratorAccess]:
     generators = [torch.default_generator]
     if device.type == "cuda":
         number = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[number])
-    return [(g.get_state, g.set_state, partial(_moved, g)) for g in generators]
-
-
-def _moved(generator: torch.Generator, state: Tensor) -> bool:
-    return not torch.equal(state, generator.get_state())
-
-
-def _others() -> list[Generator]:
     return [
-        (random.getstate, random.setstate, lambda state: random.getstate() != state),
-        (_numpys_state, lambda state: np.random.set_state(state[0]), _numpys_moved),  # noqa: NPY002
+        _GeneratorAccess(g.get_state, g.set_state, partial(_torch_moved, g)) for g in generators
     ]
 
 
-def _numpys_state() -> tuple[dict[str, Any], bytes]:
-    """The state of NumPy's global generator, and its memory, which is sooner read."""
+def _torch_moved(generator: torch.Generator, state: Tensor) -> bool:
+    return not torch.equal(state, generator.get_state())
+
+
+def _python_and_numpy() -> list[_GeneratorAccess]:
+    return [
+        _GeneratorAccess(
+            random.getstate, random.setstate, lambda state: random.getstate() != state
+        ),
+        _GeneratorAccess(
+            _numpy_state,
+            lambda state: np.random.set_state(state[0]),  # noqa: NPY002
+            _numpy_moved,
+        ),
+    ]
+
+
+def _numpy_state() -> tuple[dict[str, Any], bytes]:
+    """The state of NumPy's global generator, and its raw memory, which is faster to read."""
     state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     return state, _memory() if state["bit_generator"] == "MT19937" else b""
 
 
-def _numpys_moved(before: tuple[dict[str, Any], bytes]) -> bool:
+def _numpy_moved(before: tuple[dict[str, Any], bytes]) -> bool:
     state, memory = before
-    if memory and not state["has_gauss"]:  # a second normal number may be in store, and be taken
+    if memory and not state["has_gauss"]:  # drawing a cached normal number leaves the memory as is
         return memory != _memory()
-    return pickle.dumps(state) != pickle.dumps(_numpys_state()[0])
+    return pickle.dumps(state) != pickle.dumps(_numpy_state()[0])
 
 
 def _memory() -> bytes:
-    """What a Mersenne twister of NumPy holds: 624 words, and the place of the next one."""
+    """The memory of NumPy's Mersenne twister: 624 words, and the position of the next one."""
     generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
     return ctypes.string_at(generator.ctypes.state_address, 4 * 625)
 
 
 def eager() -> Any:
-    """A context in which compiled networks run as they were written."""
-    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and its import takes seconds
+    """A context in which compiled networks run uncompiled."""
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and the import takes seconds
         return torch.compiler.set_stance("force_eager")
     return nullcontext()

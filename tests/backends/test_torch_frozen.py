@@ -88,8 +88,8 @@ class ReturnsAnObject(Small):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (InAList, r"uses a parameter \(\d, \d\) that it does not take from the module"),
-        (in_a_closure, r"uses a parameter \(2,\) that it does not take from the module"),
+        (InAList, r"uses a parameter \(\d, \d\) that it does not take from its module"),
+        (in_a_closure, r"uses a parameter \(2,\) that it does not take from its module"),
         (Reentrant, "checkpoints with use_reentrant=True.*use_reentrant=False works"),
         (ReentrantFromALeaf, "checkpoints with use_reentrant=True"),
         (ReturnsAnObject, "returns a StringIO that holds tensors"),

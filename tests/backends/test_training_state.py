@@ -214,9 +214,9 @@ def test_networks_in_threads_give_what_they_give_in_a_row():
         same(ours.state, theirs.state)
 
 
-def test_networks_that_are_known_not_to_draw_wait_for_no_turn():
+def test_networks_that_are_known_not_to_draw_wait_for_no_lock():
     data = small_data()
-    with randomness._TURN, ThreadPoolExecutor(1) as pool:
+    with randomness._LOCK, ThreadPoolExecutor(1) as pool:
         for network in (
             networks.mlp([192, 6, CLASSES]), networks.wide_resnet(1, classes=CLASSES),
             networks.resnet18(width=1, classes=CLASSES),

@@ -1,4 +1,4 @@
-"""Networks linearised at their parameters, and descent on them in closed form."""
+"""Networks linearised at their parameters, and their gradient descent in closed form."""
 
 from lnsim_torch.linearization.descent import linearize, mse_predictor
 

@@ -4,20 +4,20 @@ The first-order model of a network around its parameters θ₀,
 
     f_lin(x; θ) = f(x; θ₀) + J(x) (θ − θ₀),        J(x) = ∂f/∂θ(x; θ₀),
 
-is affine in θ. `linearize` gives it as a module to be trained; `mse_predictor` gives what training
-it by full-batch gradient descent would give, without training. With the loss
+is affine in θ. `linearize` returns it as a module to be trained; `mse_predictor` predicts the
+outputs after full-batch gradient descent on it, without training. With the loss
 ½ mean (f − y)² over all N·C entries the residual follows
 
     gradient flow       r(t) = exp(−a t) r(0),
     gradient descent    r(t) = (1 − a)^t r(0),      a = lr Θ / (N·C),
 
 t in steps, Θ the kernel on the training set. In Θ's eigenbasis these are scalars: one
-eigendecomposition serves all times. Elsewhere
+eigendecomposition serves all times. On other samples
 
     f_test(t) = f_test(0) − Θ_test w(t),   w(t) = (1 − e^{−a t})/Θ r(0)  or  (1 − (1 − a)^t)/Θ r(0),
 
-whose limit in a direction that Θ does not see (eigenvalue λ → 0) is lr·t/(N·C): no inverse of Θ is
-taken. At t = ∞ such directions are left where they are, in training and test.
+whose limit in a direction with eigenvalue λ → 0 is lr·t/(N·C): Θ is not inverted. At t = ∞ such
+directions keep their initial values, in training and test.
 """
 
 import warnings
@@ -28,12 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from lnsim_torch.linearization.expansion import Mode, exact_mode, forward_mode, own_saved_tensors
-from lnsim_torch.linearization.frozen import Call, frozen_copy
+from lnsim_torch.linearization.frozen import FrozenCall, frozen_copy
 from lnsim_torch.ntk.kernel import refuse_random_layers
 from lnsim_torch.untouched import refused_randomness
 
 with warnings.catch_warnings():
-    # jvp imports this on its first use, and some releases of torch then warn about themselves.
+    # jvp imports this on its first use, which warns in some releases of torch.
     warnings.simplefilter("ignore")
     import torch._decomp.decompositions_for_jvp
 
@@ -41,19 +41,19 @@ with warnings.catch_warnings():
 def linearize(network: nn.Module) -> nn.Module:
     """The first-order model of `network` around its present parameters, as a module.
 
-    The module takes what the network takes and gives f(x; θ₀) + J(x)(θ − θ₀), with J as plain
-    autograd has it; of several outputs, each. Its parameters are θ, the network's in order,
-    starting at θ₀; those with requires_grad=False stay fixed. Any torch optimiser trains it. The
-    network is copied, and its layers stay in the mode they are in: what a call changes in its
-    buffers is taken back after the call, so that every call sees the same network.
+    The module takes the network's arguments and returns f(x; θ₀) + J(x)(θ − θ₀) for each output,
+    with the J of plain autograd. Its parameters θ are the network's, in order, and start at θ₀;
+    those with requires_grad=False stay fixed. Any torch optimiser trains it. The network is copied,
+    and its layers keep their mode: changes that a call makes to buffers are undone after it, so
+    that every call sees the same network.
 
     The first call, and the first after a move to another device or precision, takes several times
-    as long as others: it looks for a way of differentiation that is exact (expansion.py).
+    as long as others: it selects an exact mode of differentiation (expansion.py).
 
     Raises ValueError for dropout or batch norm in training mode, for a ScriptModule with
     parameters, and if no parameter requires grad. A call of the module raises ValueError if the
-    network draws random numbers; the first one if torch cannot differentiate an operation in any
-    way, if a parameter is used from a list or closure, and if an output is hidden in an object.
+    network draws random numbers. The first call also does if torch cannot differentiate an
+    operation, if a parameter is used from a list or closure, or if an object hides an output.
     """
     return LinearizedNetwork(network)
 
@@ -73,35 +73,37 @@ class LinearizedNetwork(nn.Module):
         self._mode: Mode | None = None
 
     def train(self, mode: bool = True) -> "LinearizedNetwork":
-        """Set this module's flag alone: the function linearised does not change with it."""
+        """Set the flag of this module only: the linearised function does not depend on it."""
         self.training = mode
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LinearizedNetwork":
-        self._mode = None  # another device or precision has other kernels
+        self._mode = None  # another device or precision uses other operations
         return super()._apply(fn, recurse)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        if torch.compiler.is_compiling():  # there is nothing in here that a compiler can follow
+        if torch.compiler.is_compiling():  # the compiler cannot trace any of this
             return torch.compiler.disable(self.forward)(*inputs, **named)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 return self.forward(*inputs, **named)
-        call = Call(self._frozen, (inputs, named))
-        mode = self._mode or self._choose(call)
-        at = self._frozen.start()
-        by = [theta - start for theta, start in zip(self.theta, at, strict=True)]
-        with refused_randomness(at[0].device):
-            values, changes = mode(call, at, by, call.tensors)
+        call = FrozenCall(self._frozen, (inputs, named))
+        mode = self._mode or self._select_mode(call)
+        theta_0 = self._frozen.start()
+        v = [theta - start for theta, start in zip(self.theta, theta_0, strict=True)]
+        with refused_randomness(theta_0[0].device):
+            values, changes = mode(call, theta_0, v, call.tensors)
         return call.result([y + d for y, d in zip(values, changes, strict=True)])
 
-    def _choose(self, call: Call) -> Mode:
+    def _select_mode(self, call: FrozenCall) -> Mode:
         if torch._C._functorch.peek_interpreter_stack() is not None:
-            return forward_mode  # inside vmap, grad or jvp, where values cannot be looked at
+            return forward_mode  # inside vmap, grad or jvp, where values cannot be compared
         with own_saved_tensors():
-            self._frozen.look(call)
-            at, name = self._frozen.start(), type(self.origin).__name__
-            self._mode = exact_mode(call, at, call.tensors, name, self._frozen.halves)
+            self._frozen.inspect(call)
+            theta_0, name = self._frozen.start(), type(self.origin).__name__
+            self._mode = exact_mode(
+                call, theta_0, call.tensors, name, self._frozen.has_half_precision
+            )
         return self._mode
 
 
@@ -125,7 +127,7 @@ class MSEPredictor:
         self._y = y.double()
         kernel = _matrix(ntk_train.double())
         eigenvalues, self._vectors = torch.linalg.eigh((kernel + kernel.T) / 2)
-        # A kernel has no negative eigenvalue: what is below rounding is zero.
+        # A kernel has no negative eigenvalue: values below rounding are zero.
         floor = eigenvalues.abs().max() * len(eigenvalues) * torch.finfo(ntk_train.dtype).eps
         self._rate = lr / f0.numel()
         self._decay = self._rate * torch.where(eigenvalues > floor, eigenvalues, 0.0)
@@ -137,37 +139,41 @@ class MSEPredictor:
     def train(self, times: Times, *, discrete: bool = False) -> Tensor:
         """Training outputs at `times` (steps): (N, C), or (T, N, C) for T times; float64.
 
-        discrete: gradient descent with steps of lr, times whole; otherwise gradient flow. Infinity
-        is a time. Raises ValueError for negative or, if discrete, fractional times, for infinite
-        time at an lr at which gradient descent does not converge.
+        discrete: gradient descent with steps of lr, at whole times; otherwise gradient flow. A time
+        may be infinite. Raises ValueError for negative times and, if discrete, for fractional times
+        and for infinite times at an lr at which gradient descent does not converge.
         """
         steps = self._steps(times, discrete)
-        left, _ = self._left_and_gone(steps, discrete)
-        residual = self._vectors @ (left[..., None] * self._residual)
+        remaining, _ = self._remaining_and_decayed(steps, discrete)
+        residual = self._vectors @ (remaining[..., None] * self._residual)
         return self._y + residual.reshape(*steps.shape, *self._y.shape)
 
     def test(self, times: Times, *, discrete: bool = False) -> Tensor:
-        """Test outputs, as `train`. Raises ValueError if the test kernel was not given."""
+        """Test outputs, like `train`. Raises ValueError if the test kernel was not given."""
         if self._f0_test is None:
             raise ValueError("test outputs need ntk_test and f0_test")
         steps = self._steps(times, discrete)
-        _, gone = self._left_and_gone(steps, discrete)
-        seen = self._decay > 0
-        unseen = torch.where(steps.isinf(), 0.0, steps)[..., None]
-        weight = self._rate * torch.where(seen, gone / torch.where(seen, self._decay, 1.0), unseen)
-        moved = self._test @ (weight[..., None] * self._residual)
-        return self._f0_test - moved.reshape(*steps.shape, *self._f0_test.shape)
+        _, decayed = self._remaining_and_decayed(steps, discrete)
+        decays = self._decay > 0
+        no_decay = torch.where(steps.isinf(), 0.0, steps)[..., None]
+        ratio = torch.where(decays, decayed / torch.where(decays, self._decay, 1.0), no_decay)
+        weight = self._rate * ratio
+        change = self._test @ (weight[..., None] * self._residual)
+        return self._f0_test - change.reshape(*steps.shape, *self._f0_test.shape)
 
-    def _left_and_gone(self, steps: Tensor, discrete: bool) -> tuple[Tensor, Tensor]:
-        """What is left of the residual in each eigendirection, (T, directions), and 1 − that."""
+    def _remaining_and_decayed(self, steps: Tensor, discrete: bool) -> tuple[Tensor, Tensor]:
+        """The share r of the residual that is left in each eigendirection, and 1 − r.
+
+        Both (T, directions).
+        """
         a = self._decay
         log_factor = torch.where(a < 1, (-a).log1p(), (1 - a).abs().log()) if discrete else -a
         exponent = steps[..., None] * log_factor
-        # Neither 0 · ∞: a direction without decay stays, and nothing happens in no time.
+        # 0 · ∞ is 0: a direction without decay stays, and so do all at time 0.
         exponent = torch.where((a > 0) & (steps[..., None] > 0), exponent, 0.0)
-        flipped = (a > 1) & (steps[..., None] % 2 == 1) & discrete
-        left = torch.where(flipped, -exponent.exp(), exponent.exp())
-        return left, torch.where(flipped, 1 - left, -exponent.expm1())
+        negative = (a > 1) & (steps[..., None] % 2 == 1) & discrete
+        remaining = torch.where(negative, -exponent.exp(), exponent.exp())
+        return remaining, torch.where(negative, 1 - remaining, -exponent.expm1())
 
     def _steps(self, times: Times, discrete: bool) -> Tensor:
         steps = torch.as_tensor(times, dtype=torch.float64, device=self._decay.device)
@@ -178,12 +184,13 @@ class MSEPredictor:
         highest = float(self._decay.max())
         if discrete and steps.isinf().any() and highest >= 2:
             raise ValueError(
-                f"gradient descent has no limit: lr is {highest / 2:.3g} times the largest stable"
+                f"gradient descent has no limit: lr is {highest / 2:.3g} times the largest"
+                " stable lr"
             )
         return steps
 
     def _columns(self, values: Tensor) -> Tensor:
-        """(N, C) as the vectors the kernel acts on: one for each output, or one of all entries."""
+        """(N, C) as columns that the kernel acts on: one for each output, or one of all entries."""
         return values.reshape(-1, 1) if self._full else values
 
 
@@ -195,15 +202,15 @@ def mse_predictor(
     ntk_test: Tensor | None = None,
     f0_test: Tensor | None = None,
 ) -> MSEPredictor:
-    """Predict full-batch training on the loss ½ mean (f − y)² from the kernel at its start.
+    """Predict full-batch training on the loss ½ mean (f − y)² from the initial kernel.
 
-    ntk_train: kernel (N, N) shared by all outputs, or (N, N, C, C). f0, y: outputs at the start
-    and targets, (N, C). lr: step size. ntk_test: kernel (N_test, N[, C, C]) of the test with the
-    training samples; f0_test: (N_test, C); both or neither.
+    ntk_train: kernel (N, N) shared by all outputs, or (N, N, C, C). f0, y: initial outputs and
+    targets, (N, C). lr: learning rate. ntk_test: kernel (N_test, N[, C, C]) between the test and
+    the training samples; f0_test: (N_test, C); both or neither.
 
-    The result's `train(times, discrete=False)` and `test(times, discrete=False)` give the outputs
-    at any times, counted in steps, in float64. Raises ValueError for shapes that do not match, and
-    lr not positive.
+    The result's `train(times, discrete=False)` and `test(times, discrete=False)` return the outputs
+    at any times, counted in steps, in float64. Raises ValueError for shapes that do not match and
+    for lr ≤ 0.
 
     Source: Lee et al. 2019, "Wide neural networks of any depth evolve as linear models".
     """
@@ -248,7 +255,7 @@ def effective_rank(ntk: Tensor) -> Tensor:
 
 
 def _matrix(kernel: Tensor) -> Tensor:
-    """(N, M, C, C) as (N·C, M·C), samples outer; (N, M) as it is."""
+    """(N, M, C, C) as (N·C, M·C), with the sample as the slower index; (N, M) unchanged."""
     if kernel.ndim == 2:
         return kernel
     n, m, c, _ = kernel.shape

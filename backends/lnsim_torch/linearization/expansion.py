@@ -1,16 +1,16 @@
 """A network's value f and its first-order change J v, exact, in forward mode or in backward mode.
 
-J is the Jacobian that plain autograd gives. Forward mode (`torch.func.jvp`) is the quick way to
-J v, but it does not know every operation, and it does not see what a network says to autograd
-alone: it goes through `torch.no_grad()`, and passes over hooks on gradients. Backward mode needs
-only what plain autograd needs, twice: Jᵀu is linear in u, and J is the transpose of that map,
+J is the Jacobian of plain autograd. Forward mode (`torch.func.jvp`) computes J v quickly, but some
+operations lack it, and it ignores instructions to autograd: it differentiates through
+`torch.no_grad()`, and skips hooks on gradients. Backward mode needs only plain autograd, twice:
+Jᵀu is linear in u, and J is the transpose of that map,
 
     J v = ∂⟨Jᵀu, v⟩/∂u.
 
 The change is linear in v, so its gradient for v is Jᵀg, one backward pass of the network itself.
 
-The rule: `exact_mode` tries forward mode once, and takes it if it runs and is right; else it tries
-backward mode. Right is ⟨u, J v⟩ = ⟨Jᵀu, v⟩ for drawn v and u, and that Jᵀu is autograd's.
+`exact_mode` tries forward mode once and selects it if it runs and is exact; otherwise it tries
+backward mode. Exact means that ⟨u, J v⟩ = ⟨Jᵀu, v⟩ for random v and u, and that Jᵀu is autograd's.
 """
 
 import math
@@ -25,28 +25,28 @@ from torch.func import jvp
 from torch.overrides import TorchFunctionMode
 
 Tensors = Sequence[Tensor]
-# Relative distance up to which two Jacobians of few digits agree.
+# Relative distance up to which two Jacobians in low precision agree.
 _COARSE = 0.25
 
 
-class Call(Protocol):
-    """A call of a network as a function of its parameters and of the tensors it is given."""
+class NetworkCall(Protocol):
+    """A call of a network as a function of its parameters and of its input tensors."""
 
     def at(self, parameters: Tensors) -> AbstractContextManager:
-        """The network with these parameters, for as long as autograd may come back to it."""
+        """Inside, the network has these parameters; differentiate inside, too."""
 
     def outputs(self, inputs: Tensors) -> list[Tensor]:
-        """The tensors that the network returns; inside `at` only."""
+        """The tensors that the network returns for these inputs; to be called inside `at`."""
 
 
-Mode = Callable[[Call, Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
-"""(call, θ₀, v, inputs) -> the network's outputs at θ₀, and J v for each of them."""
+Mode = Callable[[NetworkCall, Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
+"""(call, θ₀, v, inputs) -> the network's outputs at θ₀, and J v for each output."""
 
 
 def forward_mode(
-    call: Call, at: Tensors, by: Tensors, inputs: Tensors
+    call: NetworkCall, at: Tensors, by: Tensors, inputs: Tensors
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """A `Mode`: by forward-mode differentiation. Differentiable in v and the inputs."""
+    """The `Mode` of forward-mode differentiation. Differentiable in v and the inputs."""
 
     def network(parameters: list[Tensor]) -> list[Tensor]:
         with call.at(parameters):
@@ -55,8 +55,10 @@ def forward_mode(
     return jvp(network, ([*at],), ([*by],))  # type: ignore[return-value]
 
 
-def backward_mode(call: Call, at: Tensors, by: Tensors, inputs: Tensors) -> tuple[Tensors, Tensors]:
-    """A `Mode`: by differentiating the gradient. Differentiable in v and the inputs."""
+def backward_mode(
+    call: NetworkCall, at: Tensors, by: Tensors, inputs: Tensors
+) -> tuple[Tensors, Tensors]:
+    """The `Mode` that differentiates the gradient. Differentiable in v and the inputs."""
     both = _Backward.apply(call, len(at), *at, *by, *inputs)
     half = len(both) // 2
     return both[:half], both[half:]
@@ -64,7 +66,7 @@ def backward_mode(call: Call, at: Tensors, by: Tensors, inputs: Tensors) -> tupl
 
 class _Backward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Call, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: NetworkCall, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.call, ctx.count = call, count
         device = tensors[0].device.type
         ctx.autocast = (
@@ -85,17 +87,16 @@ class _Backward(torch.autograd.Function):
         create = torch.is_grad_enabled()
         at, by, inputs = _split(ctx.saved_tensors, ctx.count)
         with torch.enable_grad(), torch.autocast(*ctx.autocast):
-            of_by = _transposed(ctx.call, at, inputs, weights[len(weights) // 2 :], create)
-            of_inputs: list[Tensor | None] = [None] * len(inputs)
-            wanted = [i for i in range(len(inputs)) if ctx.needs_input_grad[2 + 2 * len(at) + i]]
-            if wanted:
+            v_gradients = _transposed(ctx.call, at, inputs, weights[len(weights) // 2 :], create)
+            input_gradients: list[Tensor | None] = [None] * len(inputs)
+            numbers = [i for i in range(len(inputs)) if ctx.needs_input_grad[2 + 2 * len(at) + i]]
+            if numbers:
                 values, changes = _twice(ctx.call, at, by, inputs, create=True)
-                which = [inputs[i] for i in wanted]
-                for i, g in zip(
-                    wanted, _gradients([*values, *changes], which, weights, create), strict=True
-                ):
-                    of_inputs[i] = g
-        return (None, None, *(None for _ in at), *of_by, *of_inputs)
+                targets = [inputs[i] for i in numbers]
+                gradients = _gradients([*values, *changes], targets, weights, create)
+                for i, gradient in zip(numbers, gradients, strict=True):
+                    input_gradients[i] = gradient
+        return (None, None, *(None for _ in at), *v_gradients, *input_gradients)
 
 
 def _split(tensors: Tensors, count: int) -> tuple[Tensors, Tensors, Tensors]:
@@ -103,9 +104,9 @@ def _split(tensors: Tensors, count: int) -> tuple[Tensors, Tensors, Tensors]:
 
 
 def _twice(
-    call: Call, at: Tensors, by: Tensors, inputs: Tensors, create: bool
+    call: NetworkCall, at: Tensors, by: Tensors, inputs: Tensors, create: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs and J v as the derivative of ⟨Jᵀu, v⟩ for u, which does not depend on u: at 0."""
+    """Outputs, and J v as the derivative of ⟨Jᵀu, v⟩ in u, taken at u = 0 since it is constant."""
     leaves = [t.detach().requires_grad_() for t in at]
     with call.at(leaves):
         with _Differentiable():
@@ -113,14 +114,14 @@ def _twice(
         duals = [torch.zeros_like(y, requires_grad=y.requires_grad) for y in values]
         transposed = _gradients(values, leaves, duals, create=True)
         used = [u for u in duals if u.requires_grad]
-        change = iter(_gradients(transposed, used, by, create))
-    return values, [next(change) if u.requires_grad else u for u in duals]
+        changes = iter(_gradients(transposed, used, by, create))
+    return values, [next(changes) if u.requires_grad else u for u in duals]
 
 
 def _transposed(
-    call: Call, at: Tensors, inputs: Tensors, weights: Tensors, create: bool
+    call: NetworkCall, at: Tensors, inputs: Tensors, weights: Tensors, create: bool
 ) -> tuple[Tensor, ...]:
-    """Jᵀ of the weights, one for each output, by plain autograd."""
+    """Jᵀ of the weights (one tensor for each output), by plain autograd."""
     leaves = [t.detach().requires_grad_() for t in at]
     with call.at(leaves):
         with _Differentiable() if create else nullcontext():
@@ -131,7 +132,7 @@ def _transposed(
 def _gradients(
     outputs: Tensors, inputs: Tensors, weights: Tensors, create: bool
 ) -> tuple[Tensor, ...]:
-    """Gradients of Σ ⟨weight, output⟩, zero for what the outputs do not depend on."""
+    """Gradients of Σ ⟨weight, output⟩, zero for inputs that the outputs do not depend on."""
     used = [(y, w) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
     if not used or not inputs:
         return tuple(torch.zeros_like(x) for x in inputs)
@@ -142,7 +143,7 @@ def _gradients(
 
 
 class _Differentiable(TorchFunctionMode):
-    """Writes out Hardsigmoid, the one common function whose gradient has no derivative in torch."""
+    """Rewrites Hardsigmoid, the one common function whose gradient has no derivative in torch."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -150,37 +151,41 @@ class _Differentiable(TorchFunctionMode):
         if func is not F.hardsigmoid:
             return func(*args, **(kwargs or {}))
 
-        def written_out(input: Tensor, inplace: bool = False) -> Tensor:
+        def differentiable(input: Tensor, inplace: bool = False) -> Tensor:
             x = input.detach()
             slope = torch.ops.aten.hardsigmoid_backward(torch.ones_like(x), x)
             y = F.hardsigmoid(x) + slope * (input - x)
             return input.copy_(y) if inplace else y
 
-        return written_out(*args, **(kwargs or {}))
+        return differentiable(*args, **(kwargs or {}))
 
 
-def exact_mode(call: Call, at: Tensors, inputs: Tensors, name: str, halves: bool) -> Mode:
+def exact_mode(
+    call: NetworkCall, at: Tensors, inputs: Tensors, name: str, half_precision: bool
+) -> Mode:
     """The first of the two modes that gives plain autograd's J. ValueError if neither does.
 
-    name: what the network is called in the message. halves: whether it computes in half precision.
+    name: the network's name in the message. half_precision: whether an operation of it uses that.
     """
     inputs = [x.detach() for x in inputs]
     reason = ""
     with torch.enable_grad():
         for mode in (forward_mode, backward_mode):
             try:
-                if _is_exact(mode, call, at, inputs, halves):
+                if _is_exact(mode, call, at, inputs, half_precision):
                     return mode
                 reason = (
-                    "a gradient in it cannot be differentiated once more (of an autograd.Function "
-                    "with once_differentiable, or that computes outside of autograd?)"
+                    "a gradient in it cannot be differentiated again (an autograd.Function with "
+                    "once_differentiable, or one that computes outside of autograd?)"
                 )
-            except RuntimeError as error:  # what torch raises for all that it cannot do
+            except RuntimeError as error:  # torch raises it for operations without this mode
                 reason = str(error).partition("\n")[0].strip()
     raise ValueError(f"{name} cannot be linearised: {reason}")
 
 
-def _is_exact(mode: Mode, call: Call, at: Tensors, inputs: Tensors, halves: bool) -> bool:
+def _is_exact(
+    mode: Mode, call: NetworkCall, at: Tensors, inputs: Tensors, half_precision: bool
+) -> bool:
     generator = torch.Generator().manual_seed(0)
 
     def draw(like: Tensor) -> Tensor:
@@ -190,22 +195,21 @@ def _is_exact(mode: Mode, call: Call, at: Tensors, inputs: Tensors, halves: bool
     by = [draw(t).requires_grad_() for t in at]
     _, changes = mode(call, at, by, inputs)
     v, d = [t.detach() for t in by], [t.detach() for t in changes]
-    # Near J v, where its own product is no small difference; not at it, where J v may be zero.
-    u = [t + draw(t) * (_size(t) or 1.0) if _is_real_or_complex(t) else t for t in d]
+    # u is J v plus noise: near J v, ⟨u, J v⟩ does not cancel; and J v itself may be zero.
+    u = [t + draw(t) * (_root_mean_square(t) or 1.0) if _is_real_or_complex(t) else t for t in d]
     transposed = _gradients(changes, by, u, create=False)
     del changes
     plain = _transposed(call, at, inputs, u, create=False)
-    apart = [a - b for a, b in zip(transposed, plain, strict=True)]
-    tolerance = _COARSE if halves else _tolerance(d, at)
-    # Written so that nan, of a network that overflows, is no disagreement.
+    difference = [a - b for a, b in zip(transposed, plain, strict=True)]
+    tolerance = _COARSE if half_precision else _tolerance(d, at)
+    # In this form a nan, from a network that overflows, counts as agreement.
     return not (
         abs(_inner(u, d) - _inner(transposed, v)) > tolerance * _inner(d, d)
-        or _inner(apart, apart) > tolerance**2 * _inner(plain, plain)
+        or _inner(difference, difference) > tolerance**2 * _inner(plain, plain)
     )
 
 
-def _size(t: Tensor) -> float:
-    """The root of the mean square."""
+def _root_mean_square(t: Tensor) -> float:
     return math.sqrt(_inner([t], [t]) / max(t.numel(), 1))
 
 
@@ -222,9 +226,9 @@ def _inner(a: Tensors, b: Tensors) -> float:
 
 
 def _tolerance(outputs: Tensors, at: Tensors) -> float:
-    """Relative: half of the digits that are there, and coarse where there are only a few.
+    """The relative tolerance: half of the digits of the dtype, and coarse in low precision.
 
-    Float32 on a GPU counts as coarse, since TF32 has ten bits.
+    Float32 on a GPU counts as low precision, since TF32 has ten bits.
     """
     device = at[0].device.type
     kinds = [t.dtype for t in (*outputs, *at) if _is_real_or_complex(t)]
@@ -238,5 +242,5 @@ def _is_real_or_complex(t: Tensor) -> bool:
 
 
 def own_saved_tensors() -> AbstractContextManager:
-    """Autograd inside keeps what it needs, whatever hooks for saved tensors are set outside."""
+    """Inside, autograd saves its tensors itself, whatever saved-tensor hooks are set outside."""
     return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved)

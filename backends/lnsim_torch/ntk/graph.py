@@ -1,19 +1,19 @@
-"""What happened inside a network: its layer calls, who uses each parameter, where it can be cut.
+"""The recorded graph of a network: its layer calls, the uses of each parameter, the bottlenecks.
 
-While a network is recorded, the `forward` of every leaf module that has a rule is wrapped: the
-wrapper saves what forward was given, and gives what it returned a node of its own in the autograd
-graph, the *tap*. The gradient at the tap is the gradient at what forward returned, whatever is done
-to that later (by hooks, in place, or through a view of it).
+Recording wraps the `forward` of every leaf module that has a rule. The wrapper saves the input of
+forward, and gives its output a node of its own in the autograd graph, the *tap*. The gradient at
+the tap is the gradient at forward's output, whatever is done to that later (by hooks, in place, or
+through a view of it).
 
 The graph, walked once from the output, then answers two questions.
 
-* Is a parameter covered by a rule? It is when exactly one edge of the whole graph leads to it, and
+* Is a parameter covered by a rule? It is if exactly one edge of the whole graph leads to it, and
   exactly one tapped call claims it. A parameter that is tied, that belongs to a module called
-  twice, or that is used outside its module fails the count, and goes to the per-sample fallback.
+  twice, or that is used outside its module is not, and goes to the per-sample fallback.
 * Where can a backward pass be interrupted? At a *bottleneck*: a node that every path from the
-  output to the taps below it goes through (the residual stream between two blocks, say). Gradients
-  for all C outputs are taken down to one bottleneck, the layers above it are contracted and
-  forgotten, and the passes go on from there. No arithmetic is repeated, and only one stretch of
+  output to the taps below it goes through (the residual stream between two blocks, say). The
+  gradients of all C outputs are taken down to one bottleneck, the layers above it are contracted
+  and freed, and the passes continue from there. No arithmetic is repeated, and only one part of
   the network has its C gradients in memory at a time.
 """
 
@@ -33,23 +33,23 @@ NAMES = ("weight", "bias")
 
 
 @dataclass(eq=False)
-class Call:
-    """One call of a leaf module: its input (n, …), its output, and the tap on that."""
+class LayerCall:
+    """One call of a leaf module: its input (n, …), its output, and the output's tap."""
 
     module: nn.Module
     input: Tensor
-    edge: Any  # a GradientEdge, until `Graph.forget`
-    output: Tensor | None  # in autograd's graph; until `Graph.release`
+    edge: Any  # a GradientEdge; None after `Graph.free_graph`
+    output: Tensor | None  # in autograd's graph; None after `Graph.free_outputs`
     output_shape: torch.Size
-    versions: tuple[int, int]  # of input and output; in-place work on them raises it
+    versions: tuple[int, int]  # of input and output; in-place operations raise them
 
     @property
     def input_intact(self) -> bool:
-        """Whether the input still holds what the call was given."""
+        """Whether the input has not been changed in place since the call."""
         return self.input._version == self.versions[0]
 
-    def result(self) -> Tensor | None:
-        """The output, if it still holds what the call gave."""
+    def intact_output(self) -> Tensor | None:
+        """The output, or None if it has been changed in place or freed since the call."""
         intact = self.output is not None and self.output._version == self.versions[1]
         return self.output if intact else None
 
@@ -58,34 +58,34 @@ class Call:
 class Graph:
     """A recorded forward pass: input, output (n, C), its calls, and the nodes, inputs before users.
 
-    taps: all calls in the order in which they were made, also those that the output does not
-    depend on; None stands for one outside of autograd.
+    calls: the tapped calls that the output depends on, in order. taps: all calls, in order; None
+    stands for a call that could not be tapped.
     """
 
     input: Tensor
     output: Tensor
-    calls: list[Call]
+    calls: list[LayerCall]
     nodes: list[Node]
-    taps: list[Call | None]
+    taps: list[LayerCall | None]
 
-    def forget(self) -> None:
-        """Let go of autograd's graph, and with it of what is saved for it."""
-        self.release()
+    def free_graph(self) -> None:
+        """Drop autograd's graph and the tensors saved for it."""
+        self.free_outputs()
         self.output = self.output.detach()
         self.nodes.clear()
         for call in self.taps:
             if call is not None:
                 call.edge = None
 
-    def release(self) -> None:
-        """Let go of what the calls gave."""
+    def free_outputs(self) -> None:
+        """Drop the outputs of the calls."""
         for call in self.taps:
             if call is not None:
                 call.output = None
 
 
 class _Tap(torch.autograd.Function):
-    """The same memory with the same strides, but no view in autograd's books: in-place work on a
+    """The same memory with the same strides, but no view for autograd: an in-place operation on a
     view would rewrite the graph and leave the tap outside it."""
 
     @staticmethod
@@ -101,19 +101,19 @@ Forward = Callable[..., Any]
 
 
 def record(network: Untouched, x: Tensor, modules: Sequence[nn.Module]) -> Graph:
-    """Run `network` on `x` and record every call of the leaf modules named."""
-    taps: list[Call | None] = []
+    """Run `network` on `x` and record every call of the leaf modules `modules`."""
+    taps: list[LayerCall | None] = []
 
     def tap(module: nn.Module, forward: Forward, args: tuple, kwargs: dict[str, Any]) -> Any:
-        given, output = _given(args, kwargs), forward(*args, **kwargs)
-        if not _can_be_tapped(given, output):
+        module_input, output = _input_of(args, kwargs), forward(*args, **kwargs)
+        if not _can_be_tapped(module_input, output):
             taps.append(None)
             return output
         output = _Tap.apply(output)
-        # Of the graph that the output keeps alive; `get_gradient_edge` would add a node for that.
+        # The output keeps the graph alive; `get_gradient_edge` would add a node for that.
         edge = GradientEdge(output.grad_fn, output.output_nr)
-        versions = given._version, output._version
-        taps.append(Call(module, given, edge, output, output.shape, versions))
+        versions = module_input._version, output._version
+        taps.append(LayerCall(module, module_input, edge, output, output.shape, versions))
         return output
 
     with _wrapped(modules, tap):
@@ -133,45 +133,45 @@ def record(network: Untouched, x: Tensor, modules: Sequence[nn.Module]) -> Graph
     return Graph(x, output, calls, nodes, taps)
 
 
-def replay(
+def rerun(
     network: Untouched,
     x: Tensor,
-    taps: Sequence[Call | None],
+    taps: Sequence[LayerCall | None],
     modules: Sequence[nn.Module],
-    known: Callable[[Call, Tensor], Tensor | None],
+    known_output: Callable[[LayerCall, Tensor], Tensor | None],
 ) -> Tensor | None:
-    """Run a recorded network again, on x, with what is known of its calls; the output.
+    """Run a recorded network again, on x, reusing known outputs of its calls; return the output.
 
-    known: of a call and what it is given now, the output, if it need not be computed; may raise.
-    None if the calls are others than those recorded.
+    known_output(call, input): the output of `call` on this input, or None if it must be computed;
+    may raise. Returns None if the network makes other calls than the recorded ones.
     """
-    left = iter(taps)
-    alike = True
+    remaining = iter(taps)
+    same_calls = True
 
     def stand_in(module: nn.Module, forward: Forward, args: tuple, kwargs: dict[str, Any]) -> Any:
-        nonlocal alike
-        call = next(left, None)
-        alike &= call is None or call.module is module
-        if call is None or not alike:
+        nonlocal same_calls
+        call = next(remaining, None)
+        same_calls &= call is None or call.module is module
+        if call is None or not same_calls:
             return forward(*args, **kwargs)
-        output = known(call, _given(args, kwargs))
+        output = known_output(call, _input_of(args, kwargs))
         return forward(*args, **kwargs) if output is None else output
 
     with _wrapped(modules, stand_in):
         output = outputs_of(network, x)
-    return output if alike and next(left, taps) is taps else None
+    return output if same_calls and next(remaining, taps) is taps else None
 
 
 def outputs_of(network: Untouched, x: Tensor) -> Tensor:
-    """The outputs (n, C) alone.
+    """The outputs (n, C), without recording.
 
-    Nothing is saved for the graph, which is not used; but outside of autograd, modules that know a
-    faster way there would take it.
+    Autograd stays on, because some modules take a faster path without it; but its graph is not
+    used, so no tensors are saved for it.
     """
     try:
         with saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
             output = network(x)
-    except TypeError:  # it differentiates inside, and needs what is saved
+    except TypeError:  # the network itself differentiates, and needs the saved tensors
         output = network(x)
     _check_output(output, len(x))
     return output
@@ -184,14 +184,14 @@ def _wrapped(
 ) -> Iterator[None]:
     """Send calls of `forward` through wrapper(module, forward, args, kwargs).
 
-    Not by hooks: there are global ones, which come before a module's own.
+    Hooks would not do: global hooks run before a module's own.
     """
     for module in modules:
 
         def wrapped(
-            *args: Any, module: nn.Module = module, own: Forward = module.forward, **kwargs: Any
+            *args: Any, module: nn.Module = module, forward: Forward = module.forward, **kwargs: Any
         ) -> Any:
-            return wrapper(module, own, args, kwargs)
+            return wrapper(module, forward, args, kwargs)
 
         vars(module)["forward"] = wrapped
     try:
@@ -201,14 +201,14 @@ def _wrapped(
             del vars(module)["forward"]
 
 
-def _given(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+def _input_of(args: tuple, kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs["input"]
 
 
-def _can_be_tapped(given: Tensor, output: Any) -> bool:
+def _can_be_tapped(module_input: Tensor, output: Any) -> bool:
     if torch._C._functorch.is_functorch_wrapped_tensor(output):  # one sample of a vmap, say
         return False
-    return output.requires_grad and not (given.is_complex() or output.is_complex())
+    return output.requires_grad and not (module_input.is_complex() or output.is_complex())
 
 
 def _check_output(output: Any, samples: int) -> None:
@@ -223,7 +223,7 @@ def _check_output(output: Any, samples: int) -> None:
 
 
 def inputs_first(root: Any, known: Iterable[Node] = ()) -> list[Node]:
-    """All nodes from `root` to those known, each after what it leads to (iterative depth first)."""
+    """All nodes from `root` down to the `known` ones, each node after its inputs."""
     order: list[Node] = []
     seen = {root, *known}
     stack = [(root, iter(root.next_functions))]
@@ -241,14 +241,14 @@ def inputs_first(root: Any, known: Iterable[Node] = ()) -> list[Node]:
 
 
 def parameter_uses(nodes: Iterable[Node]) -> Counter[Tensor]:
-    """How many edges lead from these nodes of a graph to each parameter."""
+    """The number of edges from these nodes to each parameter."""
     children: Iterator[Any] = (child for node in nodes for child, _ in node.next_functions)
     leaf = "torch::autograd::AccumulateGrad"
     return Counter(child.variable for child in children if child and child.name() == leaf)
 
 
-def own_parameters(call: Call, claim: tuple[bool, bool] = (True, True)) -> list[nn.Parameter]:
-    """Weight and bias of a call's module; of these, the ones claimed."""
+def own_parameters(call: LayerCall, claim: tuple[bool, bool] = (True, True)) -> list[nn.Parameter]:
+    """The weight and the bias of the call's module, as far as they are claimed."""
     both = (call.module._parameters.get(name) for name in NAMES)
     return [p for p, claimed in zip(both, claim, strict=True) if claimed and p is not None]
 
@@ -263,68 +263,72 @@ class Bottleneck:
 
 
 def bottlenecks(graph: Graph, calls: Sequence[int]) -> list[Bottleneck]:
-    """Where all paths from the output to the calls below pass one node, from the output down.
+    """The nodes that all paths from the output to the calls below them pass, from the output down.
 
-    Only the calls named are looked at. One bottleneck, the one of fewest bytes, for each set of
-    calls above it; the last is the bottom, all calls above it and no edges.
+    Only the calls `calls` count. Of the bottlenecks with the same calls above, the one with the
+    fewest bytes is returned; the last one is the bottom, with all calls above it and no edges.
     """
     position = {node: i for i, node in enumerate(graph.nodes)}
     taps = {position[graph.calls[i].edge.node]: i for i in calls}
     leading = set(taps)  # nodes from which a tap is reached
-    users: dict[int, int] = {}  # of these, to the highest node that uses them
-    numbers: dict[int, set[int]] = {}  # and to the numbers of the outputs used
+    highest_user: dict[int, int] = {}  # of each of these nodes, the highest node that uses it
+    output_numbers: dict[int, set[int]] = {}  # of each of these nodes, the outputs that are used
     for i, node in enumerate(graph.nodes):
         for child, number in node.next_functions:
             j = position[child] if child else -1
             if j in leading:
                 leading.add(i)
-                users[j] = i
-                numbers.setdefault(j, set()).add(number)
-    # Node j crosses every level from j + 1 to its highest user; alone at j + 1: a bottleneck.
-    change = Counter(j + 1 for j in users)
-    change.subtract(Counter(highest + 1 for highest in users.values()))
-    crossing, narrow = 0, []
+                highest_user[j] = i
+                output_numbers.setdefault(j, set()).add(number)
+    # Node j crosses every level from j + 1 to its highest user. If no other node crosses level
+    # j + 1, it is a bottleneck.
+    change = Counter(j + 1 for j in highest_user)
+    change.subtract(Counter(user + 1 for user in highest_user.values()))
+    crossing, single = 0, []
     for j in range(len(graph.nodes)):
         crossing += change[j + 1]
-        if crossing == 1 and j in users:
-            narrow.append(j)
-    found: dict[frozenset[int], Bottleneck] = {}
-    for j in reversed(narrow):
+        if crossing == 1 and j in highest_user:
+            single.append(j)
+    smallest: dict[frozenset[int], Bottleneck] = {}
+    for j in reversed(single):
         above = frozenset(i for tap, i in taps.items() if tap >= j)
-        edges = tuple(GradientEdge(graph.nodes[j], number) for number in sorted(numbers[j]))
-        here = Bottleneck(above, edges, sum(_nbytes(edge) for edge in edges))
-        if above not in found or here.nbytes < found[above].nbytes:
-            found[above] = here
+        edges = tuple(GradientEdge(graph.nodes[j], number) for number in sorted(output_numbers[j]))
+        bottleneck = Bottleneck(above, edges, sum(_nbytes(edge) for edge in edges))
+        if above not in smallest or bottleneck.nbytes < smallest[above].nbytes:
+            smallest[above] = bottleneck
     bottom = frozenset(calls)
-    return [*[*found.values()][: -1 if bottom in found else None], Bottleneck(bottom)]
+    return [*[*smallest.values()][: -1 if bottom in smallest else None], Bottleneck(bottom)]
 
 
 def _nbytes(edge: GradientEdge) -> int:
-    entry = edge.node._input_metadata[edge.output_nr]
-    return torch.Size(entry.shape).numel() * entry.dtype.itemsize
+    metadata = edge.node._input_metadata[edge.output_nr]
+    return torch.Size(metadata.shape).numel() * metadata.dtype.itemsize
 
 
 Seeds = list[tuple[tuple[GradientEdge, ...], tuple[Tensor, ...]]]
-Gradients = list[Tensor]  # for some outputs: of each call, (outputs, n, …)
+"""For each output: the edges that its backward pass has reached, and the gradients there."""
+
+Gradients = list[Tensor]
+"""The gradients of some outputs at each call, (outputs, n, …)."""
 
 
-def sweep(
+def gradients_by_stage(
     graph: Graph,
     stages: Sequence[tuple[Sequence[int], Bottleneck]],
     outputs: range,
     at_once: int,
 ) -> Iterator[Iterable[Gradients]]:
-    """Per stage, output by output: the gradients at the stage's calls. To be consumed in order.
+    """For each stage, the gradients at its calls, output by output. To be consumed in order.
 
-    stages: calls, and the bottleneck they are above. What autograd saved is freed stage by stage,
-    so a graph serves for one sweep. at_once: bytes of gradients up to which all outputs share one
-    pass; a small network's passes are all overhead.
+    stages: calls, and the bottleneck below them. Autograd's saved tensors are freed stage by stage,
+    so a graph can be used once. at_once: if the gradients take at most this many bytes, all outputs
+    share one pass, since the passes of a small network are all overhead.
     """
     if len(stages) == 1:
-        called = [graph.calls[i] for i in stages[0][0]]
-        entries = len(outputs) * sum(call.output_shape.numel() for call in called)
+        calls = [graph.calls[i] for i in stages[0][0]]
+        entries = len(outputs) * sum(call.output_shape.numel() for call in calls)
         if entries * graph.output.element_size() <= at_once:
-            shared = _shared_pass(graph.output, called, outputs)
+            shared = _shared_pass(graph.output, calls, outputs)
             if shared is not None:
                 yield [shared]
                 return
@@ -334,16 +338,16 @@ def sweep(
         seed = torch.zeros_like(graph.output)
         seed[:, c] = 1
         seeds.append((root, (seed,)))
-    for numbers, end in stages:
-        yield _passes(graph.output, [graph.calls[i] for i in numbers], end, seeds)
+    for call_numbers, end in stages:
+        yield _passes(graph.output, [graph.calls[i] for i in call_numbers], end, seeds)
 
 
-def _shared_pass(output: Tensor, calls: Sequence[Call], outputs: range) -> Gradients | None:
-    """The gradients of all outputs by one pass; None where an operation cannot be batched."""
+def _shared_pass(output: Tensor, calls: Sequence[LayerCall], outputs: range) -> Gradients | None:
+    """The gradients of all outputs by one pass; None if an operation cannot be batched."""
     samples, classes = output.shape
     seeds = torch.eye(classes, dtype=output.dtype, device=output.device)
     try:
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             output,
             [call.edge for call in calls],
             seeds[outputs.start : outputs.stop, None].expand(-1, samples, -1),
@@ -353,31 +357,31 @@ def _shared_pass(output: Tensor, calls: Sequence[Call], outputs: range) -> Gradi
         )
     except RuntimeError:
         return None
-    return _with_zeros(output, calls, found, len(outputs))
+    return _with_zeros(output, calls, gradients, len(outputs))
 
 
 def _passes(
-    output: Tensor, calls: Sequence[Call], end: Bottleneck, seeds: Seeds
+    output: Tensor, calls: Sequence[LayerCall], end: Bottleneck, seeds: Seeds
 ) -> Iterator[Gradients]:
-    """Take every output's gradients from where they are, `seeds`, to `end`; update `seeds`."""
-    wanted = [*(call.edge for call in calls), *end.edges]
-    for k, (edges, gradients) in enumerate(seeds):
-        found: tuple[Tensor | None, ...] = (None,) * len(wanted)
-        if edges and wanted:
+    """Continue every output's backward pass from `seeds` to `end`; update `seeds`."""
+    targets = [*(call.edge for call in calls), *end.edges]
+    for k, (edges, seed_gradients) in enumerate(seeds):
+        gradients: tuple[Tensor | None, ...] = (None,) * len(targets)
+        if edges and targets:
             last = k + 1 == len(seeds)
-            found = torch.autograd.grad(
-                edges, wanted, gradients, retain_graph=not last, allow_unused=True
+            gradients = torch.autograd.grad(
+                edges, targets, seed_gradients, retain_graph=not last, allow_unused=True
             )
-        at_end = zip(end.edges, found[len(calls) :], strict=True)
+        at_end = zip(end.edges, gradients[len(calls) :], strict=True)
         reached = [(edge, gradient) for edge, gradient in at_end if gradient is not None]
         seeds[k] = (tuple(e for e, _ in reached), tuple(g for _, g in reached))
-        here = [g if g is None else g[None] for g in found[: len(calls)]]
-        yield _with_zeros(output, calls, here, 1)
+        at_calls = [g if g is None else g[None] for g in gradients[: len(calls)]]
+        yield _with_zeros(output, calls, at_calls, 1)
 
 
 def _with_zeros(
-    output: Tensor, calls: Sequence[Call], found: Sequence[Tensor | None], outputs: int
+    output: Tensor, calls: Sequence[LayerCall], gradients: Sequence[Tensor | None], outputs: int
 ) -> Gradients:
-    """What was found; zeros where an output does not depend on the call."""
-    pairs = zip(calls, found, strict=True)
+    """The gradients, with zeros in place of None: the output does not depend on the call."""
+    pairs = zip(calls, gradients, strict=True)
     return [output.new_zeros(outputs, *c.output_shape) if g is None else g for c, g in pairs]

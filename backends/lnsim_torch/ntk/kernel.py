@@ -4,50 +4,50 @@ For a network f(x; θ) ∈ R^C the kernel is
 
     Θ[n, m, c, c'] = Σ_p ∂f_c(x_n)/∂θ_p · ∂f_c'(x'_m)/∂θ_p,
 
-a sum over parameters, therefore over layers. The samples of a batch do not see each other, so one
+a sum over parameters, therefore over layers. The samples of a batch are independent, so one
 backward pass from Σ_n f_c(x_n) gives the gradient of output c of EVERY sample at every layer's
-output: C passes give all there is to know, and no pass forms a weight gradient. (In a small network
-one pass takes all C together, or calling it would take longer than the pass.) `layers`
-contracts a layer's inputs with these gradients, `graph` finds them. Memory is bounded in two
-ways: the network is swept in stages, whose gradients are dropped once contracted; and when even
-that is too much, the samples are cut into tiles.
+output: C passes are enough, and no pass forms a weight gradient. (In a small network one pass takes
+all C outputs, because the call would take longer than the pass.) `graph` finds these gradients,
+`layers` contracts them with a layer's inputs. Memory is bounded in two ways: the passes go through
+the network in stages, whose gradients are freed once contracted; and if that is still too much,
+the samples are divided into tiles.
 
-What has no rule in `layers` (any other module, and parameters that are tied, reused or used
-outside their own module) goes through plain autograd, sample by sample and output by output:
-exact, and slow. Which it is is found by counting a parameter's uses in the autograd graph.
+Modules without a rule in `layers`, and parameters that are tied, reused or used outside their own
+module, go through plain autograd, sample by sample and output by output: exact, and slow. The uses
+of each parameter are counted in the autograd graph.
 
 Gotchas
 -------
-*Checked, in every call.* Every row of every tile: the batch is run again in halves, and each layer
-must be given, and the output must be, the rows of before (`rows`). Every parameter that a tile
-uses is in the kernel. What makes a layer's result is torch's own code, hooks and all replacements
-outside of it. Torch's, Python's and NumPy's global generators do not move.
+*Checked in every call.* Every row of every tile: the batch is run again in halves, and each layer's
+input, and the output, must be the same rows as before (`rows`). Every parameter that a tile uses is
+in the kernel. A layer's result is computed by torch's own code; hooks and replacements act outside
+of it. The global generators of torch, Python and NumPy do not move.
 
-*Refused, in one line.* Outputs that depend on a sample's neighbours, beyond rounding: of more than
-16 samples, mixing within a group is overlooked only where all groups lie in one and the same half.
-Random numbers drawn in a call, though nothing came of them; numbers from a generator of the
-network's own are seen in what they change alone. Batch norm in training mode or without running
+*Refused, in one line.* Outputs that depend on a sample's neighbours, beyond rounding: with more
+than 16 samples, mixing within groups is overlooked only if all groups lie in the same half. Random
+numbers drawn in a call, even if they have no effect; those of a generator that the network holds
+are noticed only if they change the output. Batch norm in training mode or without running
 statistics. Complex outputs, integer `accumulate`, torch.utils.checkpoint with use_reentrant=True,
-parameters made in inference mode, a budget too small for one sample, which names one that is
-enough.
+parameters made in inference mode, a budget too small for one sample (the message names one that is
+enough).
 
 *Falls back to plain autograd.* Samples that leave their rows on the way (sorted, dispatched,
-shifted), though they come back; other calls from batch to batch (loops over samples, experts);
-modules whose class, instance or function of torch was replaced; complex parameters, which count as
-two real ones; parameters with gradient hooks, which are applied. The price is N·C backward passes
-of one sample each, instead of C of N, and every weight gradient. Short of memory, layers with fewer
-weights than results are formed at once, then all goes through plain autograd.
+shifted), even if they come back; calls that differ from batch to batch (loops over samples,
+experts); modules whose class, instance or torch function was replaced; complex parameters, which
+count as two real ones; parameters with gradient hooks, which are applied. The price is N·C backward
+passes of one sample each, instead of C of N, and every weight gradient. If memory is short, layers
+with fewer weights than results form their weight gradients at once; if that is still too much,
+everything goes through plain autograd.
 
-*Left as it was.* Parameters, buffers, flags, hooks, generators and `x`, also after an error: what a
-call writes to its own state is put back after it, so that spectral norm in training mode has the
-kernel of its next call. A network that writes to a state in its third call, and not in its first
-two, is not found out.
+*Unchanged.* Parameters, buffers, flags, hooks, generators and `x`, also after an error: what a call
+writes to its own state is restored after it, so that spectral norm in training mode has the kernel
+of its next call. A network that first writes to its state in its third call is not noticed.
 
 *In float32* sums over positions may cancel: a Swin v2 was 0.4 % off in the network's own precision,
 and 2e-6 with accumulate=torch.float64, as the naive loop is.
 
-*The price of the checks* is that of what lies between the layers: hundredths of a kernel of images,
-less than a millisecond where layers are few.
+*The price of the checks* is that of the operations between the layers: hundredths of the time of a
+kernel of images, less than a millisecond for a few layers.
 """
 
 import math
@@ -61,17 +61,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from lnsim_torch.ntk.cost import numbers
-from lnsim_torch.ntk.graph import Gradients, Graph, sweep
-from lnsim_torch.ntk.layers import Layer, Rows, layer_for
-from lnsim_torch.ntk.plan import Plan, TooSmall, layouts, make_plan
+from lnsim_torch.ntk.cost import real_numel
+from lnsim_torch.ntk.graph import Gradients, Graph, gradients_by_stage
+from lnsim_torch.ntk.layers import GradientRows, Layer, layer_for
+from lnsim_torch.ntk.plan import Basis, Plan, TooSmall, layouts, make_plan
 from lnsim_torch.ntk.rows import Irregular
 from lnsim_torch.untouched import Untouched, refused_randomness
 
 _OUTPUTS = ("full", "mean", "sum")
-# Precisions of float32 products that are exact; "none" is that of torch where nobody chose.
+# Exact precisions of float32 products; "none" is torch's default if none was set.
 _EXACT = ("ieee", "none")
-# Bytes of gradients up to which one backward pass serves all outputs.
+# If all gradients take at most this many bytes, one backward pass serves all outputs.
 _SHARED = 4 * 2**20
 
 
@@ -86,23 +86,23 @@ def empirical_ntk(
 ) -> Tensor:
     """The kernel Θ(x, x2) of `network` at its present parameters.
 
-    network: maps (N, …) to (N, C), each sample on its own: batch norm and dropout in eval mode.
+    network: maps (N, …) to (N, C), each sample by itself: batch norm and dropout in eval mode.
     x, x2: samples (N, …) and (N2, …), on the network's device; x2 is x if not given.
     outputs: "full" gives (N, N2, C, C); "sum" its trace over the outputs, Σ_c Θ[·, ·, c, c], as
         (N, N2); "mean" that sum divided by C.
-    memory: bytes to work in, beside the network, the samples and the result; 1.5 GiB if not given.
-        Less costs time once the samples have to be cut into tiles; more gains nothing until then.
+    memory: working memory in bytes, besides the network, the samples and the result; 1.5 GiB if not
+        given. Less costs time only if the samples must then be divided into tiles.
     accumulate: the dtype in which gradients are multiplied and summed, and of the result; the
         network's own if not given. torch.float64 keeps a float32 network's kernel free of
         rounding in the long sums, at more than twice the price.
 
     Parameters with requires_grad=False are left out of the sum. The kernel is exact up to rounding
     and symmetric in (n, c) ↔ (m, c') if x2 is not given. Reduced-precision matrix arithmetic (TF32,
-    bfloat16) is off inside, autocast too.
+    bfloat16) and autocast are off inside.
 
-    Raises ValueError if a layer acts on the batch as a whole or at random (its mode says so, or
-    the output of one sample depends on its neighbours), if the network has no parameter that
-    requires grad, if its output is not (N, C), or if `memory` does not suffice for one sample.
+    Raises ValueError if a layer mixes samples or is random (its mode says so, or the output of one
+    sample depends on its neighbours), if the network has no parameter that requires grad, if its
+    output is not (N, C), or if `memory` is too small for one sample.
 
     Source: Jacot, Gabriel, Hongler 2018; the contraction without weight gradients is in the
     spirit of Novak, Sohl-Dickstein, Schoenholz 2022, "Fast finite width neural tangent kernel".
@@ -132,16 +132,18 @@ def _kernel(
     memory: int,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, int]:
-    """The kernel, or its trace over the outputs, by the first plan that holds; their number."""
+    """The kernel (or its trace over the outputs) by the first plan that holds, and C."""
     for layout in layouts(network, x):
-        for looks in (3, 1, 2, 0) if others is x else (1, 2, 0):
+        for basis in (Basis.ALL, Basis.ONE, Basis.TWO, Basis.NONE):
+            if basis is Basis.ALL and others is not x:
+                continue
             try:
                 plan = make_plan(
-                    network, x, others, traced=traced, memory=memory, looks=looks, layout=layout
+                    network, x, others, traced=traced, memory=memory, basis=basis, layout=layout
                 )
                 return _fill(x, others, plan, dtype), plan.outputs
             except TooSmall as error:
-                if looks == 0:
+                if basis is Basis.NONE:
                     raise ValueError(str(error)) from None
             except Irregular:
                 continue
@@ -153,17 +155,17 @@ def _kernel(
 
 
 def refuse_random_layers(network: nn.Module) -> None:
-    """Raise ValueError if a layer, in its present mode, mixes a batch's samples or is random."""
+    """Raise ValueError if a layer in its present mode mixes samples or is random."""
     for name, module in network.named_modules():
         if module.training and _is_random(module):
             label = f"{type(module).__name__} {name!r}"
-            raise ValueError(f"{label} is in training mode and random; call network.eval() first")
+            raise ValueError(f"{label} is random in training mode: call network.eval() first")
         if isinstance(module, _NormBase) and _normalises_by_batch(module):
             label = f"{type(module).__name__} {name!r}"
-            state = "is in training mode" if module.training else "keeps no running statistics"
+            state = "is in training mode" if module.training else "has no running statistics"
             raise ValueError(
-                f"{label} {state}: it normalises by the batch, so that no output is a function of "
-                "its sample alone; call network.eval(), with running statistics, first"
+                f"{label} {state}: it normalises by the batch, so that an output depends on other "
+                "samples; it needs running statistics and network.eval()"
             )
 
 
@@ -175,7 +177,7 @@ def _is_random(module: nn.Module) -> bool:
 
 
 def _normalises_by_batch(module: _NormBase) -> bool:
-    if isinstance(module, _InstanceNorm):  # by the sample; but it may update its statistics
+    if isinstance(module, _InstanceNorm):  # by the sample, but it may update its statistics
         return module.training and module.track_running_stats
     return module.training or module.running_mean is None
 
@@ -194,13 +196,13 @@ def _check_arguments(
         raise ValueError(f"{name} has no parameter that requires grad")
     if any(p.is_inference() for p in network.trained):
         raise ValueError(
-            f"{name} was made inside torch.inference_mode(), where nothing can "
-            "be differentiated; make it outside"
+            f"{name} was made inside torch.inference_mode(), so that it cannot be differentiated; "
+            "make it outside"
         )
 
 
 def _samples(x: Tensor | Any, like: Tensor) -> Tensor:
-    """x as a tensor outside of autograd; arrays and lists in the precision and place of `like`."""
+    """x as a tensor outside of autograd; arrays and lists get the dtype and device of `like`."""
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x.detach()
     array = np.asarray(x)
@@ -213,32 +215,32 @@ def _check_samples(x: Tensor, others: Tensor) -> None:
         raise ValueError("x and x2 must hold at least one sample each")
     if others.shape[1:] != x.shape[1:]:
         raise ValueError(
-            f"samples of x and x2 must have one shape, got {tuple(x.shape)} and "
+            f"samples of x and x2 must have the same shape, got {tuple(x.shape)} and "
             f"{tuple(others.shape)}"
         )
 
 
 @contextmanager
 def _exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """No TF32, no bfloat16 in float32 products, no autocast; settings restored after."""
+    """Inside: no TF32, no bfloat16 in float32 products, no autocast; restored afterwards."""
     backends: Any = torch.backends
-    places = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
-    places += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
-    found = [(place, place.fp32_precision) for place in places]
-    reduced = [(place, precision) for place, precision in found if precision not in _EXACT]
+    operations = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    operations += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    precisions = [(operation, operation.fp32_precision) for operation in operations]
+    reduced = [(operation, value) for operation, value in precisions if value not in _EXACT]
     try:
-        for place, _ in reduced:
-            place.fp32_precision = "ieee"
-        mixed = torch.is_autocast_enabled(device.type)
-        with torch.autocast(device.type, enabled=False) if mixed else nullcontext():
+        for operation, _ in reduced:
+            operation.fp32_precision = "ieee"
+        autocast = torch.is_autocast_enabled(device.type)
+        with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
             yield
     finally:
-        for place, precision in reduced:
-            place.fp32_precision = precision
+        for operation, value in reduced:
+            operation.fp32_precision = value
 
 
 def _fill(x: Tensor, others: Tensor, plan: Plan, dtype: torch.dtype | None) -> Tensor:
-    """The kernel (N, N2, C, C), or (N, N2) summed over the outputs, tile by tile."""
+    """The kernel (N, N2, C, C), or its trace (N, N2), computed tile by tile."""
     outputs = 1 if plan.traced else plan.outputs
     shape = (len(x), len(others), outputs, outputs)
     kernel = torch.empty(shape, dtype=dtype or plan.dtype, device=x.device)
@@ -264,17 +266,17 @@ def _tiles(total: int, tile: int) -> list[slice]:
 def _tile(sides: list[tuple[Tensor, bool]], plan: Plan, dtype: torch.dtype) -> Tensor:
     """The kernel of two tiles of samples, or of one with itself, as (C, n, C, m).
 
-    sides: the samples, and whether they are met for the first time.
+    sides: the samples of each tile, and whether the tile occurs for the first time.
     """
     outputs = 1 if plan.traced else plan.outputs
     shape = (outputs, len(sides[0][0]), outputs, len(sides[-1][0]))
     block = torch.zeros(shape, dtype=dtype, device=sides[0][0].device)
     workspace = plan.workspace * plan.dtype.itemsize // dtype.itemsize
-    for chosen in _tiles(plan.outputs, plan.outputs_at_once):
-        wanted = range(chosen.start, chosen.stop)
-        swept = [_layers(x, plan, wanted, new and chosen.start == 0) for x, new in sides]
-        for layers in zip(*swept, strict=True):
-            while layers[0]:  # popped, so that a layer's gradients go once they are contracted
+    for part in _tiles(plan.outputs, plan.outputs_at_once):
+        outputs_now = range(part.start, part.stop)
+        stages = [_layers(x, plan, outputs_now, new and part.start == 0) for x, new in sides]
+        for layers in zip(*stages, strict=True):
+            while layers[0]:  # popped, so that a layer's gradients are freed once contracted
                 pair = [side.pop() for side in layers]
                 pair[0].contribute(pair[-1], block, workspace)
     return block
@@ -285,11 +287,12 @@ def _layers(x: Tensor, plan: Plan, outputs: range, new: bool) -> Iterator[list[L
     if plan.stages:
         graph, stages = plan.run(x, check=new)
         shared = min(_SHARED, plan.workspace)
-        for (calls, _), passes in zip(stages, sweep(graph, stages, outputs, shared), strict=True):
+        gradients = gradients_by_stage(graph, stages, outputs, shared)
+        for (calls, _), passes in zip(stages, gradients, strict=True):
             yield _collect(graph, plan, calls, passes)
         del graph, stages
     for parameters in plan.plain:
-        yield [Rows(_plain_gradients(x, plan, parameters, outputs))]
+        yield [GradientRows(_plain_gradients(x, plan, parameters, outputs))]
 
 
 def _collect(
@@ -309,8 +312,8 @@ def _collect(
 def _plain_gradients(
     x: Tensor, plan: Plan, parameters: tuple[nn.Parameter, ...], outputs: range
 ) -> Tensor:
-    """Gradients by plain autograd, as the rows of a kernel: see `layers.Rows`."""
-    size = sum(map(numbers, parameters))
+    """Gradients by plain autograd, in the layout of `layers.GradientRows`."""
+    size = sum(map(real_numel, parameters))
     shape = (len(x), len(outputs)) if plan.traced else (len(outputs), len(x))
     rows = torch.empty(*shape, size, dtype=plan.dtype, device=x.device)
     by_sample = rows if plan.traced else rows.transpose(0, 1)
@@ -320,11 +323,11 @@ def _plain_gradients(
             gradients = torch.autograd.grad(
                 output[0, c], parameters, retain_graph=True, materialize_grads=True
             )
-            torch.cat([_as_numbers(g) for g in gradients], out=row[i])
+            torch.cat([_flat_real(g) for g in gradients], out=row[i])
     return rows.view(shape[0] if plan.traced else -1, -1 if plan.traced else size)
 
 
-def _as_numbers(gradient: Tensor) -> Tensor:
-    """A gradient, flat; of a complex parameter, a + ib, those of a and of b."""
+def _flat_real(gradient: Tensor) -> Tensor:
+    """The flat gradient; for a complex parameter a + ib, the gradients for a and b."""
     dense = gradient.to_dense()
     return (torch.view_as_real(dense) if dense.is_complex() else dense).flatten()

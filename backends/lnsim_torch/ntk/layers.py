@@ -1,15 +1,15 @@
-"""The kernel of one layer, from what went in and the gradients at what came out.
+"""The kernel of one layer, from its input and the gradients at its output.
 
 Derivation
 ----------
-The kernel is a sum over parameters, so over layers. Let a layer of sample n see patches
-P_n (L positions × K features) and let D_nc (L × O) be the gradient of output c at what the layer
-gave. A weight used as Z_n = P_n Wᵀ + b has the per-sample gradients
+The kernel is a sum over parameters, so over layers. For sample n let P_n (L positions × K features)
+be the patches of a layer's input and D_nc (L × O) the gradient of output c at the layer's output.
+A weight used as Z_n = P_n Wᵀ + b has the per-sample gradients
 
     ∂f_c(x_n)/∂W = D_ncᵀ P_n        (O × K),        ∂f_c(x_n)/∂b = Σ_l D_nc[l].
 
 Linear layers (K = features, L = 1, or the length of a sequence), convolutions (K = channels ×
-kernel, L = pixels) and embeddings (P_n one-hot) are all of this form. Their share of the kernel,
+kernel, L = pixels) and embeddings (P_n one-hot) have this form. Their share of the kernel,
 
     Θ[nc, mc'] = ⟨D_ncᵀ P_n, D_mc'ᵀ P_m⟩ = Σ_ll' A_nm[l, l'] E_nc,mc'[l, l'],
     A_nm = P_n P_mᵀ,   E_nc,mc' = D_nc D_mc'ᵀ,   and A + 1 in place of A adds the bias,
@@ -18,7 +18,7 @@ is computed by `products`.
 
 For a normalisation layer, z = γ ∘ x̂ + β, the gradients Σ_l D ∘ x̂ and Σ_l D are as small as γ and β
 and are formed at once. The kernel traced over the outputs is that of ONE output whose D has C·O
-channels, so it takes the same code.
+channels, so the same code computes it.
 
 Rows and columns of a kernel block are ordered (output, sample): the passes run output by output.
 """
@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lnsim_torch.ntk.products import add_product, add_weighted, joined, slices
+from lnsim_torch.ntk.products import add_product, add_weighted, concatenated, slices
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -55,8 +55,8 @@ _RULES: dict[type, str] = {
 
 
 def has_rule(module: nn.Module) -> bool:
-    """Whether calls of `module` can be contracted here: its very type, doing what torch does."""
-    if type(module) not in _RULES or not _does_as_made(module):
+    """Whether `module` has a type of `_RULES` (no subclass) and runs torch's own code."""
+    if type(module) not in _RULES or not _runs_torch_code(module):
         return False
     parameters = [p for p in module._parameters.values() if p is not None]
     if any(type(p) is not nn.Parameter or p.is_complex() for p in parameters):
@@ -67,18 +67,18 @@ def has_rule(module: nn.Module) -> bool:
     return True
 
 
-def _does_as_made(module: nn.Module) -> bool:
-    """Whether what makes the module's result is torch's own code, not a replacement of it.
+def _runs_torch_code(module: nn.Module) -> bool:
+    """Whether torch's own code, not a replacement of it, computes the module's result.
 
-    A replacement may bear the name and the module of what it replaces, not the file of its code.
+    A replacement may have the name and the `__module__` of the original, but not its file.
     """
     function = getattr(F, _RULES[type(module)])
     if not isinstance(function, BuiltinFunctionType) and _file(function) != F.__file__:
         return False
     kind = type(module)
     names = ("forward", "_conv_forward") if isinstance(module, _CONV) else ("forward",)
-    theirs = sys.modules[kind.__module__].__file__
-    return not any(name in vars(module) or _file(getattr(kind, name)) != theirs for name in names)
+    file = sys.modules[kind.__module__].__file__
+    return not any(name in vars(module) or _file(getattr(kind, name)) != file for name in names)
 
 
 def _file(function: Any) -> str | None:
@@ -93,9 +93,9 @@ def layer_for(
     traced: bool = False,
     reduced: int | None = None,
 ) -> "Layer":
-    """The rule for one call of `module` on x; claim: see Layer's weight and bias.
+    """The rule for one call of `module` on x; claim: weight and bias of `Layer`.
 
-    reduced: form the weight's gradients at once, with this many bytes for the patches.
+    reduced: if given, form the weight gradients at once, with this many bytes for the patches.
     """
     if type(module) in _NORM:
         return Norm(module, x, *claim, traced)
@@ -105,14 +105,14 @@ def layer_for(
 
 
 def can_be_reduced(module: nn.Module) -> bool:
-    """Whether `layer_for` knows a reduced form."""
+    """Whether `layer_for` has a reduced form of `module`."""
     return type(module) in (nn.Linear, *_CONV)
 
 
 class Layer(ABC):
-    """One call of a layer on n samples: the input, and the gradients of each output as they come.
+    """One call of a layer on n samples: its input, and the gradients added output by output.
 
-    weight, bias: which of the module's parameters belong to the kernel and are this call's alone.
+    weight, bias: whether these parameters belong to the kernel and are used by this call alone.
     """
 
     def __init__(self, module: nn.Module, x: Tensor, weight: bool, bias: bool, traced: bool):
@@ -120,11 +120,11 @@ class Layer(ABC):
         self.gradients: list[Tensor] = []
 
     def add(self, gradients: Tensor) -> None:
-        """Take the gradients of the next outputs at this call's result, (outputs, n, …)."""
+        """Add the gradients of the next outputs at this call's result, (outputs, n, …)."""
         self.gradients += gradients.unbind()
 
     def held_nbytes(self, result: int, itemsize: int) -> int:
-        """Bytes held for each output once its gradient is taken; `result` has its bytes."""
+        """Bytes held for each output after `add`; result: the bytes of the call's result."""
         return result
 
     @abstractmethod
@@ -132,25 +132,27 @@ class Layer(ABC):
         """Add this layer's share to kernel (C, n, C, m), or (1, n, 1, m) if traced."""
 
 
-class Rows(Layer):
-    """Parameters whose gradients are simply held: (C·n, R), or (n, C·R) if traced."""
+class GradientRows(Layer):
+    """Parameters whose gradients are given as rows: (C·n, R), or (n, C·R) if traced."""
 
     def __init__(self, rows: Tensor):
         self.rows = rows
 
     def contribute(self, other: Layer, kernel: Tensor, workspace: int) -> None:
-        assert isinstance(other, Rows)
-        theirs = None if other is self else other.rows.to(kernel.dtype)
-        add_product(kernel, self.rows.to(kernel.dtype), theirs)
+        assert isinstance(other, GradientRows)
+        other_rows = None if other is self else other.rows.to(kernel.dtype)
+        add_product(kernel, self.rows.to(kernel.dtype), other_rows)
 
 
 class Formed(Layer):
-    """A layer whose gradients are formed as they come, (n, R) for each output."""
+    """A layer whose parameter gradients are formed by `add`, (n, R) for each output."""
 
     def contribute(self, other: Layer, kernel: Tensor, workspace: int) -> None:
-        mine = Rows(joined(self.gradients, self.traced))
-        theirs = mine if other is self else Rows(joined(other.gradients, self.traced))
-        mine.contribute(theirs, kernel, workspace)
+        rows = GradientRows(concatenated(self.gradients, self.traced))
+        other_rows = (
+            rows if other is self else GradientRows(concatenated(other.gradients, self.traced))
+        )
+        rows.contribute(other_rows, kernel, workspace)
 
     def held_nbytes(self, result: int, itemsize: int) -> int:
         return itemsize * sum(p.numel() for p in self.module.parameters(recurse=False))
@@ -184,11 +186,11 @@ class Norm(Formed):
 
 
 class Weighted(Layer):
-    """Linear, convolution or embedding: gradients held as (n, L, O) for each output."""
+    """Linear, convolution or embedding: output gradients held as (n, L, O) for each output."""
 
     def __init__(self, module: nn.Module, x: Tensor, weight: bool, bias: bool, traced: bool):
         super().__init__(module, x, weight, bias, traced)
-        self._whole: Tensor | None = None  # all gradients in one tensor, if they came so
+        self._whole: Tensor | None = None  # all gradients, if one call of `add` gave them
         self.groups = module.groups if isinstance(module, _CONV) else 1
         self.kernel_size = prod(module.kernel_size) if isinstance(module, _CONV) else 1
         if isinstance(module, _CONV):
@@ -198,8 +200,8 @@ class Weighted(Layer):
 
     def add(self, gradients: Tensor) -> None:
         channels_last = gradients.movedim(2, -1) if isinstance(self.module, _CONV) else gradients
-        c, n, *places, channels = channels_last.shape
-        rows = channels_last.reshape(c, n, prod(places), channels)
+        c, n, *positions, channels = channels_last.shape
+        rows = channels_last.reshape(c, n, prod(positions), channels)
         self._whole = None if self.gradients else rows
         super().add(rows)
 
@@ -209,14 +211,14 @@ class Weighted(Layer):
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """As the kernel sees it: samples, outputs C, positions L, channels O, features K."""
+        """Samples n, outputs C (1 if traced), positions L, channels O, features K."""
         n, length, channels = self.gradients[0].shape
         outputs = len(self.gradients)
         if self.traced:
             outputs, channels = 1, outputs * channels
         return n, outputs, length, channels, self.in_channels * self.kernel_size
 
-    # The two factors, in the layouts that the three ways ask for.
+    # The two factors, in the layouts that the three methods of `products` use.
 
     def gradients_by_output(self, dtype: torch.dtype) -> Tensor:
         """All D, (C, n, L, O)."""
@@ -236,7 +238,7 @@ class Weighted(Layer):
         return whole.to(dtype, memory_format=torch.contiguous_format)
 
     def patches(self, samples: slice, channels: slice) -> Tensor:
-        """P of the samples and input channels named, (n, L, channels · kernel size)."""
+        """P of these samples and input channels, (n, L, channels · kernel size)."""
         module, x = self.module, self.x[samples]
         if not isinstance(module, _CONV):
             return x.reshape(len(x), -1, x.shape[-1])[:, :, channels]
@@ -246,18 +248,21 @@ class Weighted(Layer):
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
             x = F.pad(x, padding, mode=mode)
         settings = zip(x.shape[2:], module.kernel_size, module.stride, module.dilation, strict=True)
-        places = [(size - (k - 1) * gap - 1) // step + 1 for size, k, step, gap in settings]
+        positions = [(size - (k - 1) * gap - 1) // step + 1 for size, k, step, gap in settings]
         strides = x.stride()[2:]
         steps = [s * step for s, step in zip(strides, module.stride, strict=True)]
         gaps = [s * gap for s, gap in zip(strides, module.dilation, strict=True)]
         windows = x.as_strided(
-            (len(x), *places, *module.kernel_size, x.shape[1]),
+            (len(x), *positions, *module.kernel_size, x.shape[1]),
             (x.stride(0), *steps, *gaps, x.stride(1)),
         )
-        return windows.reshape(len(x), prod(places), -1)
+        return windows.reshape(len(x), prod(positions), -1)
 
     def inputslices(self, nbytes: int, with_rows: bool = False) -> Iterator[slice]:
-        """Input channels in runs (of whole groups) whose patches, and J if asked, fit in nbytes."""
+        """Slices of the input channels (whole groups) whose patches, and rows of J, fit in nbytes.
+
+        with_rows: whether to count the rows of J.
+        """
         n, length, channels = self.gradients[0].shape
         if with_rows:
             length = max(length, len(self.gradients) * channels // self.groups)
@@ -265,7 +270,7 @@ class Weighted(Layer):
         return slices(self.in_channels * self.groups, nbytes // max(channel, 1), self._unit)
 
     def outputslices(self, inputs: slice, nbytes: int) -> Iterator[slice]:
-        """The output channels that these input channels reach, in runs whose J fits."""
+        """Slices of the output channels of these input channels, whose rows of J fit in nbytes."""
         n, _, channels = self.gradients[0].shape
         if self.groups > 1:
             share = channels // self.groups
@@ -282,7 +287,7 @@ class Weighted(Layer):
     def gradient_rows(
         self, patches: Tensor, part: slice, outputs: Sequence[int], buffer: Tensor
     ) -> Tensor:
-        """J of one slice of the weight, PᵀD with a row for each (output, sample), in `buffer`."""
+        """J = PᵀD of one slice of the weight, in `buffer`, with a row for each (output, sample)."""
         n, length, _ = patches.shape
         groups = patches.shape[2] // (self.in_channels * self.kernel_size) if self.groups > 1 else 1
         by_group = patches.view(n, length, self.kernel_size, groups, -1).permute(0, 3, 2, 4, 1)
@@ -297,7 +302,10 @@ class Weighted(Layer):
 
 
 class Reduced(Formed):
-    """Linear or convolution with fewer weights than results, where memory is short."""
+    """Linear or convolution whose weight gradients are formed at once, to save memory.
+
+    For layers with fewer weights than results.
+    """
 
     def __init__(
         self, module: nn.Module, x: Tensor, weight: bool, bias: bool, traced: bool, nbytes: int

@@ -1,18 +1,19 @@
-"""How a kernel will be computed: which rules apply, in which stages, how many samples at a time.
+"""Plans how a kernel is computed: which rules apply, in which stages, how many samples at a time.
 
-All of it is decided before the work begins, on one sample alone: what the network does with it
-shows the uses of every parameter and the bytes per sample. Whether the first axis of every layer is
-the samples', and whether samples keep to themselves, shows in the work itself (`rows`), or,
-should that prove the plan wrong, on two samples together.
+The plan is made before the work begins, from the record of one sample: it shows the uses of every
+parameter and the bytes per sample. Whether the samples are the first axis of every layer, and are
+not mixed, is checked during the work (`rows`); if the plan proves wrong, a new one is made from two
+samples together.
 
-Few samples of a small network, which by far fit all at once, are themselves what is looked at: one
-sample alone would cost as much as a quarter of them, all weights being read. How few they are shows
-in the bytes that the network makes of them, which are counted, and limited, as it runs.
+If a few samples of a small network easily fit all at once, the plan is made from the record of all:
+one sample alone would cost a quarter of that, since all weights are read. Whether they fit is
+decided by the bytes that the network allocates, which are counted, and limited, as it runs.
 """
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from itertools import chain
 
@@ -20,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from lnsim_torch.ntk.cost import Claims, Cost, claimed, grouped, numbers, sizes_of
+from lnsim_torch.ntk.cost import Claims, Cost, claimed, grouped, real_numel, sizes_of
 from lnsim_torch.ntk.graph import (
     NAMES,
     Bottleneck,
-    Call,
     Graph,
+    LayerCall,
     bottlenecks,
     outputs_of,
     own_parameters,
@@ -36,11 +37,20 @@ from lnsim_torch.ntk.layers import has_rule
 from lnsim_torch.ntk.rows import Irregular, check_outputs, check_rows, close
 from lnsim_torch.untouched import TooMuch, Untouched
 
-# The budget divided by this is for the products of one layer.
+# The products of one layer may take the budget divided by this.
 _WORKSPACE = 8
-# Samples are few if they, and all that the network makes of them, each take at most the budget
-# divided by this. A convolution of images is soon beyond that, and little is done in vain.
+# Samples are few if they, and the tensors that the network computes from them, each take at most
+# the budget divided by this. Convolutions of images soon exceed it, so that little work is lost.
 _FEW = 1024
+
+
+class Basis(Enum):
+    """The samples whose record shows which rules apply."""
+
+    NONE = "none"  # no rule: every parameter goes through plain autograd
+    ONE = "one"  # one sample alone
+    TWO = "two"  # two samples together
+    ALL = "all"  # all samples together, if they are few and the kernel is symmetric
 
 
 class TooSmall(Irregular):
@@ -49,14 +59,14 @@ class TooSmall(Irregular):
 
 @dataclass(frozen=True)
 class Plan:
-    """Calls are numbered in the order in which `record` meets them."""
+    """How the kernel is computed. Calls are numbered in the order in which `record` meets them."""
 
     network: Untouched
     tapped: list[nn.Module]  # the modules that are recorded
     probe: Tensor  # one sample, or all
-    probed: Graph  # what the network does with it
-    claims: Claims  # per call: its weight goes by the rule, its bias does
-    plain: tuple[tuple[nn.Parameter, ...], ...]  # those that go by plain autograd, in groups
+    probe_graph: Graph  # the record of `probe`
+    claims: Claims  # per call: whether a rule covers its weight, and its bias
+    plain: tuple[tuple[nn.Parameter, ...], ...]  # parameters for plain autograd, in groups
     stages: tuple[frozenset[int], ...]  # the calls above the end of each stage
     outputs: int
     outputs_at_once: int
@@ -66,32 +76,32 @@ class Plan:
     reduced: frozenset[int]  # the calls whose weight gradients are formed at once
     dtype: torch.dtype
     layout: torch.memory_format
-    together: bool = False  # `probed` is of all samples, and used once, in one stage
+    together: bool = False  # `probe_graph` is of all samples, and is used once, in one stage
 
     def run(self, x: Tensor, check: bool) -> tuple[Graph, list[tuple[list[int], Bottleneck]]]:
-        """Record the samples x, and find in the graph the calls and the end of every stage.
+        """Record the samples x, and find the calls and the end of every stage in the graph.
 
-        check: whether to look if every sample keeps to its row and to itself.
+        check: whether to check that every sample stays in its row and is not mixed with others.
 
-        Raises Irregular if a layer or a parameter is not used as the plan has it, ValueError if
-        the output of a sample depends on its neighbours.
+        Raises Irregular if a layer or a parameter is not used as planned, and ValueError if the
+        output of a sample depends on its neighbours.
         """
         if self.together:
-            self._check_rows(x, self.probed, alone_too=True)
-            self.probed.release()
-            return self.probed, [(sorted(self.stages[0]), Bottleneck(self.stages[0]))]
+            self._check_rows(x, self.probe_graph, alone_too=True)
+            self.probe_graph.free_outputs()
+            return self.probe_graph, [(sorted(self.stages[0]), Bottleneck(self.stages[0]))]
         graph = _record(self.network, self.tapped, x, self.layout)
         row = None
         if torch.equal(x[-1:], self.probe):
             row = len(x) - 1
-            check_outputs(self.probed.output[0], graph.output[row], self._alone)
+            check_outputs(self.probe_graph.output[0], graph.output[row], self._record_alone)
         uses = parameter_uses(graph.nodes)
-        claims = _claims(self.probed, graph, row, uses)
+        claims = _claims(self.probe_graph, graph, row, uses)
         if not _contains(claims, self.claims):
             raise Irregular
         if check and len(x) > 1:
             self._check_rows(x, graph, alone_too=False)
-        graph.release()
+        graph.free_outputs()
         pairs = zip(graph.calls, self.claims, strict=True)
         covered = {
             *chain(*self.plain),
@@ -109,10 +119,10 @@ class Plan:
     def _check_rows(self, x: Tensor, graph: Graph, alone_too: bool) -> None:
         trusted = {graph.calls[i] for i in claimed(self.claims)}
         check_rows(
-            self.network, self.tapped, x, graph, trusted, self._alone, self.layout, alone_too
+            self.network, self.tapped, x, graph, trusted, self._record_alone, self.layout, alone_too
         )
 
-    def _alone(self) -> Graph:
+    def _record_alone(self) -> Graph:
         return _record(self.network, self.tapped, self.probe[-1:], self.layout)
 
 
@@ -123,42 +133,40 @@ def make_plan(
     *,
     traced: bool,
     memory: int,
-    looks: int,
+    basis: Basis,
     layout: torch.memory_format,
 ) -> Plan:
     """Plan the kernel of x with others (x itself if symmetric) in `memory` bytes.
 
-    looks: 1 trusts the rules as far as one sample alone shows, 2 as two together show, 3 as all
-    together show, where x is few and symmetric; 0 sends every parameter through plain autograd.
-
-    Raises ValueError if the output of a sample depends on its neighbours; Irregular if no
-    tile would show whether the plan holds, or x is not few; TooSmall if one sample does not fit.
+    Raises ValueError if the output of a sample depends on its neighbours; Irregular if no tile
+    would show whether the plan holds, or if the basis is all samples and they are not few; TooSmall
+    if one sample does not fit.
     """
     tapped = [module for module in network.modules if _can_be_tapped(module)]
-    if looks == 3:
+    if basis is Basis.ALL:
         return _plan_together(network, tapped, x, traced, memory, layout)
     last_two = (x if len(x) >= len(others) else others)[-2:]
     probe = last_two[-1:]
-    alone = partial(_record, network, tapped)
-    one, saved = _first_look(network, alone, probe, layout)
-    if looks:
-        two = one
-        if looks == 2:
-            two = alone(last_two, layout)
-            check_outputs(one.output[0], two.output[-1], lambda: alone(probe, layout))
-        uses = parameter_uses(two.nodes)
-        claims = _claims(one, two, len(two.output) - 1, uses)
-        if len(two.output) > 1:
-            trusted = {two.calls[i] for i in claimed(claims)}
+    recorder = partial(_record, network, tapped)
+    one, saved = _first_look(network, recorder, probe, layout)
+    if basis is Basis.NONE:
+        # At least two, to compare samples with their neighbours.
+        at_once = max(2, memory // (2 * max(saved, 1)))
+        uses = _survey(network, recorder, [x] if others is x else [x, others], at_once, layout)
+        claims: Claims = ((False, False),) * len(one.calls)
+    else:
+        graph = one
+        if basis is Basis.TWO:
+            graph = recorder(last_two, layout)
+            check_outputs(one.output[0], graph.output[-1], lambda: recorder(probe, layout))
+        uses = parameter_uses(graph.nodes)
+        claims = _claims(one, graph, len(graph.output) - 1, uses)
+        if len(graph.output) > 1:
+            trusted = {graph.calls[i] for i in claimed(claims)}
             check_rows(
-                network, tapped, last_two, two, trusted, lambda: alone(probe, layout), layout
+                network, tapped, last_two, graph, trusted, lambda: recorder(probe, layout), layout
             )
         uses += parameter_uses(one.nodes)
-    else:
-        # Two at least, to see them together.
-        at_once = max(2, memory // (2 * max(saved, 1)))
-        uses = _survey(network, alone, [x] if others is x else [x, others], at_once, layout)
-        claims = ((False, False),) * len(one.calls)
     by_rule = {
         p
         for call, claim in zip(one.calls, claims, strict=True)
@@ -180,14 +188,14 @@ def make_plan(
         raise TooSmall(f"memory is too small for one sample: about {total} bytes are needed")
     tile, at_once, room = sizes
     stages = cost.stages(at_once, room)
-    one.forget()
-    if (looks == 1 and tile == 1) or (looks and not stages):
+    one.free_graph()
+    if (basis is Basis.ONE and tile == 1) or (basis is not Basis.NONE and not stages):
         raise Irregular
     return Plan(
         network=network,
         tapped=tapped,
         probe=probe,
-        probed=one,
+        probe_graph=one,
         claims=claims,
         plain=grouped(plain, at_once * cost.itemsize, room),
         stages=stages,
@@ -210,14 +218,14 @@ def _plan_together(
     memory: int,
     layout: torch.memory_format,
 ) -> Plan:
-    """Plan the kernel of x with itself in one tile and one stage, on the record of that tile.
+    """Plan the kernel of x with itself in one tile and one stage, from the record of that tile.
 
-    Raises Irregular if that may not fit, which is left to closer looks.
+    Raises Irregular if it may not fit.
     """
     if len(x) == 1 or x.numel() * x.element_size() * _FEW > memory:
         raise Irregular
     try:
-        with network.within(memory // _FEW) as made:
+        with network.within(memory // _FEW) as allocated:
             graph = _record(network, tapped, x, layout)
     except TooMuch as error:
         raise Irregular from error
@@ -229,17 +237,17 @@ def _plan_together(
     outputs, itemsize = graph.output.shape[1], graph.output.element_size()
     workspace = memory // _WORKSPACE
     room = (memory - workspace) / len(x)
-    rows = max(map(numbers, plain), default=0) * itemsize * outputs
-    # As in `Cost`; no layer holds more than two numbers for each of its results, the largest one
-    # of them twice.
-    if not by_rule or max(rows, (6 + 4 * outputs) * made() / len(x)) > room:
+    rows = max(map(real_numel, plain), default=0) * itemsize * outputs
+    # As in `Cost`; no layer holds more than two numbers for each of its results, and the largest
+    # layer's count twice.
+    if not by_rule or max(rows, (6 + 4 * outputs) * allocated() / len(x)) > room:
         raise Irregular
     bottom = frozenset(by_rule)
     return Plan(
         network=network,
         tapped=tapped,
         probe=x,
-        probed=graph,
+        probe_graph=graph,
         claims=claims,
         plain=grouped(plain, outputs * itemsize, room),
         stages=(bottom,),
@@ -256,7 +264,7 @@ def _plan_together(
 
 
 def layouts(network: Untouched, x: Tensor) -> tuple[torch.memory_format, ...]:
-    """The memory formats to try, the fastest first; a network that calls .view() may refuse it."""
+    """The memory formats to try, the fastest first; .view() may fail in channels last."""
     convolves = any(isinstance(module, nn.Conv2d) for module in network.modules)
     if convolves and x.ndim == 4 and x.is_floating_point() and x.device.type == "cpu":
         return torch.channels_last, torch.contiguous_format  # up to four times faster convolutions
@@ -270,19 +278,19 @@ def _can_be_tapped(module: nn.Module) -> bool:
 def _record(
     network: Untouched, tapped: list[nn.Module], x: Tensor, layout: torch.memory_format
 ) -> Graph:
-    # A copy, for networks that work in place on what they are given.
+    # A copy, for networks that change their input in place.
     return record(network, x.clone(memory_format=layout), tapped)
 
 
-Recorder = Callable[[Tensor, torch.memory_format], Graph]
+GraphRecorder = Callable[[Tensor, torch.memory_format], Graph]
 
 
 def _first_look(
-    network: Untouched, recorder: Recorder, x: Tensor, layout: torch.memory_format
+    network: Untouched, recorder: GraphRecorder, x: Tensor, layout: torch.memory_format
 ) -> tuple[Graph, int]:
     """Record one sample; count the bytes that autograd saves for it."""
     state = {t.untyped_storage().data_ptr() for t in network.state if t.layout == torch.strided}
-    saved: dict[int, torch.UntypedStorage] = {}  # kept: an address that is free is used again
+    saved: dict[int, torch.UntypedStorage] = {}  # kept, because freed addresses are used again
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -297,14 +305,14 @@ def _first_look(
 
 def _survey(
     network: Untouched,
-    recorder: Recorder,
+    recorder: GraphRecorder,
     sides: list[Tensor],
     at_once: int,
     layout: torch.memory_format,
 ) -> Counter[Tensor]:
-    """The uses of every parameter by any of the samples alone.
+    """The uses of every parameter, added up over runs of every sample alone.
 
-    Raises ValueError if a sample alone and among others gives another output.
+    Raises ValueError if a sample has another output alone than among others.
     """
     uses: Counter[Tensor] = Counter()
     for samples in chain(*(side.split(at_once) for side in sides)):
@@ -316,40 +324,40 @@ def _survey(
     return uses
 
 
-def _is_row(alone: Call, call: Call, row: int | None, samples: int) -> bool:
-    """Whether axis 0 of `call` is the samples', and holds at `row` what the sample gives alone.
+def _is_row(alone: LayerCall, call: LayerCall, row: int | None, samples: int) -> bool:
+    """Whether axis 0 of `call` is the samples', with the input of the sample alone at `row`.
 
-    The shapes alone would let a (T, N, …) network pass when T = N.
+    By its shapes alone, a (T, N, …) network would pass if T = N.
     """
-    here, there = alone.input.shape, call.input.shape
+    alone_shape = alone.input.shape
     return (
         call.input_intact
-        and here[:1] == alone.output_shape[:1] == (samples if alone is call else 1,)
-        and there == (samples, *here[1:])
+        and alone_shape[:1] == alone.output_shape[:1] == (samples if alone is call else 1,)
+        and call.input.shape == (samples, *alone_shape[1:])
         and call.output_shape == (samples, *alone.output_shape[1:])
         and (alone is call or row is None or close(alone.input[0], call.input[row]))
     )
 
 
 def _claims(alone: Graph, graph: Graph, row: int | None, uses: Counter[Tensor]) -> Claims:
-    """Per call: whether weight and bias are used by this call, as its rule says, and no other.
+    """For each call, whether its weight and its bias are used by this call only, as its rule says.
 
-    alone: the same network on one sample only, the one at `row`, if that is known to be there. No
-    call is claimed if there are others in `graph` than there. uses: of the parameters in `graph`.
+    alone: the record of one sample, which is the one at `row` if that is not None. If `graph` has
+    other calls than `alone`, none is claimed. uses: the uses of the parameters in `graph`.
     """
     pairs = list(zip(alone.calls, graph.calls, strict=False))
     if len(alone.calls) != len(graph.calls) or any(a.module is not b.module for a, b in pairs):
         return ((False, False),) * len(alone.calls)
     owners = Counter(p for call in graph.calls for p in own_parameters(call))
     claims = []
-    for other, call in pairs:
-        regular = _is_row(other, call, row, len(graph.output))
+    for alone_call, call in pairs:
+        regular = _is_row(alone_call, call, row, len(graph.output))
         both = (call.module._parameters.get(name) for name in NAMES)
         weight, bias = (
             regular
             and p is not None
             and p.requires_grad
-            and not p._backward_hooks  # they change what plain autograd finds
+            and not p._backward_hooks  # they change the gradients of plain autograd
             and uses[p] == owners[p] == 1
             for p in both
         )

@@ -1,23 +1,23 @@
-"""Whether every sample of a batch keeps to its own row, in every layer, and to itself.
+"""Checks that every sample of a batch stays in its row in every layer and is not mixed with others.
 
-The rules of `layers` take row i of what a layer is given, and of the gradient there, for sample
-i's. A network that sorts its batch, sends its samples to experts, or shifts them along, and undoes
-it at its end, gives right outputs and breaks that; one that centres some of its samples on each
-other has no kernel at all. The shapes show neither, nor does one sample's row.
+The rules of `layers` assume that row i of a layer's input, and of the gradient at its output,
+belongs to sample i. A network that sorts its batch, sends samples to experts or shifts them, and
+undoes this at its end, has right outputs but breaks the assumption; a network that centres some of
+its samples on each other has no kernel. Neither the shapes nor one sample's row shows this.
 
-So a recorded batch is run again, in two halves, each in reversed order, and row for row compared
-with the record: every sample, in another place and with half of its neighbours. Whatever orders
-samples by what they hold gives itself away: of the half that it sees it puts the least first, where
-the record has the greater. The halves are those of the Thue-Morse sequence (the parity of the
-ones in i), which has no period and no three alike in a row, so that it cuts through groups however
-the samples are ordered. Of few samples a group may yet lie in one half; these are halved by every
-bit of i, which parts any two.
+So a recorded batch is run again in two halves, each in reversed order, and compared with the record
+row by row: every sample is in another row, and has half of its neighbours. A layer that sorts
+samples by their values is found: the reversed half comes out in another order than the record. The
+halves are given by the Thue-Morse sequence (the parity of the ones in i), which has no period and
+no three equal entries in a row, so that it splits groups however the samples are ordered. With few
+samples a group may still lie in one half; these are halved by every bit of i, which separates any
+two.
 
-Where no sample was recorded alone, one is run so, too: networks may do something else with it.
+If no sample was recorded alone, one is also run alone: networks may treat it differently.
 
-A layer whose rule is trusted need not be computed for this: when it is given the rows that it was
-given before, it gives the rows that it gave. That leaves what is between the layers, some
-hundredths of the price of a forward pass.
+A layer whose rule is trusted is not computed again: on rows of its recorded input it gives the same
+rows of its recorded output. Only the operations between the layers are computed, at some hundredths
+of the price of a forward pass.
 """
 
 import math
@@ -27,17 +27,24 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from lnsim_torch.ntk.graph import Call, Graph, inputs_first, own_parameters, parameter_uses, replay
+from lnsim_torch.ntk.graph import (
+    Graph,
+    LayerCall,
+    inputs_first,
+    own_parameters,
+    parameter_uses,
+    rerun,
+)
 from lnsim_torch.untouched import Untouched
 
-# Roundings by which two ways of summing the same terms may differ.
+# Number of roundings by which two ways of summing the same terms may differ.
 _ROUNDINGS = 100
-# Samples that are halved in every way.
+# Up to this many samples are halved by every bit of their numbers.
 _FEW = 16
 
 
 class Irregular(Exception):
-    """The layers called, or the places of the samples in them, are not those of the plan."""
+    """The layer calls, or the rows of the samples in them, are not those of the plan."""
 
 
 def check_rows(
@@ -45,17 +52,17 @@ def check_rows(
     tapped: Sequence[nn.Module],
     x: Tensor,
     graph: Graph,
-    trusted: set[Call],
+    trusted: set[LayerCall],
     alone: Callable[[], Graph],
     layout: torch.memory_format,
     alone_too: bool = False,
 ) -> None:
-    """Compare the record of the samples x, `graph`, with those of its halves.
+    """Compare the record `graph` of the samples x with runs of its halves.
 
-    tapped: the modules recorded. trusted: the calls whose rules are to be used. alone: see
+    tapped: the recorded modules. trusted: the calls whose rules are to be used. alone: see
     `check_outputs`. alone_too: compare with the last sample alone, too.
 
-    Raises Irregular if a trusted call is given the samples in other rows than they have in x,
+    Raises Irregular if the input of a trusted call has the samples in other rows than x, and
     ValueError if the output of a sample depends on its neighbours.
     """
     record = graph.output.detach()
@@ -63,42 +70,44 @@ def check_rows(
     for part in _parts(len(x), alone_too):
         rows = part.to(x.device)
         samples = x.index_select(0, rows).contiguous(memory_format=layout)
-        computed: list[Call] = []
+        computed: list[LayerCall] = []
 
-        def known(
-            call: Call,
-            given: Tensor,
+        def known_output(
+            call: LayerCall,
+            layer_input: Tensor,
             rows: Tensor = rows,
             samples: Tensor = samples,
-            computed: list[Call] = computed,
+            computed: list[LayerCall] = computed,
         ) -> Tensor | None:
             if call not in trusted:
                 return None
-            if not _holds(given, samples, call.input, graph.input, rows):
+            if not _is_rows_of(layer_input, samples, call.input, graph.input, rows):
                 raise Irregular
-            output = call.result()
+            output = call.intact_output()
             if output is None:
                 computed.append(call)
                 return None
             return output.index_select(0, rows)
 
         try:
-            output = replay(network, samples, graph.taps, tapped, known)
-        except RuntimeError as error:  # a network that differentiates inside misses its own layers
+            output = rerun(network, samples, graph.taps, tapped, known_output)
+        except RuntimeError as error:  # a network that differentiates inside lacks a graph
             raise Irregular from error
         if output is None:
             raise Irregular
-        expected, found = record.index_select(0, rows), output.detach()
-        if not (finite and torch.equal(expected, found)):
-            check_outputs(expected, found, alone)
+        expected, actual = record.index_select(0, rows), output.detach()
+        if not (finite and torch.equal(expected, actual)):
+            check_outputs(expected, actual, alone)
         if len(rows) == 1 and _uses_more(output, computed, graph, trusted):
             raise Irregular
 
 
-def _uses_more(output: Tensor, computed: list[Call], graph: Graph, trusted: set[Call]) -> bool:
-    """Whether some parameters have more uses outside of trusted calls than in the record, `graph`.
+def _uses_more(
+    output: Tensor, computed: list[LayerCall], graph: Graph, trusted: set[LayerCall]
+) -> bool:
+    """Whether a parameter has more uses outside of trusted calls than in the record `graph`.
 
-    output: of some samples, with what trusted calls gave known, but of those `computed`.
+    output: of a run with known outputs for the trusted calls, except for those `computed`.
     """
     uses = parameter_uses(inputs_first(output.grad_fn, graph.nodes))
     if not uses:
@@ -109,16 +118,18 @@ def _uses_more(output: Tensor, computed: list[Call], graph: Graph, trusted: set[
     return any(count > max(recorded[p], 0) for p, count in uses.items())
 
 
-def _holds(given: Tensor, samples: Tensor, before: Tensor, x: Tensor, rows: Tensor) -> bool:
-    """Whether what a layer is given, of some samples, is in `rows` of what it was given, of x."""
-    if _same_view(given, samples, before, x):
+def _is_rows_of(
+    layer_input: Tensor, samples: Tensor, recorded_input: Tensor, x: Tensor, rows: Tensor
+) -> bool:
+    """Whether a layer's input for `samples`, the `rows` of x, is these rows of its input for x."""
+    if _same_view(layer_input, samples, recorded_input, x):
         return True
-    expected = before.index_select(0, rows)
-    return torch.equal(given, expected) or close(given.detach(), expected)
+    expected = recorded_input.index_select(0, rows)
+    return torch.equal(layer_input, expected) or close(layer_input.detach(), expected)
 
 
 def _same_view(a: Tensor, of_a: Tensor, b: Tensor, of_b: Tensor) -> bool:
-    """Whether a and b are one and the same view of two batches, sample by sample."""
+    """Whether a and b are the same view of the two batches of_a and of_b, sample by sample."""
     return bool(
         a.untyped_storage().data_ptr() == of_a.untyped_storage().data_ptr()
         and b.untyped_storage().data_ptr() == of_b.untyped_storage().data_ptr()
@@ -132,26 +143,26 @@ def _same_view(a: Tensor, of_a: Tensor, b: Tensor, of_b: Tensor) -> bool:
 
 @lru_cache(maxsize=16)
 def _parts(samples: int, alone_too: bool) -> list[Tensor]:
-    """The numbers of the samples that are run together; first of the last one, if asked for."""
+    """The indices of the samples that are run together; alone_too: first the last one alone."""
     alone = [[samples - 1]] if alone_too else []
     return [torch.tensor(part) for part in (*alone, *_halves(samples))]
 
 
 def _halves(samples: int) -> Iterator[list[int]]:
-    """The numbers of the samples, of one half after the other, each from the last to the first."""
-    places = range(samples)
-    splits = [[i.bit_count() % 2 for i in places]]
+    """The indices of the samples of each half, from the last to the first."""
+    indices = range(samples)
+    splits = [[i.bit_count() % 2 for i in indices]]
     if samples <= _FEW:
-        splits = [[i >> bit & 1 for i in places] for bit in range((samples - 1).bit_length())]
+        splits = [[i >> bit & 1 for i in indices] for bit in range((samples - 1).bit_length())]
     for split in splits:
         for half in (0, 1):
-            yield [i for i in reversed(places) if split[i] == half]
+            yield [i for i in reversed(indices) if split[i] == half]
 
 
 def check_outputs(a: Tensor, b: Tensor, alone: Callable[[], Graph]) -> None:
     """Raise ValueError unless the outputs a and b of the same samples are equal up to rounding.
 
-    alone: records one sample; called where that is needed to know the size of what was summed.
+    alone: records one sample; called if the size of the summed terms is needed.
     """
     if close(a, b) or close(a, b, _ROUNDINGS * _rounding(alone())):
         return
@@ -164,7 +175,7 @@ def check_outputs(a: Tensor, b: Tensor, alone: Callable[[], Graph]) -> None:
 
 
 def close(a: Tensor, b: Tensor, allowed: float = 0.0) -> bool:
-    """Equal up to rounding, or to what is allowed; never where something is not finite."""
+    """Whether a and b are equal up to rounding plus `allowed`; False if an entry is not finite."""
     if a.shape != b.shape:
         return False
     if a.numel() == 0 or not a.is_floating_point():
@@ -174,10 +185,10 @@ def close(a: Tensor, b: Tensor, allowed: float = 0.0) -> bool:
 
 
 def _rounding(alone: Graph) -> float:
-    """What one rounding of every parameter, in the coarsest type on the way, makes of the output.
+    """The change of the output when every parameter is rounded once to the coarsest type in use.
 
-    To first order √(Σ (p ∂f/∂p)²) eps: the size of the terms that are summed, however much of them
-    cancels, as in networks that begin at f = 0.
+    To first order √(Σ (p ∂f/∂p)²) eps: the size of the summed terms, even where they cancel, as in
+    networks that begin at f = 0.
     """
     parameters = [*parameter_uses(alone.nodes)]
     gradients = torch.autograd.grad(alone.output.sum(), parameters, retain_graph=True)
