@@ -1,4 +1,4 @@
-"""The torch backend: networks by autograd, their empirical kernels, and their linearisation."""
+"""The torch backend: networks by autograd, their empirical kernels and their linearisation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["TorchEngine", "empirical_ntk", "linear_engine", "linearize", "mse_pr
 
 
 def linear_engine(device: str = "cpu", *more: str) -> TorchEngine:
-    """The engine that lnsim.backend.load finds; `more`: the device's number, if any, its dtype."""
+    """The engine for lnsim.backend.load; `more`: the device number, if any, and the dtype."""
     if more and more[0].isdigit():
         device, more = f"{device}:{more[0]}", more[1:]
     return TorchEngine(device, *more)

@@ -1,4 +1,4 @@
-"""Where torch computes: the CPU, or one of the CUDA devices."""
+"""The devices that torch computes on: the CPU or a CUDA device."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import torch
 
 
 def check_device(device: str) -> None:
-    """Raises ValueError for a device that is not there."""
+    """Raises ValueError for a device that is not available."""
     try:
-        place = torch.device(device)
+        parsed = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}") from error
-    if place.type == "cpu":
+    if parsed.type == "cpu":
         return
-    if place.type != "cuda":
+    if parsed.type != "cuda":
         raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}")
-    if (place.index or 0) >= torch.cuda.device_count():
+    if (parsed.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device {device!r} is not there: torch finds {torch.cuda.device_count()} CUDA devices"
+            f"device {device!r} is not available: torch finds {torch.cuda.device_count()}"
+            " CUDA devices"
         )

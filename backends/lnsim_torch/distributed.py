@@ -1,15 +1,15 @@
-"""Data-parallel training: every process takes its share of each batch, gradients are added up.
+"""Data-parallel training: every process takes its share of each batch, and gradients are summed.
 
-The command line enters `joined(device)` around a run when `torchrun` started it (it sets RANK,
-WORLD_SIZE and LOCAL_RANK), hands the device it gives to the experiment, and writes, prints and
-shows progress on rank 0 alone.  training.py asks `group()` and needs no word of it:
+The command line enters `joined(device)` around a run that `torchrun` started (which sets RANK,
+WORLD_SIZE and LOCAL_RANK), passes the device that it yields to the experiment, and writes, prints
+and shows progress on rank 0 only.  training/train.py asks `group()`:
 
 * Process r of K takes samples r, r + K, ... of every batch, and divides its sum of losses by the
-  size of the whole batch, so that the sum of all gradients is the one process's gradient.
-* Batch norm normalises by the whole batch, not by a process's share: `synchronised` adds the sums
-  over the batch up too, forward and backward.  So K processes are one, up to rounding.
-* All processes hold the same weights, draw the same random numbers and take the same decisions;
-  but what a network itself draws (dropout), each draws for its own share (randomness.py).
+  size of the whole batch, so that the sum of all gradients is that of a single process.
+* Batch norm normalises by the whole batch, not by a process's share: `synchronised` also sums its
+  statistics over processes, forward and backward.  So K processes equal one, up to rounding.
+* All processes hold the same weights, draw the same random numbers and take the same decisions,
+  except that each draws the network's own random numbers (dropout) for its share (randomness.py).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from lnsim_torch.devices import check_device
 
 
 class Group(NamedTuple):
-    """Which of how many processes this is."""
+    """The number of this process, and the number of all processes."""
 
     rank: int
     size: int
 
     def share(self, start: int, stop: int) -> slice:
-        """This process's part of start ... stop - 1."""
+        """This process's share of start ... stop - 1."""
         return slice(start + self.rank, stop, self.size)
 
     def add_up(self, tensors: list[Tensor]) -> None:
@@ -46,15 +46,15 @@ class Group(NamedTuple):
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def any(self, here: bool, device: torch.device) -> bool:
-        """Whether it is so on any process."""
-        asked = torch.tensor([float(here)], device=device)
-        self.add_up([asked])
-        return bool(asked)
+    def any(self, condition: bool, device: torch.device) -> bool:
+        """Whether `condition` is true on any process."""
+        count = torch.tensor([float(condition)], device=device)
+        self.add_up([count])
+        return bool(count)
 
 
 def group() -> Group:
-    """The processes of this run: those that `joined` brought together, else this one."""
+    """The processes of this run: those that `joined` connected, otherwise this one only."""
     if dist.is_available() and dist.is_initialized():
         return Group(dist.get_rank(), dist.get_world_size())
     return Group(0, 1)
@@ -62,11 +62,11 @@ def group() -> Group:
 
 @contextmanager
 def joined(device: str = "cpu") -> Iterator[str]:
-    """Brings together the processes that torchrun started; gives the device of this one.
+    """Connects the processes that torchrun started; yields the device of this one.
 
     "cuda" becomes "cuda:LOCAL_RANK"; gloo carries the messages on the CPU, NCCL on CUDA.  Without
-    torchrun's environment it does nothing.  Raises ValueError for one device named for several
-    processes, and where there are fewer devices than processes.
+    torchrun's environment it does nothing.  Raises ValueError for "cuda:N", which all processes
+    would share, and if there are fewer devices than processes.
     """
     if "WORLD_SIZE" not in os.environ:
         yield device
@@ -101,7 +101,7 @@ def synchronised(network: nn.Module) -> Iterator[None]:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes, with its gradient: all losses depend on all parts."""
+    """The sum of a tensor over all processes; backward sums the gradients of all processes."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _SharedBatchNorm(nn.BatchNorm2d):
-    """Batch norm whose sums over the batch are added up over all processes."""
+    """Batch norm with statistics over the batches of all processes."""
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
@@ -129,12 +129,12 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         z = z - mean[:, None, None]
         variance = _Sum.apply(z.square().sum((0, 2, 3))) / count
         with torch.no_grad():
-            self._keep(mean, variance * count / (count - 1))
+            self._update_statistics(mean, variance * count / (count - 1))
         scale = self.weight * (variance + self.eps).rsqrt()
         return (z * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
-    def _keep(self, mean: Tensor, variance: Tensor) -> None:
-        """Moves the running statistics as nn.BatchNorm2d does."""
+    def _update_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        """Updates the running statistics as nn.BatchNorm2d does."""
         if self.running_mean is None or self.running_var is None or self.momentum is None:
             raise ValueError("batch norm must keep running statistics with a momentum")
         self.running_mean.lerp_(mean, self.momentum)

@@ -1,10 +1,10 @@
-"""The two-layer erf network on torch: the same training, its gradients by autograd.
+"""The two-layer erf network on torch: the same training, with gradients by autograd.
 
 The reduction is in lnsim/images/erf_network.py: a step of gradient descent on the first layer is
-A <- A - lr dL/dH, so what autograd is asked for is the gradient at the preactivations H, and at
-the second layer: some thirty small kernels a step.  On a GPU all runs share them.  On the CPU a
-run has a thread of its own: threads that share so small products wait for each other, and where
-another program has taken a core they wait ten times as long as they work.
+A <- A - lr dL/dH, so autograd computes the gradients at the preactivations H and at the second
+layer, in some thirty small kernels a step.  On a GPU all runs share them.  On the CPU each run has
+its own thread: threads that share such small products wait for each other, ten times as long as
+they work if another program uses a core.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def advance(
         return
 
     def descend(runs: slice) -> None:
-        torch.set_num_threads(1)  # of the thread that calls this
-        own = State(*(values[runs] for values in vars(state).values()))
-        _descend(own, start, labels[runs], lr, real, device)
+        torch.set_num_threads(1)  # for the calling thread
+        part = State(*(values[runs] for values in vars(state).values()))
+        _descend(part, start, labels[runs], lr, real, device)
 
     with held(1):
         in_blocks(descend, len(state.b2))
@@ -58,13 +58,13 @@ def _descend(
     """Takes all runs of `state` through T steps together."""
     runs, classes = state.b2.shape
 
-    def place(array: NDArray[np.generic]) -> Tensor:
+    def tensor(array: NDArray[np.generic]) -> Tensor:
         return torch.tensor(array, device=device)
 
-    gram = place(start.gram).expand(runs, -1, -1)
-    preactivation = place(start.preactivation)
-    masters = [place(values) for values in vars(state).values()]
-    targets = torch.eye(classes, dtype=torch.float64, device=device)[place(labels.swapaxes(0, 1))]
+    gram = tensor(start.gram).expand(runs, -1, -1)
+    preactivation = tensor(start.preactivation)
+    masters = [tensor(values) for values in vars(state).values()]
+    targets = torch.eye(classes, dtype=torch.float64, device=device)[tensor(labels.swapaxes(0, 1))]
     coefficients, W2, b2 = masters
     for target in targets.mT:
         H = torch.baddbmm(preactivation, gram, coefficients)
@@ -81,18 +81,18 @@ def _gradients(
     """Gradients of the loss at H, W2 and b2, of type `real`.  `target` : (S, C, n).
 
     The loss is differentiated in double precision, the network in `real`: late in training f - y
-    is a small difference of large numbers, and an error of f would not fade as one of a gradient.
-    So the f on autograd's tape takes the value computed in double precision.
+    is a small difference of large numbers, and an error of f would not fade like an error of a
+    gradient.  So the f on autograd's tape gets the value computed in double precision.
     """
-    moving = [value.detach().to(real).requires_grad_() for value in (H, W2, b2)]
-    f = _outputs(*moving).double()
+    leaves = [value.detach().to(real).requires_grad_() for value in (H, W2, b2)]
+    f = _outputs(*leaves).double()
     if real != torch.float64:
         f.detach().copy_(_outputs(H, W2, b2))
-    # The loss of every run, added up: runs share no parameter.
+    # The losses of all runs are summed: runs share no parameter.
     loss = mse_loss(f, target, reduction="sum") / (2 * target[0].numel())
-    return torch.autograd.grad(loss, moving)
+    return torch.autograd.grad(loss, leaves)
 
 
 def _outputs(H: Tensor, W2: Tensor, b2: Tensor) -> Tensor:
-    """f at preactivations H, (S, C, n): so laid out, the products of both passes are fastest."""
+    """f at preactivations H, (S, C, n); this layout gives the fastest products in both passes."""
     return torch.baddbmm(b2[:, :, None], W2, torch.erf(H).mT)

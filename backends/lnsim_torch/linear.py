@@ -1,12 +1,12 @@
 """The linear engine on torch, CPU or CUDA: gradients by autograd, replicas as a batch.
 
-It is the independent witness of the hand-derived kernels: every step writes down the loss of the
-network and asks autograd for its gradient; nothing of the algebra of lnsim_numba is used.
+It verifies the hand-derived kernels independently: every step computes the loss of the network and
+its gradient by autograd, without the algebra of lnsim_numba.
 
-A replica whose squared residual reaches DIVERGED_ABOVE is left as it is by a mask, so that no step
-waits for the host to find out.  On CUDA, blocks of `BLOCK` steps are captured as a CUDA graph and
-replayed: a step then costs its kernels, not their launches.  Words become samples and noise on the
-CPU (lnsim.streams), a call's worth at a time.
+A mask freezes a replica whose squared residual reaches DIVERGED_ABOVE, so that no step waits for
+the host.  On CUDA, blocks of `BLOCK` steps are captured as a CUDA graph and replayed: a step then
+costs its kernels, not their launches.  Words become samples and noise on the CPU (lnsim.streams),
+for one call at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BLOCK = 64
 """Steps in a CUDA graph; a call of fewer than two blocks is not worth capturing."""
 
 CAPTURING = ("cuda",)
-"""Types of devices that have graphs."""
+"""Types of devices that can capture graphs."""
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -43,7 +43,7 @@ class TorchEngine:
     """Implements lnsim.backend.LinearEngine.
 
     `device`: "cpu", "cuda" or "cuda:N"; `dtype`: "float64" or "float32".  Raises ValueError for
-    another, or for a device that is not there.
+    other values, and for a device that is not available.
     """
 
     def __init__(self, device: str = "cpu", dtype: str = "float64") -> None:
@@ -64,19 +64,19 @@ class TorchEngine:
         rows: FloatArray | None = None,
         twin: Twin | None = None,
     ) -> None:
-        """See lnsim.backend.LinearEngine.advance.  On one thread of the CPU: see threads.py."""
-        training = kernel_of(KERNELS, dynamics, "torch")
+        """See lnsim.backend.LinearEngine.advance.  Uses one CPU thread: see threads.py."""
+        kernel = kernel_of(KERNELS, dynamics, "torch")
         steps = words.shape[1]
         if steps == 0:
             return
-        run = training(self, state, problem, dynamics, words, first_step)
+        run = kernel(self, state, problem, dynamics, words, first_step)
         done = run.replay_blocks() if self.device.type in CAPTURING and rows is None else 0
         for t in range(done, steps):
             before = run.W.clone(), run.a.clone()
             run.step(t)
             if rows is not None:
-                at = (first_step + t) % rows.shape[2]
-                rows[:, 0, at], rows[:, 1, at] = _moves(*before, run.W, run.a)
+                slot = (first_step + t) % rows.shape[2]
+                rows[:, 0, slot], rows[:, 1, slot] = _moves(*before, run.W, run.a)
         run.store(state)
         if twin is not None:
             self._advance_twin(twin, problem, dynamics, words)
@@ -90,12 +90,12 @@ class TorchEngine:
         A, start = self.tensor(linearized.A), self.tensor(linearized.start)
         alive = torch.ones(len(words), 1, dtype=torch.bool, device=self.device)
         for t in range(words.shape[1]):
-            z, worst = draws.slope(theta, t)
-            alive &= (worst < DIVERGED_ABOVE)[:, None]
+            z, deciding = draws.gradient(theta, t)
+            alive &= (deciding < DIVERGED_ABOVE)[:, None]
             if rates.sharpness_aware:
                 move = z @ A
                 norm = (z * move).sum(dim=1, keepdim=True).clamp(min=0.0).sqrt()
-                z, _ = draws.slope(theta + _ratio(rates.rho[:, None], norm) * move, t)
+                z, _ = draws.gradient(theta + _ratio(rates.rho[:, None], norm) * move, t)
             new_V = rates.momentum[:, None] * V + z @ A + rates.decay[:, None] * (theta + start)
             V = torch.where(alive, new_V, V)
             theta = torch.where(alive, theta - rates.lr[:, None] * new_V, theta)
@@ -148,8 +148,8 @@ class _Draws:
     def loss(self, theta: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """(1/2B) sum_b r_b^2 over the batch of step t, summed over replicas, at theta : (S, r).
 
-        And the squared residual that decides on divergence, (S,): the largest of a batch, the mean
-        one, clean, of all samples.
+        Also returns the squared residual that decides on divergence, (S,): the largest in the
+        batch; for the full batch the mean of the residuals without noise.
         """
         if self.full:
             clean = theta @ self.X.T - self.y
@@ -158,7 +158,7 @@ class _Draws:
         residual = (x @ theta[:, :, None])[:, :, 0] - self.y[self.index[t]] - self.noise[t]
         return 0.5 * residual.square().mean(dim=1).sum(), residual.square().amax(dim=1)
 
-    def slope(self, theta: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def gradient(self, theta: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """The gradient of the loss in theta, (S, r), and the deciding squared residual, (S,)."""
         theta = theta.detach().requires_grad_()
         loss, deciding = self.loss(theta, t)
@@ -180,11 +180,11 @@ class _Descent:
         self._engine, self._draws = engine, _Draws(engine, problem, dynamics, words)
         self._rates = _Rates(engine, dynamics, len(state.W))
         self.W, self.a = engine.tensor(state.W), engine.tensor(state.a)
-        heavy = state.W_velocity is not None and state.a_velocity is not None
-        self._V_W = engine.tensor(state.W_velocity) if heavy else torch.zeros_like(self.W)  # type: ignore[arg-type]
-        self._V_a = engine.tensor(state.a_velocity) if heavy else torch.zeros_like(self.a)  # type: ignore[arg-type]
+        momentum = state.W_velocity is not None and state.a_velocity is not None
+        self._V_W = engine.tensor(state.W_velocity) if momentum else torch.zeros_like(self.W)  # type: ignore[arg-type]
+        self._V_a = engine.tensor(state.a_velocity) if momentum else torch.zeros_like(self.a)  # type: ignore[arg-type]
         self._diverged_at = torch.tensor(state.diverged_at, device=engine.device)
-        self._now = torch.tensor(first_step, device=engine.device)
+        self._current_step = torch.tensor(first_step, device=engine.device)
 
     def _gradients(self, W: Tensor, a: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
         W, a = W.detach().requires_grad_(), a.detach().requires_grad_()
@@ -193,57 +193,57 @@ class _Descent:
         return grad_W, grad_a, deciding.detach()
 
     def direction(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What step t of the call goes along, of W and of a, and the deciding squared residual."""
+        """The gradients of step t of the call in W and in a, and the deciding squared residual."""
         grad_W, grad_a, deciding = self._gradients(self.W, self.a, t)
         if self._rates.sharpness_aware:
             norm = (grad_W.square().sum(dim=(1, 2)) + grad_a.square().sum(dim=1)).sqrt()
             h = _ratio(self._rates.rho, norm)
-            moved = self.W + h[:, None, None] * grad_W, self.a + h[:, None] * grad_a
-            grad_W, grad_a, _ = self._gradients(*moved, t)
+            ascended = self.W + h[:, None, None] * grad_W, self.a + h[:, None] * grad_a
+            grad_W, grad_a, _ = self._gradients(*ascended, t)
         return grad_W, grad_a, deciding
 
     def step(self, t: int) -> None:
         """One step with the draws of step t of the call."""
         rates = self._rates
         grad_W, grad_a, deciding = self.direction(t)
-        stops = (self._diverged_at < 0) & ~(deciding < DIVERGED_ABOVE)
-        self._diverged_at.copy_(torch.where(stops, self._now, self._diverged_at))
-        self._now += 1
-        going = self._diverged_at < 0
+        diverges = (self._diverged_at < 0) & ~(deciding < DIVERGED_ABOVE)
+        self._diverged_at.copy_(torch.where(diverges, self._current_step, self._diverged_at))
+        self._current_step += 1
+        alive = self._diverged_at < 0
         for weights, V, gradient in ((self.W, self._V_W, grad_W), (self.a, self._V_a, grad_a)):
-            each = (-1, *(1,) * (weights.ndim - 1))
-            momentum, decay, lr, keep = (
-                rate.view(each) for rate in (rates.momentum, rates.decay, rates.lr, going)
+            per_replica = (-1, *(1,) * (weights.ndim - 1))
+            momentum, decay, lr, moves = (
+                rate.view(per_replica) for rate in (rates.momentum, rates.decay, rates.lr, alive)
             )
             new_V = momentum * V + gradient + decay * weights
-            V.copy_(torch.where(keep, new_V, V))
-            weights.copy_(torch.where(keep, weights - lr * new_V, weights))
+            V.copy_(torch.where(moves, new_V, V))
+            weights.copy_(torch.where(moves, weights - lr * new_V, weights))
 
     def replay_blocks(self) -> int:
-        """All whole blocks as replays of one captured block; returns the steps done."""
+        """Runs all whole blocks as replays of one captured block; returns the steps done."""
         draws, steps = self._draws, len(self._draws.noise)
         if steps < 2 * BLOCK:
             return 0
-        whole = (draws.index, draws.noise, draws.chain)
-        window = [None if array is None else array[:BLOCK].clone() for array in whole]
-        draws.index, draws.noise, draws.chain = window[0], window[1], window[2]  # type: ignore[assignment]
-        moving = (self.W, self.a, self._V_W, self._V_a, self._diverged_at, self._now)
-        start = [tensor.clone() for tensor in moving]
-        # Kept: no graph may go while it is at work.
+        all_draws = (draws.index, draws.noise, draws.chain)
+        block_draws = [None if array is None else array[:BLOCK].clone() for array in all_draws]
+        draws.index, draws.noise, draws.chain = block_draws[0], block_draws[1], block_draws[2]  # type: ignore[assignment]
+        tensors = (self.W, self.a, self._V_W, self._V_a, self._diverged_at, self._current_step)
+        before = [tensor.clone() for tensor in tensors]
+        # An attribute, because a graph must not be freed while it runs.
         self._replay = _captured(self.step, self._engine.device)
-        for tensor, value in zip(moving, start, strict=True):
+        for tensor, value in zip(tensors, before, strict=True):
             tensor.copy_(value)
         blocks = steps // BLOCK
         for block in range(blocks):
-            for part, array in zip(window, whole, strict=True):
+            for part, array in zip(block_draws, all_draws, strict=True):
                 if part is not None and array is not None:
                     part.copy_(array[block * BLOCK : (block + 1) * BLOCK])
             self._replay()
-        draws.index, draws.noise, draws.chain = whole
+        draws.index, draws.noise, draws.chain = all_draws
         return blocks * BLOCK
 
     def store(self, state: State) -> None:
-        """Writes the weights back."""
+        """Writes the weights, the velocities and the steps of divergence into `state`."""
         state.W[:], state.a[:] = _numpy(self.W), _numpy(self.a)
         if state.W_velocity is not None and state.a_velocity is not None:
             state.W_velocity[:], state.a_velocity[:] = _numpy(self._V_W), _numpy(self._V_a)
@@ -251,7 +251,7 @@ class _Descent:
 
 
 class _Oscillation(_Descent):
-    """The kernel "oscillation": the chains run in any case, and while it is off, unseen."""
+    """The kernel "oscillation": the chains always advance, but act only while it is on."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class _Oscillation(_Descent):
             self._draws.chain = engine.tensor(chain)
 
     def direction(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The second layer takes the state of its chains and is not trained."""
+        """As in `_Descent`, but the second layer is set to its chains and is not trained."""
         chain = self._draws.chain
         if chain is None:
             return super().direction(t)
@@ -280,32 +280,32 @@ class _Oscillation(_Descent):
         return grad_W, torch.zeros_like(grad_a), deciding
 
     def store(self, state: State) -> None:
-        """Writes the weights back, and to the second layer the last state of its chains."""
+        """As in `_Descent`, but the second layer becomes the last state of its chains."""
         super().store(state)
         if self._draws.chain is not None and state.chain is not None:
             state.a[:] = state.chain
 
 
 KERNELS: dict[str, type[_Descent]] = {"descent": _Descent, "oscillation": _Oscillation}
-"""By the `kernel` of a dynamics what trains by it."""
+"""The class that runs each `kernel` of a dynamics."""
 
 
 def _captured(step: Callable[[int], None], device: torch.device) -> Callable[[], None]:
-    """What does steps 0 ... BLOCK - 1 on a CUDA device without launching their kernels singly."""
+    """A function that runs steps 0 ... BLOCK - 1 on a CUDA device as one captured graph."""
     with torch.cuda.device(device):
-        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             step(0)  # autograd and the allocator warm up outside the capture
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph, stream=side):
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
             for t in range(BLOCK):
                 step(t)
     return graph.replay
 
 
 def chain_states(start: FloatArray, words: Words, amplitude: FloatArray) -> FloatArray:
-    """The chains of Oscillation from `start` : (S, m), at every step, shape (T + 1, S, m).
+    """The chains of Oscillation at every step from `start` : (S, m), shape (T + 1, S, m).
 
     words : (S, T, ceil(m/64)), amplitude : (S,).
     """
@@ -325,7 +325,7 @@ def _ratio(numerator: Tensor, norm: Tensor) -> Tensor:
 
 
 def _moves(W: Tensor, a: Tensor, new_W: Tensor, new_a: Tensor) -> tuple[FloatArray, FloatArray]:
-    """v and |g| a of a step that moved a by -v and W by -a g^T (lnsim.ledger), (S, p) each."""
+    """v and |g| a of a step that changed a by -v and W by -a g^T (lnsim.ledger), (S, p) each."""
     length = _ratio((new_W - W).square().sum(dim=(1, 2)).sqrt(), a.square().sum(dim=1).sqrt())
     return _numpy(a - new_a), _numpy(length[:, None] * a)
 

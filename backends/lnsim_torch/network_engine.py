@@ -1,6 +1,6 @@
-"""What the experiments on images ask of torch: numbers and plain arrays in, plain arrays out.
+"""The network engine of torch (lnsim.backend.NetworkEngine), for the experiments on images.
 
-Networks and placed images go through as they are; the seam is lnsim.backend.NetworkEngine.
+It takes and returns numbers and plain arrays, besides networks and placed images.
 """
 
 from __future__ import annotations
@@ -64,22 +64,22 @@ def pruned_accuracy(
 
 
 class Tangent:
-    """A network's tangent kernel on the training images, and what follows from it.
+    """A network's tangent kernel on the training images, and predictions from it.
 
-    The kernel is that of all outputs, (n, n, C, C), taken as the network stands.  Below
+    The kernel of all outputs, (n, n, C, C), at the network's present parameters.  Below
     `largest_stable_lr` gradient descent on the linearised network's squared loss converges.
     """
 
     def __init__(self, network: nn.Module, data: Data) -> None:
         self._data = data
-        self._one_at_a_time = Lock()  # a kernel needs memory
+        self._one_at_a_time = Lock()  # two kernels at once may exceed the memory
         self._x = _inputs(data.train)
         try:
             self._kernel = empirical_ntk(network.to(data.device), self._x)
             self.largest_stable_lr = _largest_stable_lr(self._kernel)
         except RuntimeError as error:
-            full = isinstance(error, torch.OutOfMemoryError)
-            if full or "can't allocate memory" in str(error):
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            if out_of_memory or "can't allocate memory" in str(error):
                 raise ValueError(
                     f"not enough memory on {data.device} for the kernel of {len(self._x)} samples:"
                     " lower samples"
@@ -94,7 +94,7 @@ class Tangent:
     def losses(self, network: nn.Module, lr: float, steps: Sequence[int]) -> dict[str, FloatArray]:
         """Training and test loss of the linearised network after `steps` of gradient descent.
 
-        `network` stands where the kernel was taken; squared loss, full batch, clean labels.
+        `network` must have the parameters of the kernel.  Squared loss, full batch, clean labels.
         """
         x_test = _inputs(self._data.test)
         with torch.no_grad():
@@ -103,20 +103,20 @@ class Tangent:
             erf_network.one_hot(samples.labels, self._data.classes)
             for samples in (self._data.train, self._data.test)
         ]
-        predict = mse_predictor(
+        predictor = mse_predictor(
             self._kernel, f, torch.tensor(targets[0], device=f.device), lr,
             empirical_ntk(network, x_test, self._x), f_test,
         )  # fmt: skip
         return {
-            f"{part}_loss": erf_network.loss(of_part(steps, discrete=True).cpu().numpy(), y)
-            for part, of_part, y in zip(
-                ("train", "test"), (predict.train, predict.test), targets, strict=True
+            f"{part}_loss": erf_network.loss(predict(steps, discrete=True).cpu().numpy(), y)
+            for part, predict, y in zip(
+                ("train", "test"), (predictor.train, predictor.test), targets, strict=True
             )
         }
 
 
 def _largest_stable_lr(kernel: Tensor) -> float:
-    """Descent multiplies a part of the residual by 1 - lr l / nC, l an eigenvalue of the kernel."""
+    """2 nC / l for the largest eigenvalue l: a step multiplies the residual by 1 - lr l / nC."""
     n, _, classes, _ = kernel.shape
     matrix = kernel.double().transpose(1, 2).reshape(n * classes, n * classes)
     return 2.0 * n * classes / float(torch.linalg.eigvalsh(matrix)[-1])

@@ -6,11 +6,11 @@ area) gives, with gain g,
     "standard"    z = W x + b,               W ~ N(0, g^2 / n),
     "ntk"         z = W (g x / sqrt(n)) + b,    W ~ N(0, 1),
 
-with b ~ N(0, 1) in `mlp`, b = 0 at first in `resnet18`, none in `wide_resnet`.  Both are the same
-function at initialisation.  Gradient descent sees them differently: under "ntk" the tangent kernel
-has a limit as the width grows, and does not grow with it (Jacot, Gabriel, Hongler 2018).  The
-factor stands at the layer's input, so that the layer itself is a plain nn.Conv2d or nn.Linear, for
-which ntk/layers.py has exact rules.
+with b ~ N(0, 1) in `mlp`, b = 0 initially in `resnet18`, and no b in `wide_resnet`.  Both give the
+same function at initialisation, but another gradient descent: under "ntk" the tangent kernel has a
+finite limit as the width grows (Jacot, Gabriel, Hongler 2018).  The factor multiplies the layer's
+input, so that the layer itself is a plain nn.Conv2d or nn.Linear, for which ntk/layers.py has exact
+rules.
 
 `alpha` multiplies the output: the larger, the lazier the training (Chizat, Oyallon, Bach 2019).
 
@@ -34,10 +34,10 @@ from lnsim.streams import check_seed
 
 PARAMETERIZATIONS = ("ntk", "standard")
 GAINS = {"erf": 1.0, "relu": math.sqrt(2.0)}
-"""The gain of all layers of `mlp`, by its activation."""
+"""The gain of all layers of `mlp` for each activation."""
 
 TORCH_GAIN = 1.0 / math.sqrt(3.0)
-"""That of the weights torch draws for a layer, uniform on +-1/sqrt(n)."""
+"""The gain of torch's own initial weights, uniform on +-1/sqrt(n)."""
 
 # A purpose of numpy.random.default_rng([seed, purpose]); images/erf_network.py has those up to 6.
 _INIT = 7
@@ -54,11 +54,13 @@ def mlp(
     """Dense layers with biases, `sizes` from the input's features to the outputs.
 
     Takes samples of any shape, (N, ...), and flattens them.  `activation`: "relu" or "erf"; two
-    sizes make a linear model.  Raises ValueError or TypeError for what it does not know.
+    sizes make a linear model.  Raises ValueError or TypeError for arguments out of range.
     """
     widths = [checks.integer("sizes", size, 1) for size in sizes]
     if len(widths) < 2:
-        raise ValueError(f"sizes must have at least 2 entries, inputs and outputs, got {sizes}")
+        raise ValueError(
+            f"sizes must have at least 2 entries, input features and outputs, got {sizes}"
+        )
     gain = GAINS[checks.choice("activation", activation, GAINS)]
     make = _Layers(parameterization, seed)
     layers: list[nn.Module] = [nn.Flatten()]
@@ -109,10 +111,10 @@ def resnet18(
 ) -> nn.Module:
     """ResNet-18 for small images, with a 3x3 stem and batch norm; takes (N, 3, H, W).
 
-    Four groups of two blocks with `width`, 2, 4 and 8 times as many channels and strides 1, 2, 2,
-    2, a 1x1 convolution as the shortcut where the shape changes.  Gain 1/sqrt(3), the variance that
-    torch draws its weights with: batch norm undoes the gain of what is before it, but the larger
-    it is the less a step turns the weights.
+    Four groups of two blocks with 1, 2, 4 and 8 times `width` channels and strides 1, 2, 2, 2; a
+    1x1 convolution is the shortcut where the shape changes.  The gain 1/sqrt(3) gives the variance
+    of torch's own weights: batch norm cancels the gain of the layers before it, but with a larger
+    gain a step rotates the weights less.
 
     Source: He, Zhang, Ren, Sun 2016; the stem is that of their networks for CIFAR-10.
     """
@@ -158,7 +160,7 @@ class Sum(nn.Module):
 
 
 class _Layers:
-    """Makes layers of one parameterisation, their weights in order from one generator."""
+    """Makes layers of one parameterisation, with weights drawn in order from one generator."""
 
     def __init__(self, parameterization: str, seed: int) -> None:
         self._ntk = checks.choice("parameterization", parameterization, PARAMETERIZATIONS) == "ntk"
@@ -172,21 +174,21 @@ class _Layers:
         kernel: int = 3,
         gain: float = TORCH_GAIN,
     ) -> nn.Module:
-        """A convolution without bias that keeps the image's size, but for the stride."""
+        """A convolution without bias that keeps the image's size, divided by the stride."""
         layer = skip_init(
             nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False
         )
         return self._drawn(layer, gain / math.sqrt(inputs * kernel**2))
 
     def dense(self, inputs: int, outputs: int, gain: float, bias: float | None) -> nn.Module:
-        """A dense layer; `bias`: the standard deviation of its biases, None for none."""
+        """A dense layer; `bias`: the standard deviation of its biases, None for no biases."""
         layer = skip_init(nn.Linear, inputs, outputs, bias=bias is not None)
         if bias is not None:
             self._draw(layer.bias, bias)
         return self._drawn(layer, gain / math.sqrt(inputs))
 
     def _drawn(self, layer: nn.Conv2d | nn.Linear, scale: float) -> nn.Module:
-        """The layer with its weight drawn, and with the factor before it under "ntk"."""
+        """The layer with drawn weights, preceded by the factor under "ntk"."""
         self._draw(layer.weight, 1.0 if self._ntk else scale)
         return nn.Sequential(Scale(scale), layer) if self._ntk else layer
 
@@ -215,8 +217,8 @@ def _block(make: _Layers, inputs: int, outputs: int, stride: int) -> nn.Module:
     )
     if stride == 1 and inputs == outputs:
         return Sum(main, nn.Identity())
-    # A pool of one pixel skips pixels as a strided 1x1 convolution does; that one is unsafe on the
-    # CPU, see training._check_layout.
+    # A pool of one pixel skips pixels like a strided 1x1 convolution, which is unsafe on the CPU:
+    # see _check_layout in training/train.py.
     shortcut = (nn.AvgPool2d(1, stride), make.conv(inputs, outputs, kernel=1))
     return Sum(main, nn.Sequential(*shortcut, nn.BatchNorm2d(outputs)))
 

@@ -1,4 +1,4 @@
-"""Labelled images on a device: held as they came (uint8), normalised a batch at a time."""
+"""Labelled images on a device: stored in their own dtype (uint8), normalised batch by batch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ NORMALIZATIONS = ("channel", "global")
 class Samples:
     """One set.  images : (N, H, W, channels) or (N, pixels), targets : (N,) int64 on the device.
 
-    labels : (N,) are the targets for the host.  mean and scale (1 / standard deviation) have the
-    shape of an image: so they are applied in long runs.
+    labels : (N,) are the targets on the host.  mean and scale (1 / standard deviation) have the
+    shape of an image, which makes them faster to apply.
     """
 
     images: Tensor
@@ -35,26 +35,26 @@ class Samples:
         return len(self.labels)
 
     def inputs(self, chosen: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
-        """What a network takes of the `chosen` images: (B, channels, H, W) or (B, pixels)."""
+        """The `chosen` images as network input, normalised: (B, channels, H, W) or (B, pixels)."""
         # On the CPU index_select is ten times as fast as indexing with a tensor.
         if isinstance(chosen, Tensor):
             x = self.images.index_select(0, chosen)
         else:
             x = self.images[chosen]
-        # A type of fewer digits than float32 is rounded to at the end.
+        # Computed in float32 at least, and rounded to a type of lower precision at the end.
         wide = torch.promote_types(dtype, torch.float32)
         x = (x - self.mean.to(wide)).to(wide).mul_(self.scale.to(wide)).to(dtype)
-        # The channels stay last in memory: what cuDNN's fast kernels like.
+        # The channels stay last in memory, as cuDNN's fast kernels prefer.
         return x.permute(0, 3, 1, 2) if x.ndim == 4 else x
 
     def spaced(self, count: int) -> Samples:
-        """`count` of the samples, evenly spaced; all for 0."""
+        """`count` evenly spaced samples; all for 0."""
         if count == 0 or count >= len(self):
             return self
         chosen = np.arange(count) * len(self) // count
-        here = torch.from_numpy(chosen).to(self.targets.device)
+        index = torch.from_numpy(chosen).to(self.targets.device)
         return replace(
-            self, images=self.images[here], targets=self.targets[here], labels=self.labels[chosen]
+            self, images=self.images[index], targets=self.targets[index], labels=self.labels[chosen]
         )
 
 
@@ -76,10 +76,10 @@ def place(
 ) -> Data:
     """The images on `device`, normalised when they are used.  Several runs can share the result.
 
-    `normalization`: "channel" takes off the training set's mean of each channel and divides by its
-    standard deviation, in both sets; "global" takes one mean and deviation of all pixels, of each
-    set its own (the released notebook).  `images` may be four lists.  Raises ValueError for a
-    device that is not there, and for what is no images of `classes` classes.
+    `normalization`: "channel" uses the training set's mean and standard deviation of each channel
+    for both sets; "global" uses one mean and deviation of all pixels for each set (the released
+    notebook).  `images` may be four lists.  Raises ValueError for a device that is not available,
+    and for arrays that are no images of `classes` classes.
     """
     check_device(device)
     checks.choice("normalization", normalization, NORMALIZATIONS)
@@ -107,5 +107,5 @@ def _statistics(pixels: NDArray[Any], normalization: str) -> tuple[NDArray[np.fl
         mean, deviation = pixels.mean(0, dtype=np.float64), pixels.std(0, dtype=np.float64)
     else:
         mean, deviation = np.mean(pixels, dtype=np.float64), np.std(pixels, dtype=np.float64)
-    # A channel of one colour is 0 after its mean is gone.
+    # A constant channel is 0 once its mean is subtracted.
     return np.asarray(mean), 1.0 / np.where(deviation > 0, deviation, 1.0)

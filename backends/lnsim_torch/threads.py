@@ -1,7 +1,7 @@
-"""How many threads of the CPU torch takes.
+"""The number of CPU threads that torch uses.
 
-A sum that threads share is rounded otherwise for another number of them (convolutions' weight
-gradients, sums of over 32,768 numbers), so a run says how many it takes.
+The rounding of a sum that threads share depends on their number (weight gradients of convolutions,
+sums of over 32,768 numbers), so a run sets the number.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 
 @contextmanager
 def held(threads: int) -> Iterator[None]:
-    """Inside, what the calling thread asks of torch takes `threads` threads.
+    """Inside, torch uses `threads` threads for the operations of the calling thread.
 
-    Others that it starts call torch.set_num_threads themselves.
+    Threads that it starts must call torch.set_num_threads themselves.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

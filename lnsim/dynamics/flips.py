@@ -1,16 +1,16 @@
 """Label noise in classification: labels drawn afresh at every step (the paper's Algorithm 1).
 
-Full-batch training on n samples takes n words of streams.py a step, word j for sample j, so that
-sample j of step t has word t n + j of the run.  From the 64-bit word w:
+Full-batch training on n samples takes n words of streams.py per step: sample j of step t uses word
+t n + j of the run.  The 64-bit word w determines
 
     whether it flips    w mod 2^32 < floor(tau 2^32)               (low half)
     the class           "any":    ((w >> 32) C) >> 32              (high half)
-                        "other":  o = ((w >> 32) (C - 1)) >> 32,  and o + 1 from the true label on
+                        "other":  o = ((w >> 32) (C - 1)) >> 32,  or o + 1 if o >= the true label
 
 "any" draws from all C classes, so that a redrawn label is the true one with probability 1/C (the
 released notebook); "other" draws from the C - 1 others (the paper and its README).  The two halves
-of a word are independent, tau = 0 never flips and tau = 1 always does, and a class is off its share
-by less than C / 2^32.
+of a word are independent, tau = 0 never flips and tau = 1 always does, and the probability of a
+class is exact to C / 2^32.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 
 def check_tau(tau: float) -> float:
-    """`tau` as a probability; any number outside [0, 1] is refused."""
+    """`tau` as a float.  Raises ValueError or TypeError unless it is a number in [0, 1]."""
     value = checks.real("tau", tau, least=0.0)
     if not isinstance(value, float):
         raise TypeError(f"tau must be one number, got {tau!r}")

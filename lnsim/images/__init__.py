@@ -1,1 +1,1 @@
-"""Images, the flips of their labels, and the two-layer erf network that learns them."""
+"""Labelled images, label flips, and the two-layer erf network that is trained on them."""

@@ -1,4 +1,4 @@
-"""Labelled images: read from an .npz file, or CIFAR-10 itself, and checked at the door."""
+"""Labelled images, read from an .npz file or from CIFAR-10, and checked when read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOW_TO_GET = (
 class Images(NamedTuple):
     """A training and a test set.
 
-    Images : (N, ...) of any real type, both sets alike past the first axis; labels : (N,) int64.
+    Images : (N, ...) of any real type, of one shape past the first axis; labels : (N,) int64.
     """
 
     train_images: NDArray[Any]
@@ -30,9 +30,9 @@ class Images(NamedTuple):
 
 
 def load(data: str, root: str = "data") -> Images:
-    """The images of `data`: the path of an .npz file, or "cifar10", kept below the folder `root`.
+    """The images of `data`: the path of an .npz file, or "cifar10", stored in the folder `root`.
 
-    Raises ValueError where there is none, where it is malformed, or cannot be had.
+    Raises ValueError if `data` is missing, malformed, or cannot be downloaded.
     """
     if not data:
         raise ValueError(f"no data: {HOW_TO_GET}")
@@ -45,7 +45,7 @@ def load(data: str, root: str = "data") -> Images:
 
 
 def read(path: Path) -> Images:
-    """The four arrays of an .npz file.  Raises ValueError for one that lacks them."""
+    """The four arrays of an .npz file.  Raises ValueError if one is missing."""
     if not path.is_file():
         raise ValueError(f"data {str(path)!r} is no file: {HOW_TO_GET}")
     arrays = archive.read(path)
@@ -66,10 +66,10 @@ def checked(
 ) -> Images:
     """The four arrays, or lists, as `Images` in the machine's byte order.
 
-    Raises ValueError, naming the `source`, where they are not images of `classes` classes.
+    Raises ValueError, naming the `source`, if they are not images of `classes` classes.
     """
-    given = (train_images, train_labels, test_images, test_labels)
-    arrays = [_native(name, a, source) for name, a in zip(Images._fields, given, strict=True)]
+    sets = (train_images, train_labels, test_images, test_labels)
+    arrays = [_native(name, a, source) for name, a in zip(Images._fields, sets, strict=True)]
     train, labels, test, labels_test = arrays
     _check_set("train", train, labels, source, classes)
     _check_set("test", test, labels_test, source, classes)
@@ -82,7 +82,7 @@ def checked(
 
 
 def _native(name: str, values: ArrayLike, source: str) -> NDArray[Any]:
-    """An array of what was given, of a type that every backend has."""
+    """`values` as an array of a type that every backend has."""
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -94,7 +94,7 @@ def _native(name: str, values: ArrayLike, source: str) -> NDArray[Any]:
 def _check_set(
     part: str, images: NDArray[Any], labels: NDArray[Any], source: str, classes: int
 ) -> None:
-    """Refuses one set of images that is malformed."""
+    """Raises ValueError if one set of images is malformed."""
     name, labels_name = f"{part}_images", f"{part}_labels"
     if images.dtype.kind not in "uif":
         raise ValueError(f"{name} of {source} must hold numbers, got dtype {images.dtype}")
@@ -109,11 +109,11 @@ def _check_set(
         raise ValueError(f"{labels_name} of {source} must be integers, got dtype {labels.dtype}")
     if labels.shape != images.shape[:1]:
         raise ValueError(
-            f"{labels_name} of {source} must have shape {images.shape[:1]}, one label an image,"
+            f"{labels_name} of {source} must have shape {images.shape[:1]}, one label per image,"
             f" got {labels.shape}"
         )
-    wrong = (labels < 0) | (labels >= classes)
-    if wrong.any():
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
         raise ValueError(
-            f"{labels_name} of {source} must be in 0 ... {classes - 1}, got {labels[wrong][0]}"
+            f"{labels_name} of {source} must be in 0 ... {classes - 1}, got {labels[outside][0]}"
         )

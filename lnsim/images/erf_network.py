@@ -1,4 +1,4 @@
-r"""A two-layer erf network, in function space: exactly reduced, its kernel, its linearisation.
+r"""A two-layer erf network: its exact reduction, its tangent kernel and its linearisation.
 
 The network and its training (the paper's first real-world experiment).  With inputs X : (n, d),
 
@@ -10,13 +10,13 @@ Full-batch gradient descent with D = (f - y) / (nC) and Delta = (D W2) o erf'(H)
     W1 <- W1 - lr Delta^T X,  b1 <- b1 - lr Delta^T 1,  W2 <- W2 - lr D^T Phi,  b2 <- b2 - lr D^T 1.
 
 The reduction.  Every change of W1 is a combination of the n inputs, so W1(t) = W1(0) + A(t)^T X
-with coefficients A : (n, m), and as the bias sees a constant input, b1(t) = b1(0) + A(t)^T 1.  So
+with coefficients A : (n, m); the bias has a constant input, so b1(t) = b1(0) + A(t)^T 1.  Hence
 
     A <- A - lr Delta,    H(t) = H(0) + (X X^T + 1 1^T) A(t):
 
-a step needs the n x n Gram matrix and no input.  A test set needs its products with the inputs,
-and norms need no more: |w_i(t)|^2 = |w_i(0)|^2 + 2 (X w_i(0)) . A_i + A_i . X X^T A_i.  Nothing is
-approximated.  A, W2 and b2 are the whole state.
+a step needs the n x n Gram matrix and no inputs.  A test set needs its products with the inputs;
+norms follow from |w_i(t)|^2 = |w_i(0)|^2 + 2 (X w_i(0)) . A_i + A_i . X X^T A_i.  Nothing is
+approximated.  The state is A, W2 and b2.
 
 The empirical neural tangent kernel of outputs c and c' is, summed over all parameters,
 
@@ -24,7 +24,7 @@ The empirical neural tangent kernel of outputs c and c' is, summed over all para
 
 its average over the C outputs (c = c') is an (n, n) matrix K:  W2_ci^2 averaged over c.
 
-The linearisation.  Under gradient flow with that kernel at the start, time counted in steps,
+The linearisation.  Under gradient flow with the initial kernel, time counted in steps,
 df/dt = -(lr / nC) K (f - y).  In K's eigenbasis, K = U diag(l) U^T, r = f(0) - y, a = lr l / (nC):
 
     f(t) = y + U e^{-a t} U^T r,        f_test(t) = f_test(0) - K_test U ((1 - e^{-a t}) / l) U^T r,
@@ -50,15 +50,15 @@ from lnsim.images.data import Images
 DTYPES = ("float32", "float64")
 
 _ONE_THREAD = 1 << 18
-"""Multiplications from which on BLAS wakes further threads (OpenBLAS; others are near it)."""
+"""The number of multiplications above which BLAS uses several threads (OpenBLAS; others alike)."""
 
-# Purposes of numpy.random.default_rng([seed, purpose]); streams.py has those below 5.
+# Purposes of numpy.random.default_rng([seed, purpose]); streams.py uses those below 5.
 _CHOICE_OF_IMAGES, _INIT = 5, 6
 
 
 @dataclass(frozen=True)
 class Task:
-    """Inputs X : (n, d), targets y : (n, C), one-hot of `labels` : (n,); and the test set's."""
+    """Inputs X : (n, d), targets y : (n, C), one-hot of `labels` : (n,); the test set alike."""
 
     X: FloatArray
     y: FloatArray
@@ -79,10 +79,11 @@ class Network:
 
 @dataclass(frozen=True)
 class Start:
-    """All that training needs of the inputs and of the first layer at the start.
+    """All that training needs of the inputs and of the initial first layer.
 
     gram : (n, n) = X X^T + 1 and cross : (n_test, n) = X_test X^T + 1, preactivation : (n, m) and
-    preactivation_test : (n_test, m) with the bias, b1 : (m,), norm_squared : (m,) without it.
+    preactivation_test : (n_test, m) at the start, b1 : (m,), and norm_squared : (m,), the squared
+    norm of each neuron's input weights without the bias.
     """
 
     gram: FloatArray
@@ -95,7 +96,7 @@ class Start:
 
 @dataclass
 class State:
-    """S runs, moved in place.  coefficients : (S, n, m), W2 : (S, C, m), b2 : (S, C) float64."""
+    """S runs, updated in place.  coefficients : (S, n, m), W2 : (S, C, m), b2 : (S, C) float64."""
 
     coefficients: FloatArray
     W2: FloatArray
@@ -103,7 +104,7 @@ class State:
 
 
 class Engine(Protocol):
-    """Module `erf_network` of a backend: it trains, with no randomness of its own."""
+    """Module `erf_network` of a backend, which trains the network; it draws no random numbers."""
 
     def check_device(self, device: str) -> None:
         """Raises ValueError for a device it cannot train on."""
@@ -118,19 +119,19 @@ class Engine(Protocol):
         dtype: str,
         device: str,
     ) -> None:
-        """Takes `state` through T steps of gradient descent on `labels` : (S, T, n).
+        """Advances `state` by T steps of gradient descent on `labels` : (S, T, n).
 
-        `dtype` is that of the gradients.  Preactivations, outputs and parameters are float64: so
-        small steps are not lost, and the residual, late in training a small difference of large
-        numbers, is right.  A relative error e of all gradients, 5e-8 in single precision, is one
-        of lr, and moves a loss by no more than a share e ln(L(0) / L(t)).
+        `dtype` is that of the gradients.  Preactivations, outputs and parameters are float64, so
+        that small steps are not lost and the residual, late in training a small difference of large
+        numbers, is accurate.  A relative error e of all gradients, 5e-8 in single precision, acts
+        like one of lr, and changes a loss by at most a fraction e ln(L(0) / L(t)).
         """
 
 
 def load_engine(backend: str) -> Engine:
-    """The engine of `backend`, module erf_network of lnsim_<backend>.
+    """The engine of `backend`: the module erf_network of lnsim_<backend>.
 
-    Raises ValueError where there is none, or where it needs a package that is missing.
+    Raises ValueError if there is none, or if it needs a package that is missing.
     """
     lacks = f"two-layer network: no module lnsim_{backend}.erf_network was found"
     engine: Engine = plugins.backend(backend, "erf_network", lacks)
@@ -138,10 +139,10 @@ def load_engine(backend: str) -> Engine:
 
 
 def choose(images: Images, samples: int, test_samples: int, classes: int, seed: int) -> Task:
-    """`samples` and `test_samples` images (0: all) at random, each set normalised by itself.
+    """`samples` and `test_samples` random images (0: all), each set normalised by itself.
 
     A set is flattened, its global mean subtracted, and divided by its global standard deviation.
-    Raises ValueError where there are fewer images, or all their pixels are equal.
+    Raises ValueError if there are fewer images, or if all their pixels are equal.
     """
     rng = np.random.default_rng([streams.check_seed(seed), _CHOICE_OF_IMAGES])
     sets = []
@@ -163,12 +164,15 @@ def _normalised(pixels: NDArray[np.generic], name: str) -> FloatArray:
     flat = pixels.reshape(len(pixels), -1).astype(np.float64)
     deviation = flat.std()
     if not deviation > 0:
-        raise ValueError(f"the images chosen as {name} are of one value: they have no deviation")
+        raise ValueError(
+            f"the pixels of the images chosen as {name} must not all be equal: their standard"
+            f" deviation is {deviation}"
+        )
     return (flat - flat.mean()) / deviation
 
 
 def one_hot(labels: NDArray[np.int64], classes: int) -> FloatArray:
-    """Targets of `labels`, shape (..., C)."""
+    """One-hot targets of `labels` : (...), (..., C)."""
     return np.eye(classes)[labels]
 
 
@@ -182,7 +186,7 @@ def standard_init(width: int, dim: int, classes: int, seed: int) -> Network:
 
 
 def reduce(task: Task, network: Network) -> Start:
-    """What is left of the inputs and the first layer by the exact reduction."""
+    """The exact reduction of the inputs and of the first layer."""
     return Start(
         gram=task.X @ task.X.T + 1.0,
         cross=task.X_test @ task.X.T + 1.0,
@@ -203,9 +207,9 @@ def state_at_start(network: Network, samples: int, runs: int) -> State:
 
 
 def product(a: FloatArray, b: FloatArray) -> FloatArray:
-    """a : (..., n, k) times b : (..., k, m), so few rows at a time that BLAS keeps to one thread.
+    """a : (..., n, k) times b : (..., k, m), in parts so small that BLAS uses one thread.
 
-    The products of a record take less than a millisecond each, and waking a thread that has slept
+    The products of a record take less than a millisecond each; waking a thread that has slept
     since the last record can take many.
     """
     rows = max(1, _ONE_THREAD // (b.shape[-2] * b.shape[-1]))
@@ -240,27 +244,27 @@ def loss(f: FloatArray, y: FloatArray) -> FloatArray:
 def neuron_norms(H: FloatArray, state: State, start: Start) -> FloatArray:
     """|w_i(t)| of every neuron's input weights, without its bias; (S, m).
 
-    H : (S, n, m) is of the training inputs: X X^T A = H - H(0) - 1 (1^T A).
+    H : (S, n, m) are the preactivations of the training inputs: X X^T A = H - H(0) - 1 (1^T A).
     """
     A = state.coefficients
-    moved = H - start.preactivation - A.sum(axis=1, keepdims=True)
-    start_part = 2.0 * (start.preactivation - start.b1)
-    return np.sqrt(np.maximum(start.norm_squared + (A * (moved + start_part)).sum(axis=1), 0.0))
+    gram_A = H - start.preactivation - A.sum(axis=1, keepdims=True)
+    initial = 2.0 * (start.preactivation - start.b1)
+    return np.sqrt(np.maximum(start.norm_squared + (A * (gram_A + initial)).sum(axis=1), 0.0))
 
 
 def mean_kernel(H: FloatArray, H_2: FloatArray, W2: FloatArray, inner: FloatArray) -> FloatArray:
-    """The kernel, averaged over outputs, of inputs with preactivations H and others with H_2.
+    """The kernel, averaged over outputs, between inputs with preactivations H and with H_2.
 
     H : (..., n, m), H_2 : (..., n_2, m), W2 : (..., C, m); inner : (n, n_2), products of the inputs
     plus 1.  Returns (..., n, n_2).
     """
     weights = (W2**2).mean(axis=-2)[..., None, :]
-    of_first = product(slope(H) * weights, slope(H_2).swapaxes(-1, -2))
-    return product(erf(H), erf(H_2).swapaxes(-1, -2)) + 1.0 + inner * of_first
+    first_layer = product(slope(H) * weights, slope(H_2).swapaxes(-1, -2))
+    return product(erf(H), erf(H_2).swapaxes(-1, -2)) + 1.0 + inner * first_layer
 
 
 class Linearization:
-    """Gradient flow on the squared loss with a kernel that stays.
+    """Gradient flow on the squared loss with a constant kernel.
 
     kernel : (n, n), f0 and y : (n, C), kernel_test : (n_test, n), f0_test : (n_test, C).
     Source: Lee et al. 2019, "Wide neural networks of any depth evolve as linear models".
@@ -277,7 +281,7 @@ class Linearization:
     ) -> None:
         self.kernel = kernel
         eigenvalues, self._U = np.linalg.eigh(kernel)
-        # No kernel has negative eigenvalues; those seen are rounding.
+        # A kernel has no negative eigenvalues, except by rounding.
         self._eigenvalues = np.maximum(eigenvalues, 0.0)
         self._rate = lr / f0.size
         self._residual = self._U.T @ (f0 - y)
@@ -285,20 +289,21 @@ class Linearization:
         self._test = kernel_test @ self._U
 
     def train(self, step: float) -> FloatArray:
-        """Outputs on the training set after `step` steps' time, (n, C)."""
-        left = np.exp(-self._rate * self._eigenvalues * step)
-        return self._y + self._U @ (left[:, None] * self._residual)
+        """Outputs on the training set at time `step`, (n, C)."""
+        remaining = np.exp(-self._rate * self._eigenvalues * step)
+        return self._y + self._U @ (remaining[:, None] * self._residual)
 
     def test(self, step: float) -> FloatArray:
-        """Outputs on the test set after `step` steps' time, (n_test, C)."""
-        seen = self._eigenvalues > 0
-        gone = -np.expm1(-self._rate * self._eigenvalues * step)
-        weight = np.where(seen, gone / np.where(seen, self._eigenvalues, 1.0), self._rate * step)
+        """Outputs on the test set at time `step`, (n_test, C)."""
+        positive = self._eigenvalues > 0
+        decayed = -np.expm1(-self._rate * self._eigenvalues * step)
+        ratio = decayed / np.where(positive, self._eigenvalues, 1.0)
+        weight = np.where(positive, ratio, self._rate * step)
         return self._f0_test - self._test @ (weight[:, None] * self._residual)
 
 
 def linearize(state: State, start: Start, task: Task, lr: float) -> Linearization:
-    """The linearisation of the first run of `state`, taken there."""
+    """The linearisation of the first run of `state` at its parameters there."""
     H, H_test = preactivations(state, start)
     W2 = state.W2[0]
     return Linearization(

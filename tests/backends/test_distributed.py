@@ -101,7 +101,7 @@ def test_devices_that_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", str(torch.cuda.device_count()))
     for device, says in (
-        ("cuda", r"device 'cuda:\d+' is not there"),
+        ("cuda", r"device 'cuda:\d+' is not available"),
         ("cuda:1", "device must be cpu or cuda under torchrun, got 'cuda:1'"),
     ):
         with pytest.raises(ValueError, match=says), distributed.joined(device):

@@ -114,7 +114,9 @@ def test_bad_backends_are_named(name, says):
 def test_cuda_devices_that_are_not_there(monkeypatch):
     for count, name in ((0, "cuda"), (1, "cuda:1")):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
-        with pytest.raises(ValueError, match=f"'{name}' is not there: torch finds {count} CUDA"):
+        with pytest.raises(
+            ValueError, match=f"'{name}' is not available: torch finds {count} CUDA"
+        ):
             load(f"torch:{name}")
 
 

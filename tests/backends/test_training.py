@@ -514,7 +514,7 @@ def test_executions_that_are_refused():
     ):
         with pytest.raises(ValueError, match=says):
             train(small_mlp(), small_data(), RECIPE, execution)
-    with pytest.raises(ValueError, match="device 'cuda:99' is not there"):
+    with pytest.raises(ValueError, match="device 'cuda:99' is not available"):
         small_data(device="cuda:99")
     with pytest.raises(ValueError, match="normalization must be one of channel, global"):
         small_data(normalization="batch")

@@ -426,12 +426,12 @@ def put(name, change):
         (put("train_images", lambda a: a[:0]), "train_images .* got shape \\(0, 4"),
         (put("test_images", lambda a: a[:, :2]), "differ in shape"),
         (put("test_images", lambda a: a / 0.0), "test_images .* must be finite"),
-        (put("train_labels", lambda a: a[:-1]), "one label an image, got \\(29,\\)"),
-        (put("train_labels", lambda a: a[:, None]), "one label an image"),
+        (put("train_labels", lambda a: a[:-1]), "one label per image, got \\(29,\\)"),
+        (put("train_labels", lambda a: a[:, None]), "one label per image"),
         (put("train_labels", lambda a: a.astype(float)), "must be integers, got dtype float64"),
         (put("test_labels", lambda a: a + 10), "test_labels .* must be in 0 ... 9, got 1"),
         (put("test_labels", lambda a: a.astype(int) - 10), "must be in 0 ... 9, got -"),
-        (put("train_images", lambda a: a * 0), "chosen as samples are of one value"),
+        (put("train_images", lambda a: a * 0), "chosen as samples must not all be equal"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:(divide|invalid)")

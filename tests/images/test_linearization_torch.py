@@ -104,7 +104,7 @@ def test_a_device_that_is_not_there_is_refused(data, device):
 
 def test_cuda_where_there_is_none(data, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match="'cuda' is not there: torch finds 0 CUDA devices"):
+    with pytest.raises(ValueError, match="'cuda' is not available: torch finds 0 CUDA devices"):
         linearization.run(config_of(data, "float32"), backend="torch", device="cuda")
 
 
@@ -163,7 +163,7 @@ def test_cifar10_is_downloaded_once_and_checked(archive, tmp_path, capsys):
 
     content = path.read_bytes()
     path.write_bytes(content[:-100])
-    with pytest.raises(ValueError, match=r"CIFAR-10 cannot be had below .*elsewhere.*corrupted"):
+    with pytest.raises(ValueError, match=r"CIFAR-10 cannot be loaded from .*elsewhere.*corrupted"):
         images.load("cifar10", str(tmp_path / "elsewhere"))
     path.unlink()  # it is there already, and need not be had again
     config = linearization.Config(
@@ -174,7 +174,7 @@ def test_cifar10_is_downloaded_once_and_checked(archive, tmp_path, capsys):
         kept.unlink()
     batch = Path(here, "cifar-10-batches-py", "data_batch_3")
     batch.write_bytes(batch.read_bytes()[:-1] + b"x")
-    with pytest.raises(ValueError, match=r"cannot be had below .*404"):
+    with pytest.raises(ValueError, match=r"cannot be loaded from .*404"):
         linearization.run(config)
 
 
