@@ -100,7 +100,7 @@ def synchronised(network: nn.Module) -> Iterator[None]:
             module.__class__ = nn.BatchNorm2d
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """The sum of a tensor over all processes; backward sums the gradients of all processes."""
 
     @staticmethod
@@ -111,7 +111,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _Sum.forward(ctx, gradient)
+        return _AllReduceSum.forward(ctx, gradient)
 
 
 class _SharedBatchNorm(nn.BatchNorm2d):
@@ -123,11 +123,11 @@ class _SharedBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         z = x.to(self.weight.dtype)
         count = z.new_tensor([z.numel() / z.shape[1]])
-        sums = _Sum.apply(torch.cat([z.sum((0, 2, 3)), count]))
+        sums = _AllReduceSum.apply(torch.cat([z.sum((0, 2, 3)), count]))
         count = sums[-1]
         mean = sums[:-1] / count
         z = z - mean[:, None, None]
-        variance = _Sum.apply(z.square().sum((0, 2, 3))) / count
+        variance = _AllReduceSum.apply(z.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self._update_statistics(mean, variance * count / (count - 1))
         scale = self.weight * (variance + self.eps).rsqrt()

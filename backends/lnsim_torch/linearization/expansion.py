@@ -44,7 +44,7 @@ Mode = Callable[[NetworkCall, Tensors, Tensors, Tensors], tuple[Tensors, Tensors
 
 
 def forward_mode(
-    call: NetworkCall, at: Tensors, by: Tensors, inputs: Tensors
+    call: NetworkCall, theta_0: Tensors, v: Tensors, inputs: Tensors
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The `Mode` of forward-mode differentiation. Differentiable in v and the inputs."""
 
@@ -52,14 +52,14 @@ def forward_mode(
         with call.at(parameters):
             return call.outputs(inputs)
 
-    return jvp(network, ([*at],), ([*by],))  # type: ignore[return-value]
+    return jvp(network, ([*theta_0],), ([*v],))  # type: ignore[return-value]
 
 
 def backward_mode(
-    call: NetworkCall, at: Tensors, by: Tensors, inputs: Tensors
+    call: NetworkCall, theta_0: Tensors, v: Tensors, inputs: Tensors
 ) -> tuple[Tensors, Tensors]:
     """The `Mode` that differentiates the gradient. Differentiable in v and the inputs."""
-    both = _Backward.apply(call, len(at), *at, *by, *inputs)
+    both = _Backward.apply(call, len(theta_0), *theta_0, *v, *inputs)
     half = len(both) // 2
     return both[:half], both[half:]
 
@@ -75,9 +75,9 @@ class _Backward(torch.autograd.Function):
             torch.is_autocast_enabled(device),
         )
         ctx.save_for_backward(*tensors)
-        at, by, inputs = _split([t.detach() for t in tensors], count)
+        theta_0, v, inputs = _split([t.detach() for t in tensors], count)
         with torch.enable_grad(), own_saved_tensors():
-            values, changes = _twice(call, at, by, inputs, create=False)
+            values, changes = _twice(call, theta_0, v, inputs, create=False)
         both = tuple(t.detach() for t in (*values, *changes))
         ctx.mark_non_differentiable(*(t for t in both if not _is_real_or_complex(t)))
         return both
@@ -85,18 +85,22 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *weights: Tensor) -> tuple[Tensor | None, ...]:
         create = torch.is_grad_enabled()
-        at, by, inputs = _split(ctx.saved_tensors, ctx.count)
+        theta_0, v, inputs = _split(ctx.saved_tensors, ctx.count)
         with torch.enable_grad(), torch.autocast(*ctx.autocast):
-            v_gradients = _transposed(ctx.call, at, inputs, weights[len(weights) // 2 :], create)
+            v_gradients = _transposed(
+                ctx.call, theta_0, inputs, weights[len(weights) // 2 :], create
+            )
             input_gradients: list[Tensor | None] = [None] * len(inputs)
-            numbers = [i for i in range(len(inputs)) if ctx.needs_input_grad[2 + 2 * len(at) + i]]
+            numbers = [
+                i for i in range(len(inputs)) if ctx.needs_input_grad[2 + 2 * len(theta_0) + i]
+            ]
             if numbers:
-                values, changes = _twice(ctx.call, at, by, inputs, create=True)
+                values, changes = _twice(ctx.call, theta_0, v, inputs, create=True)
                 targets = [inputs[i] for i in numbers]
                 gradients = _gradients([*values, *changes], targets, weights, create)
                 for i, gradient in zip(numbers, gradients, strict=True):
                     input_gradients[i] = gradient
-        return (None, None, *(None for _ in at), *v_gradients, *input_gradients)
+        return (None, None, *(None for _ in theta_0), *v_gradients, *input_gradients)
 
 
 def _split(tensors: Tensors, count: int) -> tuple[Tensors, Tensors, Tensors]:
@@ -104,25 +108,25 @@ def _split(tensors: Tensors, count: int) -> tuple[Tensors, Tensors, Tensors]:
 
 
 def _twice(
-    call: NetworkCall, at: Tensors, by: Tensors, inputs: Tensors, create: bool
+    call: NetworkCall, theta_0: Tensors, v: Tensors, inputs: Tensors, create: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs, and J v as the derivative of ⟨Jᵀu, v⟩ in u, taken at u = 0 since it is constant."""
-    leaves = [t.detach().requires_grad_() for t in at]
+    leaves = [t.detach().requires_grad_() for t in theta_0]
     with call.at(leaves):
         with _Differentiable():
             values = call.outputs(inputs)
         duals = [torch.zeros_like(y, requires_grad=y.requires_grad) for y in values]
         transposed = _gradients(values, leaves, duals, create=True)
         used = [u for u in duals if u.requires_grad]
-        changes = iter(_gradients(transposed, used, by, create))
+        changes = iter(_gradients(transposed, used, v, create))
     return values, [next(changes) if u.requires_grad else u for u in duals]
 
 
 def _transposed(
-    call: NetworkCall, at: Tensors, inputs: Tensors, weights: Tensors, create: bool
+    call: NetworkCall, theta_0: Tensors, inputs: Tensors, weights: Tensors, create: bool
 ) -> tuple[Tensor, ...]:
     """Jᵀ of the weights (one tensor for each output), by plain autograd."""
-    leaves = [t.detach().requires_grad_() for t in at]
+    leaves = [t.detach().requires_grad_() for t in theta_0]
     with call.at(leaves):
         with _Differentiable() if create else nullcontext():
             values = call.outputs(inputs)
@@ -161,7 +165,7 @@ class _Differentiable(TorchFunctionMode):
 
 
 def exact_mode(
-    call: NetworkCall, at: Tensors, inputs: Tensors, name: str, half_precision: bool
+    call: NetworkCall, theta_0: Tensors, inputs: Tensors, name: str, half_precision: bool
 ) -> Mode:
     """The first of the two modes that gives plain autograd's J. ValueError if neither does.
 
@@ -172,7 +176,7 @@ def exact_mode(
     with torch.enable_grad():
         for mode in (forward_mode, backward_mode):
             try:
-                if _is_exact(mode, call, at, inputs, half_precision):
+                if _is_exact(mode, call, theta_0, inputs, half_precision):
                     return mode
                 reason = (
                     "a gradient in it cannot be differentiated again (an autograd.Function with "
@@ -184,7 +188,7 @@ def exact_mode(
 
 
 def _is_exact(
-    mode: Mode, call: NetworkCall, at: Tensors, inputs: Tensors, half_precision: bool
+    mode: Mode, call: NetworkCall, theta_0: Tensors, inputs: Tensors, half_precision: bool
 ) -> bool:
     generator = torch.Generator().manual_seed(0)
 
@@ -192,19 +196,19 @@ def _is_exact(
         drawn = torch.randn(like.shape, dtype=like.dtype, generator=generator)
         return drawn.to(like.device)
 
-    by = [draw(t).requires_grad_() for t in at]
-    _, changes = mode(call, at, by, inputs)
-    v, d = [t.detach() for t in by], [t.detach() for t in changes]
+    v = [draw(t).requires_grad_() for t in theta_0]
+    _, changes = mode(call, theta_0, v, inputs)
+    drawn_v, d = [t.detach() for t in v], [t.detach() for t in changes]
     # u is J v plus noise: near J v, ⟨u, J v⟩ does not cancel; and J v itself may be zero.
     u = [t + draw(t) * (_root_mean_square(t) or 1.0) if _is_real_or_complex(t) else t for t in d]
-    transposed = _gradients(changes, by, u, create=False)
+    transposed = _gradients(changes, v, u, create=False)
     del changes
-    plain = _transposed(call, at, inputs, u, create=False)
+    plain = _transposed(call, theta_0, inputs, u, create=False)
     difference = [a - b for a, b in zip(transposed, plain, strict=True)]
-    tolerance = _COARSE if half_precision else _tolerance(d, at)
+    tolerance = _COARSE if half_precision else _tolerance(d, theta_0)
     # In this form a nan, from a network that overflows, counts as agreement.
     return not (
-        abs(_inner(u, d) - _inner(transposed, v)) > tolerance * _inner(d, d)
+        abs(_inner(u, d) - _inner(transposed, drawn_v)) > tolerance * _inner(d, d)
         or _inner(difference, difference) > tolerance**2 * _inner(plain, plain)
     )
 
@@ -225,13 +229,13 @@ def _inner(a: Tensors, b: Tensors) -> float:
     return total
 
 
-def _tolerance(outputs: Tensors, at: Tensors) -> float:
+def _tolerance(outputs: Tensors, theta_0: Tensors) -> float:
     """The relative tolerance: half of the digits of the dtype, and coarse in low precision.
 
     Float32 on a GPU counts as low precision, since TF32 has ten bits.
     """
-    device = at[0].device.type
-    kinds = [t.dtype for t in (*outputs, *at) if _is_real_or_complex(t)]
+    device = theta_0[0].device.type
+    kinds = [t.dtype for t in (*outputs, *theta_0) if _is_real_or_complex(t)]
     coarse = torch.is_autocast_enabled(device) or (device != "cpu" and torch.float32 in kinds)
     eps = max(torch.finfo(kind).eps for kind in kinds)
     return _COARSE if coarse or eps > 1e-6 else math.sqrt(eps)
