@@ -165,7 +165,7 @@ class _Draws:
         return torch.autograd.grad(loss, theta)[0], deciding.detach()
 
 
-class _Descent:
+class _DescentKernel:
     """The kernel "descent": the weights of all replicas, and one step of training in place."""
 
     def __init__(
@@ -250,7 +250,7 @@ class _Descent:
         state.diverged_at[:] = self._diverged_at.cpu().numpy()
 
 
-class _Oscillation(_Descent):
+class _OscillationKernel(_DescentKernel):
     """The kernel "oscillation": the chains always advance, but act only while it is on."""
 
     def __init__(
@@ -271,7 +271,7 @@ class _Oscillation(_Descent):
             self._draws.chain = engine.tensor(chain)
 
     def direction(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As in `_Descent`, but the second layer is set to its chains and is not trained."""
+        """As in `_DescentKernel`, but the second layer is set to its chains and is not trained."""
         chain = self._draws.chain
         if chain is None:
             return super().direction(t)
@@ -280,13 +280,16 @@ class _Oscillation(_Descent):
         return grad_W, torch.zeros_like(grad_a), deciding
 
     def store(self, state: State) -> None:
-        """As in `_Descent`, but the second layer becomes the last state of its chains."""
+        """As in `_DescentKernel`, but the second layer becomes the last state of its chains."""
         super().store(state)
         if self._draws.chain is not None and state.chain is not None:
             state.a[:] = state.chain
 
 
-KERNELS: dict[str, type[_Descent]] = {"descent": _Descent, "oscillation": _Oscillation}
+KERNELS: dict[str, type[_DescentKernel]] = {
+    "descent": _DescentKernel,
+    "oscillation": _OscillationKernel,
+}
 """The class that runs each `kernel` of a dynamics."""
 
 

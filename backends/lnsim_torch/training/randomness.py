@@ -1,7 +1,7 @@
 """Random draws inside a network in training: dropout, stochastic depth, noise.
 
 Such a network draws from the global generator of torch, Python or NumPy, which all threads of a
-process share.  So a lock lets one network at a time call: the generators are seeded from the
+process share.  So a lock lets one network run at a time: the generators are seeded from the
 recipe's seed, the step and the purpose of the call, and restored afterwards.  Draws are
 addressable, as in batches.py: a resumed run needs no stored state, and networks give the same
 results in threads as one after the other.  Other threads must not draw meanwhile.
