@@ -6,9 +6,9 @@ undoes this at its end, has right outputs but breaks the assumption; a network t
 its samples on each other has no kernel. Neither the shapes nor one sample's row shows this.
 
 So a recorded batch is run again in two halves, each in reversed order, and compared with the record
-row by row: every sample is in another row, and has half of its neighbours. A layer that sorts
-samples by their values is found: the reversed half comes out in another order than the record. The
-halves are given by the Thue-Morse sequence (the parity of the ones in i), which has no period and
+row by row: every sample is in another row, and has half of its neighbours. A network that sorts its
+samples is found: its half is ascending, the reversed rows of the record are descending. The halves
+are given by the Thue-Morse sequence (the parity of the ones in i), which has no period and
 no three equal entries in a row, so that it splits groups however the samples are ordered. With few
 samples a group may still lie in one half; these are halved by every bit of i, which separates any
 two.
