@@ -2,7 +2,7 @@
 
     python tests/fuzz_readers.py READER [-max_total_time=SECONDS ...]
 
-READER is one of test_faults.py's, `config`, or `array` for a member of an archive whose checksum is
+READER is one of test_damaged_files.py's, `config`, or `array` for a member of an archive whose checksum is
 right.  What is made of a sound file is read or refused with a ValueError: anything else, two
 seconds for one file, or 1 GiB of memory is a finding.  The other arguments are libFuzzer's.
 """
@@ -17,7 +17,7 @@ import atheris
 with atheris.instrument_imports(include=["lnsim", "tomllib", "zipfile", "numpy.lib"]):
     import zipfile
 
-    from test_faults import READERS, write_sound
+    from test_damaged_files import READERS, write_sound
 
     from lnsim.base import archive
     from lnsim.base import config as configs

@@ -1,9 +1,6 @@
-"""The training loop: against naive loops, its randomness, stop and resume, and what it refuses."""
+"""The training loop: against naive loops, and its randomness."""
 
-import io
-import sys
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -15,49 +12,18 @@ import torch.nn.functional as F
 from lnsim_torch import networks
 from lnsim_torch.training.augment import crop_and_flip, moves_of
 from lnsim_torch.training.batches import batches
-from lnsim_torch.training.train import Execution, Recipe, Result, evaluate, place, smoothed, train
-from torch import nn
-
-from lnsim.images.data import Images
-
-CLASSES = 4
-RECIPE = Recipe(steps=12, record_every=3, lr=0.2, batch_size=7)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def small_images(train=25, test=9, size=8, seed=0):
-    """Colours of CLASSES classes, with noise."""
-    rng = np.random.default_rng(seed)
-    looks = rng.integers(60, 196, (CLASSES, 1, 1, 3))
-    sets = []
-    for count in (train, test):
-        labels = rng.integers(0, CLASSES, count)
-        noise = rng.integers(-50, 50, (count, size, size, 3))
-        sets += [(looks[labels] + noise).astype(np.uint8), labels]
-    return Images(*sets)
-
-
-def small_data(**options):
-    return place(small_images(), classes=CLASSES, **options)
-
-
-def small_mlp(seed=0):
-    return networks.mlp([192, 6, CLASSES], seed=seed).double()
-
-
-def small_resnet(seed=0):
-    return networks.resnet18(width=2, classes=CLASSES, seed=seed)
-
-
-def parameters(network):
-    return [p.detach().numpy().copy() for p in network.parameters()]
+from lnsim_torch.training.train import evaluate, place, train
+from small_training import (  # noqa: F401
+    CLASSES,
+    PLAN,
+    _one_thread,
+    naive_inputs,
+    norm,
+    small_data,
+    small_images,
+    small_mlp,
+    small_resnet,
+)
 
 
 # The naive loop: the equations as they stand, words one by one.
@@ -79,13 +45,7 @@ def naive_target(recipe, label, k):
     return label
 
 
-def naive_inputs(images):
-    x = images.train_images.astype(np.float64)
-    x = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2))
-    return torch.from_numpy(x).permute(0, 3, 1, 2)
-
-
-def naive_train(network, images, recipe):
+def naive_train(network, images, plan):
     x, n = naive_inputs(images), len(images.train_labels)
     size = recipe.batch_size or n
     weights = list(network.parameters())
@@ -299,288 +259,3 @@ def test_flat_images_and_a_constant_channel():
     assert torch.equal(data.test.inputs(slice(None)), torch.ones(9, 5))
     result = train(networks.mlp([5, CLASSES]), data, RECIPE)
     assert result.status.code == "OK"
-
-
-# Recording, stopping, going on.
-
-RICH = replace(
-    RECIPE, momentum=0.8, rho=0.05, tau=0.4, sigma=0.1, augment=True, weight_decay=1e-3, lr=0.05
-)
-
-
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
-@pytest.mark.parametrize("at", [0, 3, 9])
-def test_a_stopped_run_goes_on_bit_for_bit(at):
-    whole = train(small_resnet(), small_data(), RICH, observe=norm)
-    asked = iter(range(0, 12, 3))
-    part = train(small_resnet(), small_data(), RICH, observe=norm, stop=lambda: next(asked) == at)
-    assert (part.status.code, part.status.step) == ("STOPPED", at)
-    file = io.BytesIO()
-    np.savez(file, **{f"records_{k}": v for k, v in part.records.items()}, **part.state)
-    file.seek(0)
-    loaded = dict(np.load(file, allow_pickle=False))
-    records = {k.removeprefix("records_"): loaded.pop(k) for k in [*loaded] if "records_" in k}
-    part = Result(records, loaded, part.status)
-    rest = train(small_resnet(seed=9), small_data(), RICH, observe=norm, resume=part)
-    same(rest.records, whole.records)
-    same(rest.state, whole.state)
-    assert rest.status == whole.status
-
-
-def norm(network, step):
-    return {"norm": next(network.parameters()).norm().item(), "twice": 2.0 * step}
-
-
-def test_a_finished_run_can_be_made_longer():
-    short = train(small_mlp(), small_data(), replace(RECIPE, steps=7))
-    assert short.records["step"].tolist() == [0, 3, 6, 7]
-    longer = train(small_mlp(seed=1), small_data(), RECIPE, resume=short)
-    whole = train(small_mlp(), small_data(), RECIPE)
-    same(longer.records, whole.records)
-    same(longer.state, whole.state)
-    again = train(small_mlp(seed=1), small_data(), RECIPE, resume=whole)
-    same(again.records, whole.records)
-
-
-def test_a_run_does_not_depend_on_when_it_records():
-    often, seldom = (
-        train(small_resnet(), small_data(), replace(RICH, record_every=every)) for every in (1, 5)
-    )
-    assert often.records["step"].tolist() == list(range(13))
-    assert seldom.records["step"].tolist() == [0, 5, 10, 12]
-    same(often.state, seldom.state)
-    for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
-        np.testing.assert_array_equal(often.records[name][::5], seldom.records[name][:-1])
-
-
-def test_checkpoints_are_results_to_go_on_from():
-    kept = []
-    whole = train(small_mlp(), small_data(), RECIPE, checkpoint=kept.append, checkpoint_every=0)
-    assert [result.status.step for result in kept] == [0, 3, 6, 9]
-    assert {result.status.code for result in kept} == {"STOPPED"}
-    rest = train(small_mlp(), small_data(), RECIPE, resume=kept[1])
-    same(rest.state, whole.state)
-    train(small_mlp(), small_data(), RECIPE, checkpoint=kept.append, checkpoint_every=1e6)
-    assert [result.status.step for result in kept[4:]] == [0]
-
-
-def test_progress_where_the_error_stream_is_closed(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", None)
-    shown = train(small_mlp(), small_data(), RICH, progress=True)
-    same(shown.records, train(small_mlp(), small_data(), RICH).records)
-
-
-def test_progress_and_torch_s_own_generator():
-    seen = []
-    before = torch.random.get_rng_state()
-    train(small_mlp(), small_data(), RICH, progress=seen.append)
-    assert seen == list(range(1, 13))
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_the_bar_counts_images(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    train(small_mlp(), small_data(), RECIPE, progress="tau = 0.1")
-    shown = capsys.readouterr().err
-    assert "tau = 0.1: 100%" in shown and "image/s, loss 0." in shown
-    assert ", accuracy " in shown
-
-
-def test_smoothing_weighs_the_past():
-    values = np.array([1.0, 0.0, 0.0, 4.0])
-    np.testing.assert_allclose(smoothed(values, 0.5), [1, 1 / 3, 1 / 7, (0.125 + 4) / 1.875])
-    np.testing.assert_array_equal(smoothed(values, 0.0), values)
-    result = train(small_mlp(), small_data(), replace(RECIPE, smoothing=0.6))
-    expected = smoothed(result.records["test_accuracy"], 0.6)
-    np.testing.assert_array_equal(result.records["smoothed_test_accuracy"], expected)
-
-
-def test_the_training_loss_can_be_of_some_images():
-    images = small_images()
-    result = train(small_mlp(), small_data(), replace(RECIPE, steps=0, train_measured=10))
-    chosen = np.arange(10) * 25 // 10
-    f = small_mlp()(naive_inputs(images)[chosen])
-    y = F.one_hot(torch.tensor(images.train_labels[chosen]), CLASSES)
-    expected = 0.5 * (f - y).square().mean()
-    assert result.records["train_loss"][0] == pytest.approx(expected.item(), rel=1e-12)
-
-
-def test_evaluation_adds_batches_up(monkeypatch):
-    network, data = small_mlp(), small_data()
-    whole = evaluate(network, data.train, "squared")
-    monkeypatch.setattr("lnsim_torch.training.evaluation.AT_ONCE", 4)
-    assert evaluate(network, data.train, "squared") == pytest.approx(whole, rel=1e-12)
-
-
-def test_a_diverged_run_says_so_and_shows_no_nan():
-    result = train(small_mlp(), small_data(), replace(RECIPE, lr=1e80, batch_size=0))
-    assert (result.status.code, result.status.step) == ("DIVERGED", 3)
-    assert result.records["step"].tolist() == [0]
-    assert all(np.isfinite(values).all() for values in result.records.values())
-    with pytest.raises(ValueError, match="cannot resume: the earlier run diverged"):
-        train(small_mlp(), small_data(), RECIPE, resume=result)
-
-
-def test_memory_layout_changes_rounding_alone():
-    recipe = replace(RECIPE, steps=3)
-    first, last = (
-        train(small_resnet().double(), small_data(), recipe, Execution(channels_last=layout))
-        for layout in (False, True)
-    )
-    np.testing.assert_allclose(first.records["train_loss"], last.records["train_loss"], rtol=1e-9)
-
-
-# What is refused.
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"steps": -1}, "steps must be at least 0"),
-        ({"record_every": 0}, "record_every must be at least 1"),
-        ({"lr": 0.0}, "lr must be finite and above 0"),
-        ({"lr": float("nan")}, "lr must be finite"),
-        ({"lr": [0.1, 0.2]}, "lr must be one number"),
-        ({"batch_size": -1}, "batch_size must be at least 0"),
-        ({"batch_size": 2.5}, "batch_size must be an integer"),
-        ({"schedule": "step"}, "schedule must be one of constant, cosine, got 'step'"),
-        ({"rho": -0.1}, "rho must be finite and at least 0"),
-        ({"momentum": 1.0}, "momentum must be below 1, got 1.0"),
-        ({"weight_decay": -1.0}, "weight_decay must be"),
-        ({"loss": "hinge"}, "loss must be one of cross_entropy, squared, got 'hinge'"),
-        ({"tau": 1.5}, "tau must be a probability, at most 1, got 1.5"),
-        ({"tau": -0.5}, "tau must be finite and at least 0"),
-        ({"flip": "same"}, "flip must be one of any, other"),
-        ({"sigma": -1.0}, "sigma must be finite and at least 0"),
-        ({"sigma": 1.0, "loss": "cross_entropy"}, "sigma must be 0 unless loss is squared"),
-        ({"smoothing": 1.0}, "smoothing must be below 1"),
-        ({"train_measured": -1}, "train_measured must be at least 0"),
-        ({"seed": -1}, "seed must be at least 0"),
-    ],
-)
-def test_recipes_that_are_refused(changes, says):
-    with pytest.raises((ValueError, TypeError), match=says):
-        replace(RECIPE, **changes)
-
-
-class Hungry(nn.Module):
-    """Asks for more memory than there is as soon as there are two images."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(192, CLASSES)
-
-    def forward(self, x):
-        if len(x) > 1:
-            torch.empty(2**50)
-        return self.layer(x.flatten(1))
-
-
-@pytest.mark.parametrize(
-    ("network", "recipe", "says"),
-    [
-        (small_mlp(), {"batch_size": 26}, "batch_size must be at most the 25 samples, got 26"),
-        (networks.mlp([192, 3]), {}, r"must return 4 outputs, one for each class, got \(3,\)"),
-        (networks.mlp([48, CLASSES]), {}, r"network does not take images \(3, 8, 8\): ."),
-        (nn.Flatten(), {}, "network must have parameters that require grad"),
-        (Hungry(), {}, "not enough memory on cpu for batch_size 7: lower batch_size"),
-    ],
-)
-def test_networks_that_are_refused(network, recipe, says):
-    with pytest.raises(ValueError, match=says) as error:
-        train(network, small_data(), replace(RECIPE, **recipe))
-    assert "\n" not in str(error.value)
-
-
-def test_a_layout_that_crashes_is_refused():
-    network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.Flatten(), nn.Linear(64, CLASSES))
-    with pytest.raises(ValueError, match="channels_last must be off on cpu: '0' is a strided 1x1"):
-        train(network, small_data(), RECIPE)
-    result = train(network, small_data(), RECIPE, Execution(channels_last=False))
-    assert result.status.code == "OK"
-
-
-def test_executions_that_are_refused():
-    with pytest.raises(ValueError, match="precision must be one of bfloat16, float32"):
-        Execution(precision="float16")
-    for execution, says in (
-        (Execution(precision="bfloat16"), "precision must be float32 on cpu"),
-        (Execution(compile=True), "compile must be off on cpu"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            train(small_mlp(), small_data(), RECIPE, execution)
-    with pytest.raises(ValueError, match="device 'cuda:99' is not available"):
-        small_data(device="cuda:99")
-    with pytest.raises(ValueError, match="normalization must be one of channel, global"):
-        small_data(normalization="batch")
-    flat = place(
-        small_images()._replace(train_images=np.ones((25, 5)), test_images=np.ones((9, 5)))
-    )
-    with pytest.raises(ValueError, match="augment needs images"):
-        train(networks.mlp([5, 10]), flat, replace(RECIPE, augment=True))
-
-
-def test_resumes_that_are_refused():
-    part = train(small_mlp(), small_data(), replace(RECIPE, steps=6))
-    for recipe, network, says in (
-        (replace(RECIPE, steps=3), small_mlp(), "at step 6, past the end"),
-        (replace(RECIPE, record_every=2), small_mlp(), "recorded at other steps"),
-        (
-            replace(RECIPE, schedule="cosine"),
-            small_mlp(),
-            "schedule was for 6 steps, not 12",
-        ),
-        (replace(RECIPE, momentum=0.5), small_mlp(), "no matching state 'momentum.0'"),
-        (RECIPE, networks.mlp([192, 5, CLASSES]), "no matching state 'network.1.1.weight'"),
-    ):
-        with pytest.raises(ValueError, match=f"cannot resume: .*{says}"):
-            train(network, small_data(), recipe, resume=part)
-
-
-def losses_with(execution, data, tau=0.1, rho=0.0):
-    recipe = replace(RECIPE, steps=8, record_every=4, tau=tau, rho=rho, augment=True, lr=0.05)
-    return train(small_resnet(), data, recipe, execution).records["train_loss"]
-
-
-def options_change_rounding_alone(data, rho):
-    plain = losses_with(Execution(), data, rho=rho)
-    half = "bfloat16"
-    for execution, tolerance in (
-        (Execution(compile=True), 1e-2),
-        (Execution(half), 0.1),
-        (Execution(half, compile=True, channels_last=False), 0.1),
-    ):
-        found = losses_with(execution, data, rho=rho)
-        np.testing.assert_allclose(found, plain, rtol=tolerance)
-        assert (execution.precision == half) == (abs(found[0] / plain[0] - 1.0) > 1e-6)
-
-
-@pytest.mark.parametrize("rho", [0.0, 0.05])
-def test_what_is_for_cuda_on_the_cpu(rho, monkeypatch):
-    """As torch traces it, the graphs themselves in the compiler's place; arms share them."""
-    graphs = []
-
-    def kept(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=kept))
-    monkeypatch.setattr(Execution, "check", lambda self, device: None)
-    torch.compiler.reset()
-    data = small_data()
-    options_change_rounding_alone(data, rho)
-    traced = len(graphs)
-    assert traced >= 6  # of each precision: training on 7 and on 4 images, testing on 9
-    losses_with(Execution(compile=True), data, tau=0.3, rho=rho)
-    assert len(graphs) == traced
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("rho", [0.0, 0.05])
-def test_cuda_options_change_rounding_alone(rho):
-    options_change_rounding_alone(small_data(device="cuda"), rho)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from lnsim_torch import networks
 from lnsim_torch.distributed import Group
 from lnsim_torch.training import randomness
-from lnsim_torch.training.train import Recipe, evaluate, place, train
-from test_training import CLASSES, _one_thread, same, small_data, small_images  # noqa: F401
+from lnsim_torch.training.train import Plan, evaluate, place, train
+from small_training import CLASSES, _one_thread, same, small_data, small_images  # noqa: F401
 from torch import nn
 
 RECIPE = Recipe(steps=8, record_every=2, lr=0.1, batch_size=7, momentum=0.5, seed=3)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.special import erf
+from small_images import CLASSES, small, small_images
 
 from lnsim.base import plugins
 from lnsim.dynamics import flips
@@ -16,40 +17,7 @@ from lnsim.experiments import linearization
 from lnsim.figures import canvas
 from lnsim.images import data as images
 from lnsim.images import erf_network
-from lnsim.streams import WordStream
 from lnsim_numba import erf_network as numba_network
-
-CLASSES = 10
-NAMES = ("train_images", "train_labels", "test_images", "test_labels")
-
-
-def small_images(seed=0, train=30, test=20):
-    """Blobs of 4 x 4 x 3 pixels whose brightness and colour depend on the class."""
-    rng = np.random.default_rng(seed)
-    looks = rng.integers(40, 216, (CLASSES, 4, 4, 3))
-    arrays = {}
-    for name, count in (("train", train), ("test", test)):
-        labels = rng.integers(0, CLASSES, count)
-        noise = rng.integers(-40, 40, (count, 4, 4, 3))
-        arrays[f"{name}_images"] = (looks[labels] + noise).astype(np.uint8)
-        arrays[f"{name}_labels"] = labels.astype(np.uint8)
-    return arrays
-
-
-@pytest.fixture
-def data(tmp_path):
-    """The path of an .npz file of small images."""
-    path = tmp_path / "images.npz"
-    np.savez(path, **small_images())
-    return str(path)
-
-
-def small(data, **changes):
-    setting = linearization.Config(
-        data=data, samples=10, test_samples=7, width=24, lr=0.05, steps=60, record_every=20,
-        dtype="float64",
-    )  # fmt: skip
-    return replace(setting, **changes)
 
 
 def task_and_network(config):
@@ -131,21 +99,6 @@ def test_without_flips_both_runs_are_one(data):
     assert trajectory.steps.tolist() == [0, 3, 4]
 
 
-def test_erf_and_its_slope_are_right_to_the_last_bits():
-
-    def both(h):
-        work, results = np.empty((4, h.size)), np.empty((2, h.size))
-        numba_network.look_up(h, numba_network._nodes(), *work)
-        numba_network.series(*work, *results)
-        return results
-
-    h = np.append(np.linspace(-8.0, 8.0, 100_001), [0.0, -0.0, 1e150, -1e150])
-    found, found_slope = both(h)
-    np.testing.assert_allclose(found, erf(h), rtol=0, atol=1e-15)
-    np.testing.assert_allclose(found_slope, erf_network.slope(h), rtol=0, atol=1.2e-15)
-    assert np.isnan(both(np.array([np.nan]))).all()
-
-
 def test_the_kernel_compiles_once_for_each_type(data):
     linearization.run(small(data))
     linearization.run(small(data, samples=9, width=5, dtype="float32"))
@@ -209,17 +162,6 @@ def test_the_linearisation_is_the_limit_of_long_descent_with_its_kernel(data):
     np.testing.assert_allclose(linear.train(math.inf), task.y, atol=1e-12)
 
 
-def test_a_direction_the_kernel_does_not_see_moves_the_test_set_at_its_limit():
-    f0, y = np.array([[1.0], [2.0]]), np.zeros((2, 1))
-    linear = erf_network.Linearization(
-        np.diag([4.0, 0.0]), f0, y, 0.1, np.array([[1.0, 0.5]]), np.array([[3.0]])
-    )
-    np.testing.assert_allclose(linear.train(10), [[math.exp(-0.05 * 4 * 10)], [2.0]])
-    np.testing.assert_allclose(
-        linear.test(10), [[3.0 - (1 - math.exp(-2.0)) / 4 - 0.5 * 0.05 * 10 * 2.0]]
-    )
-
-
 def test_a_wide_clean_run_follows_the_linearisation(data):
     distances = []
     for width in (40, 2000):
@@ -229,41 +171,6 @@ def test_a_wide_clean_run_follows_the_linearisation(data):
         distances.append(abs(left[-1] / right[-1] - 1))
         assert trajectory["clean_ntk_distance"][0] == 0.0
     assert distances[1] < 0.5 * distances[0]
-
-
-@pytest.mark.small
-@pytest.mark.parametrize(("flip", "choices"), [("any", 10), ("other", 9)])
-def test_labels_flip_as_often_and_to_what_they_should(flip, choices):
-    labels = np.arange(10)
-    words = WordStream(5, 1).take(200_000).reshape(-1, 10)
-    drawn = flips.flip_labels(labels, words, 0.3, flip, 10)
-    total, worst = len(words), 0.0
-    for label in labels:
-        seen = np.bincount(drawn[:, label], minlength=10)
-        expected = np.full(10, 0.3 * total / choices)
-        expected[label] = total - expected.sum() + expected[label]
-        if flip == "other":
-            expected[label] = 0.7 * total
-        worst = max(worst, float(((seen - expected) ** 2 / expected).sum()))
-    # Chi-square of nine degrees of freedom, ten times: 33.7 has probability 1e-4 each.
-    assert worst < 33.7
-    moved = drawn != labels
-    share = 0.3 * (0.9 if flip == "any" else 1.0)
-    assert abs(moved.mean() - share) < 4 * math.sqrt(share * (1 - share) / moved.size)
-    assert abs(np.corrcoef(moved[:-1].ravel(), moved[1:].ravel())[0, 1]) < 0.01
-
-
-@pytest.mark.small
-def test_flips_at_both_ends_of_tau_and_at_the_edges_of_a_word():
-    labels = np.array([0, 4, 9])
-    words = WordStream(0, 1).take(3000).reshape(-1, 3)
-    assert (flips.flip_labels(labels, words, 0.0, "any", 10) == labels).all()
-    assert (flips.flip_labels(labels, words, 1.0, "other", 10) != labels).all()
-    edges = np.array([[0, 0, 0], [2**64 - 1] * 3], dtype=np.uint64)
-    found = flips.flip_labels(labels, edges, 1.0, "other", 10)
-    assert found.tolist() == [[1, 0, 0], [9, 9, 8]]
-    half = np.array([[2**31 - 1, 2**31, 2**63 + 2**31 - 1]], dtype=np.uint64)
-    assert flips.flip_labels(labels, half, 0.5, "any", 10).tolist() == [[0, 4, 5]]
 
 
 @pytest.mark.small
@@ -278,16 +185,6 @@ def test_images_are_chosen_by_the_seed_and_normalised_set_by_set(data):
     again, other = (erf_network.choose(source, 12, 5, CLASSES, seed=s) for s in (1, 2))
     np.testing.assert_array_equal(task.X, again.X)
     assert not np.array_equal(task.X, other.X)
-
-
-@pytest.mark.small
-def test_the_start_is_in_standard_parameterisation():
-    network = erf_network.standard_init(width=400, dim=100, classes=10, seed=0)
-    for values, deviation in (
-        (network.W1, 0.1), (network.b1, 1.0), (network.W2, 0.05), (network.b2, 1.0)
-    ):  # fmt: skip
-        error = values.std() / deviation - 1
-        assert abs(error) < 4 / math.sqrt(2 * values.size)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -406,49 +303,6 @@ def test_a_bad_setting_is_refused_in_one_line(data, changes, message):
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         linearization.run(replace(small(data), **changes))
     assert "\n" not in str(caught.value)
-
-
-def without(name):
-    return lambda arrays: arrays.pop(name)
-
-
-def put(name, change):
-    return lambda arrays: arrays.update({name: change(arrays[name])})
-
-
-@pytest.mark.small
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (without("test_labels"), "lacks test_labels: it has train_images"),
-        (put("train_images", lambda a: a.astype(str)), "train_images .* must hold numbers"),
-        (put("train_images", lambda a: a[:, 0, 0, 0]), "train_images .* must be \\(N, height"),
-        (put("train_images", lambda a: a[:0]), "train_images .* got shape \\(0, 4"),
-        (put("test_images", lambda a: a[:, :2]), "differ in shape"),
-        (put("test_images", lambda a: a / 0.0), "test_images .* must be finite"),
-        (put("train_labels", lambda a: a[:-1]), "one label per image, got \\(29,\\)"),
-        (put("train_labels", lambda a: a[:, None]), "one label per image"),
-        (put("train_labels", lambda a: a.astype(float)), "must be integers, got dtype float64"),
-        (put("test_labels", lambda a: a + 10), "test_labels .* must be in 0 ... 9, got 1"),
-        (put("test_labels", lambda a: a.astype(int) - 10), "must be in 0 ... 9, got -"),
-        (put("train_images", lambda a: a * 0), "chosen as samples must not all be equal"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:(divide|invalid)")
-def test_a_malformed_file_is_refused_in_one_line(tmp_path, spoil, message):
-    arrays = small_images()
-    spoil(arrays)
-    np.savez(tmp_path / "bad.npz", **arrays)
-    with pytest.raises(ValueError, match=message) as caught:
-        linearization.run(small(str(tmp_path / "bad.npz")))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.small
-def test_a_file_that_is_no_archive_is_refused(tmp_path):
-    (tmp_path / "text.npz").write_text("not an archive", encoding="utf-8")
-    with pytest.raises(ValueError, match="cannot read"):
-        linearization.run(small(str(tmp_path / "text.npz")))
 
 
 @pytest.mark.small
