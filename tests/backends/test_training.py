@@ -25,7 +25,6 @@ from small_training import (  # noqa: F401
     small_resnet,
 )
 
-
 # The naive loop: the equations as they stand, words one by one.
 
 
