@@ -3,8 +3,9 @@
     python tests/fuzz_readers.py READER [-max_total_time=SECONDS ...]
 
 READER is one of test_damaged_files.py's, `config`, or `array` for a member of an archive whose
-checksum is right.  What is made of a sound file is read or refused with a ValueError: anything else, two
-seconds for one file, or 1 GiB of memory is a finding.  The other arguments are libFuzzer's.
+checksum is right. What is made of a sound file is read or refused with a ValueError: anything
+else, two seconds for one file, or 1 GiB of memory is a finding. The other arguments are
+libFuzzer's.
 """
 
 import contextlib

@@ -16,9 +16,6 @@ def refused(match, network, x, **options):
     assert "\n" not in str(caught.value)
 
 
-# Samples that leave their rows on the way, or see each other.
-
-
 class Between(nn.Module):
     """Two layers, with something done to the batch before them and undone after."""
 
