@@ -95,6 +95,9 @@ def test_published_networks_with_statistics_of_data(name):
     assert (empirical_ntk(network, x) - right).abs().max() <= 1e-11 * right.abs().max()
 
 
+# Samples that leave their rows on the way, or see each other.
+
+
 class Ascending(Between):
     def order(self, x):
         return x[:, 0].argsort()
