@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from lnsim.experiments import linearization
 
@@ -21,14 +20,6 @@ def small_images(seed=0, train=30, test=20):
         arrays[f"{name}_images"] = (looks[labels] + noise).astype(np.uint8)
         arrays[f"{name}_labels"] = labels.astype(np.uint8)
     return arrays
-
-
-@pytest.fixture
-def data(tmp_path):
-    """The path of an .npz file of small images."""
-    path = tmp_path / "images.npz"
-    np.savez(path, **small_images())
-    return str(path)
 
 
 def small(data, **changes):

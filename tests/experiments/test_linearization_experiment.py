@@ -20,6 +20,14 @@ from lnsim.images import erf_network
 from lnsim_numba import erf_network as numba_network
 
 
+@pytest.fixture
+def data(tmp_path):
+    """The path of an .npz file of small images."""
+    path = tmp_path / "images.npz"
+    np.savez(path, **small_images())
+    return str(path)
+
+
 def task_and_network(config):
     source = images.load(config.data)
     task = erf_network.choose(source, config.samples, config.test_samples, CLASSES, config.seed)
