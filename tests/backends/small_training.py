@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from lnsim_torch import networks
-from lnsim_torch.training.train import Plan, place
+from lnsim_torch.training.train import Recipe, place
 
 from lnsim.images.data import Images
 
 CLASSES = 4
-PLAN = Plan(steps=12, record_every=3, lr=0.2, batch_size=7)
+RECIPE = Recipe(steps=12, record_every=3, lr=0.2, batch_size=7)
 
 
 @pytest.fixture(autouse=True)

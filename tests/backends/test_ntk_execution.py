@@ -190,7 +190,7 @@ def test_bad_arguments():
         empirical_ntk(network, x, outputs="all")
     with pytest.raises(ValueError, match="memory is too small for one sample"):
         empirical_ntk(network, x, memory=100)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         empirical_ntk(network, x, torch.randn(5, 3))
     with pytest.raises(ValueError, match="at least one sample"):
         empirical_ntk(network, x[:0])

@@ -15,7 +15,7 @@ from lnsim_torch.training.batches import batches
 from lnsim_torch.training.train import evaluate, place, train
 from small_training import (  # noqa: F401
     CLASSES,
-    PLAN,
+    RECIPE,
     _one_thread,
     naive_inputs,
     norm,
@@ -44,7 +44,7 @@ def naive_target(recipe, label, k):
     return label
 
 
-def naive_train(network, images, plan):
+def naive_train(network, images, recipe):
     x, n = naive_inputs(images), len(images.train_labels)
     size = recipe.batch_size or n
     weights = list(network.parameters())

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lnsim_torch.training.train import Execution, Result, evaluate, smoothed, train
 from small_training import (  # noqa: F401
     CLASSES,
-    PLAN,
+    RECIPE,
     _one_thread,
     naive_inputs,
     norm,
@@ -27,7 +27,7 @@ from small_training import (  # noqa: F401
 # Recording, stopping, going on.
 
 RICH = replace(
-    PLAN, momentum=0.8, rho=0.05, tau=0.4, sigma=0.1, augment=True, weight_decay=1e-3, lr=0.05
+    RECIPE, momentum=0.8, rho=0.05, tau=0.4, sigma=0.1, augment=True, weight_decay=1e-3, lr=0.05
 )
 
 
@@ -50,13 +50,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(at):
 
 
 def test_a_finished_run_can_be_made_longer():
-    short = train(small_mlp(), small_data(), replace(PLAN, steps=7))
+    short = train(small_mlp(), small_data(), replace(RECIPE, steps=7))
     assert short.records["step"].tolist() == [0, 3, 6, 7]
-    longer = train(small_mlp(seed=1), small_data(), PLAN, resume=short)
-    whole = train(small_mlp(), small_data(), PLAN)
+    longer = train(small_mlp(seed=1), small_data(), RECIPE, resume=short)
+    whole = train(small_mlp(), small_data(), RECIPE)
     same(longer.records, whole.records)
     same(longer.state, whole.state)
-    again = train(small_mlp(seed=1), small_data(), PLAN, resume=whole)
+    again = train(small_mlp(seed=1), small_data(), RECIPE, resume=whole)
     same(again.records, whole.records)
 
 
@@ -73,12 +73,12 @@ def test_a_run_does_not_depend_on_when_it_records():
 
 def test_checkpoints_are_results_to_go_on_from():
     kept = []
-    whole = train(small_mlp(), small_data(), PLAN, checkpoint=kept.append, checkpoint_every=0)
+    whole = train(small_mlp(), small_data(), RECIPE, checkpoint=kept.append, checkpoint_every=0)
     assert [result.status.step for result in kept] == [0, 3, 6, 9]
     assert {result.status.code for result in kept} == {"STOPPED"}
-    rest = train(small_mlp(), small_data(), PLAN, resume=kept[1])
+    rest = train(small_mlp(), small_data(), RECIPE, resume=kept[1])
     same(rest.state, whole.state)
-    train(small_mlp(), small_data(), PLAN, checkpoint=kept.append, checkpoint_every=1e6)
+    train(small_mlp(), small_data(), RECIPE, checkpoint=kept.append, checkpoint_every=1e6)
     assert [result.status.step for result in kept[4:]] == [0]
 
 
@@ -98,7 +98,7 @@ def test_progress_and_torch_s_own_generator():
 
 def test_the_bar_counts_images(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    train(small_mlp(), small_data(), PLAN, progress="tau = 0.1")
+    train(small_mlp(), small_data(), RECIPE, progress="tau = 0.1")
     shown = capsys.readouterr().err
     assert "tau = 0.1: 100%" in shown and "image/s, loss 0." in shown
     assert ", accuracy " in shown
@@ -108,14 +108,14 @@ def test_smoothing_weighs_the_past():
     values = np.array([1.0, 0.0, 0.0, 4.0])
     np.testing.assert_allclose(smoothed(values, 0.5), [1, 1 / 3, 1 / 7, (0.125 + 4) / 1.875])
     np.testing.assert_array_equal(smoothed(values, 0.0), values)
-    result = train(small_mlp(), small_data(), replace(PLAN, smoothing=0.6))
+    result = train(small_mlp(), small_data(), replace(RECIPE, smoothing=0.6))
     expected = smoothed(result.records["test_accuracy"], 0.6)
     np.testing.assert_array_equal(result.records["smoothed_test_accuracy"], expected)
 
 
 def test_the_training_loss_can_be_of_some_images():
     images = small_images()
-    result = train(small_mlp(), small_data(), replace(PLAN, steps=0, train_measured=10))
+    result = train(small_mlp(), small_data(), replace(RECIPE, steps=0, train_measured=10))
     chosen = np.arange(10) * 25 // 10
     f = small_mlp()(naive_inputs(images)[chosen])
     y = F.one_hot(torch.tensor(images.train_labels[chosen]), CLASSES)
@@ -131,18 +131,18 @@ def test_evaluation_adds_batches_up(monkeypatch):
 
 
 def test_a_diverged_run_says_so_and_shows_no_nan():
-    result = train(small_mlp(), small_data(), replace(PLAN, lr=1e80, batch_size=0))
+    result = train(small_mlp(), small_data(), replace(RECIPE, lr=1e80, batch_size=0))
     assert (result.status.code, result.status.step) == ("DIVERGED", 3)
     assert result.records["step"].tolist() == [0]
     assert all(np.isfinite(values).all() for values in result.records.values())
     with pytest.raises(ValueError, match="cannot resume: the earlier run diverged"):
-        train(small_mlp(), small_data(), PLAN, resume=result)
+        train(small_mlp(), small_data(), RECIPE, resume=result)
 
 
 def test_memory_layout_changes_rounding_alone():
-    plan = replace(PLAN, steps=3)
+    recipe = replace(RECIPE, steps=3)
     first, last = (
-        train(small_resnet().double(), small_data(), plan, Execution(channels_last=layout))
+        train(small_resnet().double(), small_data(), recipe, Execution(channels_last=layout))
         for layout in (False, True)
     )
     np.testing.assert_allclose(first.records["train_loss"], last.records["train_loss"], rtol=1e-9)

@@ -12,7 +12,7 @@ from lnsim_torch import networks
 from lnsim_torch.training.train import Execution, place, train
 from small_training import (  # noqa: F401
     CLASSES,
-    PLAN,
+    RECIPE,
     _one_thread,
     same,
     small_data,
@@ -50,9 +50,9 @@ from torch import nn
         ({"seed": -1}, "seed must be at least 0"),
     ],
 )
-def test_plans_that_are_refused(changes, says):
+def test_recipes_that_are_refused(changes, says):
     with pytest.raises((ValueError, TypeError), match=says):
-        replace(PLAN, **changes)
+        replace(RECIPE, **changes)
 
 
 class Hungry(nn.Module):
@@ -69,26 +69,26 @@ class Hungry(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("network", "plan", "says"),
+    ("network", "recipe", "says"),
     [
         (small_mlp(), {"batch_size": 26}, "batch_size must be at most the 25 samples, got 26"),
-        (networks.mlp([192, 3]), {}, r"network must give 4 outputs, one a class, got \(3,\)"),
+        (networks.mlp([192, 3]), {}, r"must return 4 outputs, one for each class, got \(3,\)"),
         (networks.mlp([48, CLASSES]), {}, r"network does not take images \(3, 8, 8\): ."),
         (nn.Flatten(), {}, "network must have parameters that require grad"),
         (Hungry(), {}, "not enough memory on cpu for batch_size 7: lower batch_size"),
     ],
 )
-def test_networks_that_are_refused(network, plan, says):
+def test_networks_that_are_refused(network, recipe, says):
     with pytest.raises(ValueError, match=says) as error:
-        train(network, small_data(), replace(PLAN, **plan))
+        train(network, small_data(), replace(RECIPE, **recipe))
     assert "\n" not in str(error.value)
 
 
 def test_a_layout_that_crashes_is_refused():
     network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.Flatten(), nn.Linear(64, CLASSES))
     with pytest.raises(ValueError, match="channels_last must be off on cpu: '0' is a strided 1x1"):
-        train(network, small_data(), PLAN)
-    result = train(network, small_data(), PLAN, Execution(channels_last=False))
+        train(network, small_data(), RECIPE)
+    result = train(network, small_data(), RECIPE, Execution(channels_last=False))
     assert result.status.code == "OK"
 
 
@@ -100,8 +100,8 @@ def test_executions_that_are_refused():
         (Execution(compile=True), "compile must be off on cpu"),
     ):
         with pytest.raises(ValueError, match=says):
-            train(small_mlp(), small_data(), PLAN, execution)
-    with pytest.raises(ValueError, match="device 'cuda:99' is not there"):
+            train(small_mlp(), small_data(), RECIPE, execution)
+    with pytest.raises(ValueError, match="device 'cuda:99' is not available"):
         small_data(device="cuda:99")
     with pytest.raises(ValueError, match="normalization must be one of channel, global"):
         small_data(normalization="batch")
@@ -109,25 +109,29 @@ def test_executions_that_are_refused():
         small_images()._replace(train_images=np.ones((25, 5)), test_images=np.ones((9, 5)))
     )
     with pytest.raises(ValueError, match="augment needs images"):
-        train(networks.mlp([5, 10]), flat, replace(PLAN, augment=True))
+        train(networks.mlp([5, 10]), flat, replace(RECIPE, augment=True))
 
 
 def test_resumes_that_are_refused():
-    part = train(small_mlp(), small_data(), replace(PLAN, steps=6))
-    for plan, network, says in (
-        (replace(PLAN, steps=3), small_mlp(), "at step 6, past the end"),
-        (replace(PLAN, record_every=2), small_mlp(), "recorded at other steps"),
-        (replace(PLAN, schedule="cosine"), small_mlp(), "schedule cosine was of 6 steps, not 12"),
-        (replace(PLAN, momentum=0.5), small_mlp(), "no fitting state 'momentum.0'"),
-        (PLAN, networks.mlp([192, 5, CLASSES]), "no fitting state 'network.1.1.weight'"),
+    part = train(small_mlp(), small_data(), replace(RECIPE, steps=6))
+    for recipe, network, says in (
+        (replace(RECIPE, steps=3), small_mlp(), "at step 6, past the end"),
+        (replace(RECIPE, record_every=2), small_mlp(), "recorded at other steps"),
+        (
+            replace(RECIPE, schedule="cosine"),
+            small_mlp(),
+            "schedule was for 6 steps, not 12",
+        ),
+        (replace(RECIPE, momentum=0.5), small_mlp(), "no matching state 'momentum.0'"),
+        (RECIPE, networks.mlp([192, 5, CLASSES]), "no matching state 'network.1.1.weight'"),
     ):
         with pytest.raises(ValueError, match=f"cannot resume: .*{says}"):
-            train(network, small_data(), plan, resume=part)
+            train(network, small_data(), recipe, resume=part)
 
 
 def losses_with(execution, data, tau=0.1, rho=0.0):
-    plan = replace(PLAN, steps=8, record_every=4, tau=tau, rho=rho, augment=True, lr=0.05)
-    return train(small_resnet(), data, plan, execution).records["train_loss"]
+    recipe = replace(RECIPE, steps=8, record_every=4, tau=tau, rho=rho, augment=True, lr=0.05)
+    return train(small_resnet(), data, recipe, execution).records["train_loss"]
 
 
 def options_change_rounding_alone(data, rho):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lnsim_torch import networks
 from lnsim_torch.distributed import Group
 from lnsim_torch.training import randomness
-from lnsim_torch.training.train import Plan, evaluate, place, train
+from lnsim_torch.training.train import Recipe, evaluate, place, train
 from small_training import CLASSES, _one_thread, same, small_data, small_images  # noqa: F401
 from torch import nn
 

@@ -12,7 +12,6 @@ from scipy.special import erf
 from small_images import CLASSES, small, small_images
 
 from lnsim.base import plugins
-from lnsim.dynamics import flips
 from lnsim.experiments import linearization
 from lnsim.figures import canvas
 from lnsim.images import data as images

@@ -7,8 +7,9 @@ import pytest
 from scipy.special import erf
 from small_images import small, small_images
 
+from lnsim.dynamics import flips
 from lnsim.experiments import linearization
-from lnsim.images import erf_network, label_flips
+from lnsim.images import erf_network
 from lnsim.streams import WordStream
 from lnsim_numba import erf_network as numba_network
 
@@ -44,7 +45,7 @@ def test_a_direction_the_kernel_does_not_see_moves_the_test_set_at_its_limit():
 def test_labels_flip_as_often_and_to_what_they_should(flip, choices):
     labels = np.arange(10)
     words = WordStream(5, 1).take(200_000).reshape(-1, 10)
-    drawn = label_flips.flip_labels(labels, words, 0.3, flip, 10)
+    drawn = flips.flip_labels(labels, words, 0.3, flip, 10)
     total, worst = len(words), 0.0
     for label in labels:
         seen = np.bincount(drawn[:, label], minlength=10)
@@ -65,13 +66,13 @@ def test_labels_flip_as_often_and_to_what_they_should(flip, choices):
 def test_flips_at_both_ends_of_tau_and_at_the_edges_of_a_word():
     labels = np.array([0, 4, 9])
     words = WordStream(0, 1).take(3000).reshape(-1, 3)
-    assert (label_flips.flip_labels(labels, words, 0.0, "any", 10) == labels).all()
-    assert (label_flips.flip_labels(labels, words, 1.0, "other", 10) != labels).all()
+    assert (flips.flip_labels(labels, words, 0.0, "any", 10) == labels).all()
+    assert (flips.flip_labels(labels, words, 1.0, "other", 10) != labels).all()
     edges = np.array([[0, 0, 0], [2**64 - 1] * 3], dtype=np.uint64)
-    found = label_flips.flip_labels(labels, edges, 1.0, "other", 10)
+    found = flips.flip_labels(labels, edges, 1.0, "other", 10)
     assert found.tolist() == [[1, 0, 0], [9, 9, 8]]
     half = np.array([[2**31 - 1, 2**31, 2**63 + 2**31 - 1]], dtype=np.uint64)
-    assert label_flips.flip_labels(labels, half, 0.5, "any", 10).tolist() == [[0, 4, 5]]
+    assert flips.flip_labels(labels, half, 0.5, "any", 10).tolist() == [[0, 4, 5]]
 
 
 @pytest.mark.small
@@ -102,12 +103,12 @@ def put(name, change):
         (put("train_images", lambda a: a[:0]), "train_images .* got shape \\(0, 4"),
         (put("test_images", lambda a: a[:, :2]), "differ in shape"),
         (put("test_images", lambda a: a / 0.0), "test_images .* must be finite"),
-        (put("train_labels", lambda a: a[:-1]), "one label an image, got \\(29,\\)"),
-        (put("train_labels", lambda a: a[:, None]), "one label an image"),
+        (put("train_labels", lambda a: a[:-1]), "one label per image, got \\(29,\\)"),
+        (put("train_labels", lambda a: a[:, None]), "one label per image"),
         (put("train_labels", lambda a: a.astype(float)), "must be integers, got dtype float64"),
         (put("test_labels", lambda a: a + 10), "test_labels .* must be in 0 ... 9, got 1"),
         (put("test_labels", lambda a: a.astype(int) - 10), "must be in 0 ... 9, got -"),
-        (put("train_images", lambda a: a * 0), "chosen as samples are of one value"),
+        (put("train_images", lambda a: a * 0), "chosen as samples must not all be equal"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:(divide|invalid)")

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from lnsim_torch import empirical_ntk, linearize, network_engine
 from lnsim_torch.networks import wide_resnet as build_wide_resnet
 from lnsim_torch.samples import place
-from lnsim_torch.training.plan import Plan
+from lnsim_torch.training.recipe import Recipe
 from small_experiments import CLASSES, same, small_resnet, small_wide
 
 from lnsim.base import threads

@@ -164,7 +164,7 @@ def test_two_processes_are_one_and_one_of_them_writes(data, tmp_path, capsys):
         (["--set", "epochs=-1"], "epochs must be at least 0"),
         (["--set", "precision=float16"], "precision must be one of bfloat16, float32"),
         (["--backend", "numba"], "backend 'numba' has no networks to train: use 'torch'"),
-        (["--device", "cuda:9999"], "is not there"),
+        (["--device", "cuda:9999"], "is not available"),
         (["--device", "tpu"], "device must be cpu, cuda or cuda:N, got 'tpu'"),
     ],
 )
