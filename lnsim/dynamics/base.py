@@ -165,7 +165,11 @@ class Dynamics(Schedule):
 
     def scaled(self, lr: Scalar, noise: Scalar) -> Dynamics:
         """The same steps with the learning rate and the noises multiplied by these factors."""
-        changes: dict[str, Any] = {"lr": getattr(self, "lr", 1.0) * lr} if np.any(lr != 1.0) else {}
+        changes: dict[str, Any] = {}
+        if np.any(lr != 1.0):
+            if "lr" not in self.ranges:
+                raise ValueError(f"a {type(self).__name__} has no lr to be scheduled")
+            changes["lr"] = self.scalars()["lr"] * lr
         if self.noises:
             changes["noise"] = tuple(each.scaled(noise) for each in self.noises)
         return cast(Dynamics, replace(cast(Any, self), **changes))

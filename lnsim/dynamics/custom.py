@@ -24,6 +24,9 @@ class CustomDynamics(Dynamics):
     weights' shapes, zero at the start: step(W, a, X, y, t, V_W, V_a) -> (W, a, V_W, V_a) with
     V_W : (K, p, r), V_a : (K, p).
 
+    For another model, loss or noise it is step(*parameters, X, y, t) -> parameters, with y : (B, C)
+    what the loss compares with, without `memory`, and trains dense.
+
     It is reduced where a check finds that it may be (custom.py), and trains the dense network where
     not: `provenance["reduced"]` of the trajectory names the sides that were.  A `step` compiled by
     numba.njit runs from a compiled loop.  A run is resumed by the name of its `step`, or by its

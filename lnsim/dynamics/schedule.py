@@ -159,6 +159,10 @@ class Scheduled(Schedule):
                 if not isinstance(factor, Factor):
                     raise TypeError(f"{name} must be Factors such as WarmUp, got {factor!r}")
             object.__setattr__(self, name, factors)
+        # A strength that is out of range is found here, not in the middle of a run.
+        for factor in self._piecewise:
+            for value in factor.values if factor in self.noise else ():  # type: ignore[operator]
+                self.dynamics.at(0)[0].scaled(1.0, value)
 
     @property
     def _piecewise(self) -> tuple[Piecewise, ...]:

@@ -26,10 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim import streams
-from lnsim.backend import LinearEngine, State
+from lnsim.backend import LinearEngine, ModelState, State
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray, Noting, per_replica
 from lnsim.base.threads import in_blocks
 from lnsim.dynamics import FULL_BATCH, CustomDynamics, Dynamics
+from lnsim.dynamics.draws import Draws
+from lnsim.models.base import Model
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import Reduction, dense
 from lnsim.models.reduction import reduce as reduce_both
@@ -199,6 +201,23 @@ class CustomEngine:
     def __init__(self, engine: LinearEngine) -> None:
         self.gradient = engine.gradient
 
+    def train(
+        self,
+        state: ModelState,
+        model: Model,
+        X: FloatArray,
+        loss: str,
+        dynamics: Dynamics,
+        draws: Draws,
+        steps: int,
+        first_step: int,
+    ) -> None:
+        """See LinearEngine.train: step(*parameters, X, y, t) gives the parameters."""
+        rule = cast(CustomDynamics, dynamics)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for s in np.flatnonzero(state.diverged_at < 0).tolist():
+                _walk_model(rule, state, s, model, X, loss, draws, steps, first_step)
+
     def advance(
         self,
         state: State,
@@ -289,3 +308,47 @@ def _walk(step, W, a, memory, X, y, index, labels, first_step):  # type: ignore[
 def _diverged(residual: FloatArray, mean: bool) -> bool:
     squares = residual**2
     return not float(squares.mean() if mean else squares.max()) < DIVERGED_ABOVE
+
+
+def _walk_model(
+    rule: CustomDynamics,
+    state: ModelState,
+    s: int,
+    model: Model,
+    X: FloatArray,
+    loss: str,
+    draws: Draws,
+    steps: int,
+    first_step: int,
+) -> None:
+    """Trains replica s in place; divergence is that of the kernels for any model."""
+    now = list(model.from_flat(state.theta[s].copy()).parameters.values())
+    targets = draws.targets[s % len(draws.targets)]
+    for t in range(steps):
+        y = targets[t % len(targets)]
+        x = X if draws.index is None else X[draws.index[s, t]]
+        f = model.with_parameters(now).predict(x)
+        squares = np.square(f - y if loss == "squared" else f).sum(axis=1)
+        if not float(squares.max()) < DIVERGED_ABOVE:
+            state.diverged_at[s] = first_step + t
+            break
+        now = _stepped(rule, now, x, y, first_step + t)
+    state.theta[s] = np.concatenate([array.ravel() for array in now])
+
+
+def _stepped(
+    rule: CustomDynamics, arrays: list[FloatArray], x: FloatArray, y: FloatArray, t: int
+) -> list[FloatArray]:
+    """The parameters after a step of the rule.  Raises TypeError or ValueError for other arrays."""
+    given = ", ".join(str(array.shape) for array in arrays)
+    with Noting(f"raised by the rule's own step, given parameters {given} and t = {t}"):
+        result = rule.step(*(array.copy() for array in arrays), x.copy(), y.copy(), t)
+    stepped = result if isinstance(result, tuple) else (result,)
+    if len(stepped) != len(arrays):
+        raise TypeError(f"step must return {len(arrays)} arrays, got {len(stepped)}")
+    for before, after in zip(arrays, stepped, strict=True):
+        if not isinstance(after, np.ndarray) or after.dtype != np.float64:
+            raise TypeError(f"step must return float64 arrays, got {type(after).__name__}")
+        if after.shape != before.shape:
+            raise ValueError(f"step must return shape {before.shape}, got {after.shape}")
+    return list(stepped)

@@ -35,7 +35,7 @@ def coordinates_of(
     shrinks_evenly = not (dynamics.decays and schedule is not dynamics)
     hidden = all(noise.keeps_hidden for noise in dynamics.noises)
     inputs = all(noise.keeps_inputs for noise in dynamics.noises) and shrinks_evenly
-    if allowed is False:
+    if allowed is False or dynamics.equivariant is None:
         hidden = inputs = False
     coordinates = model.reduced(problem.X, hidden=hidden, inputs=inputs)
     if allowed and not coordinates.sides:
@@ -49,7 +49,12 @@ def coordinates_of(
 def check_general(schedule: Schedule, model: Model, problem: Problem) -> None:
     """Refuses what the kernels for any model do not train.  Raises ValueError."""
     dynamics, _ = schedule.at(0)
-    if dynamics.kernel != "descent":
+    if getattr(dynamics, "memory", 0):
+        raise ValueError(
+            "memory must be 0 for a rule that does not train the two-layer network with one output"
+            f" under the squared loss and plain label noise, got {dynamics!r}"
+        )
+    if dynamics.kernel not in GENERAL:
         raise ValueError(
             f"a {type(dynamics).__name__} trains the two-layer network with one output under the"
             f" squared loss and plain label noise, got {type(model).__name__} with"
@@ -62,6 +67,8 @@ def check_general(schedule: Schedule, model: Model, problem: Problem) -> None:
             f"the network must have {problem.outputs} outputs for these labels, got {model.outputs}"
         )
     for noise in dynamics.noises:
+        if dynamics.kernel == "custom" and not noise.on_labels:
+            raise ValueError(f"a CustomDynamics takes noise on labels alone, got {noise!r}")
         if isinstance(noise, LabelNoise) and problem.loss != "squared":
             raise ValueError(
                 f"LabelNoise is for the squared loss, got {problem.loss!r}: use LabelFlips"
@@ -71,6 +78,10 @@ def check_general(schedule: Schedule, model: Model, problem: Problem) -> None:
         if isinstance(noise, Dropout) and model.hidden == 0:
             raise ValueError(f"Dropout needs hidden units, and a {type(model).__name__} has none")
     dynamics.parts(dynamics.batch_size or problem.samples)
+
+
+GENERAL = ("descent", "custom")
+"""The kernels of dynamics that train any model."""
 
 
 def engine_of(dynamics: Dynamics, backend: str, ledger: bool) -> LinearEngine:
