@@ -31,7 +31,7 @@ from lnsim.dynamics import Dynamics, ParameterNoise
 from lnsim.dynamics.draws import Draws
 from lnsim.models.base import Model
 from lnsim_numba.call import scalars
-from lnsim_numba.common import EXACT, FAST, has_diverged
+from lnsim_numba.common import BARE, EXACT, FAST, has_diverged
 from lnsim_numba.models import Deep, Diagonal, TwoLayer, forward, pull_back, work
 
 SQUARED, LOGISTIC, CROSS_ENTROPY = 0, 1, 2
@@ -61,7 +61,7 @@ class Form(NamedTuple):
     memory: float
 
 
-@compiled(**FAST)
+@compiled(**BARE)
 def derivative(loss, f, targets, g):  # type: ignore[no-untyped-def]
     """Writes dl/df to g : (B, C); returns the largest |f - y|^2, or |f|^2, of a sample."""
     worst = 0.0
@@ -90,34 +90,33 @@ def derivative(loss, f, targets, g):  # type: ignore[no-untyped-def]
     return worst
 
 
-@compiled(**FAST)
+@compiled(**BARE)
 def _gather(X, index, xs):  # type: ignore[no-untyped-def]
     """Writes the samples `index` : (B,) of X to xs : (B, r)."""
     for b in range(index.size):
+        source, copy = X[index[b]], xs[b]
         for j in range(X.shape[1]):
-            xs[b, j] = X[index[b], j]
+            copy[j] = source[j]
 
 
-@compiled(**FAST)
-def train(  # type: ignore[no-untyped-def]
-    model, theta, V, last, X, index, targets, gradient, parameters, keep, lr, rates, form, steps
-):
-    """Trains theta : (P,) in place; V : (P,) its momentum, last : (P,) the last noise on it.
+@compiled(**BARE)
+def _fill(array, value):  # type: ignore[no-untyped-def]
+    """array[:] = value."""
+    for p in range(array.size):
+        array[p] = value
 
-    index : (T, B) or without rows for all samples; targets : (T or 1, B, C); gradient, parameters :
-    (T, P) and keep : (T, B, H), or without rows; lr : (T,) factors, or empty.  T = `steps`.
-    """
-    batch, C = targets.shape[1], targets.shape[2]
-    k = batch // form.parts
+
+@compiled(**BARE)
+def _train(  # type: ignore[no-untyped-def]
+    model, theta, V, last, X, index, targets, gradient, parameters, keep, lr, rates, form, steps,
+    xs, f, g, moved_g, grad, step, moved, here, there, none,
+):  # fmt: skip
+    """`train` with all the room it needs."""
+    k = f.shape[0]
+    batch = k * form.parts
     rho, momentum, decay = rates["rho"], rates["momentum"], rates["weight_decay"]
     in_place = batch == 1 and rho == 0.0 and momentum == 0.0 and decay == 0.0
     in_place = in_place and gradient.size == 0
-    xs = np.empty((batch, X.shape[1])) if index.size > 0 else X
-    f, g, moved_g = np.empty((k, C)), np.empty((k, C)), np.empty((k, C))
-    here, there = work(model, k), work(model, k)
-    grad, step = np.zeros(theta.size), np.zeros(theta.size)
-    moved = np.empty(theta.size if rho > 0.0 else 0)
-    none = np.empty((0, 0))
     for t in range(steps):
         rate = rates["lr"] * lr[t] if lr.size > 0 else rates["lr"]
         shown = targets[t] if targets.shape[0] > 1 else targets[0]
@@ -130,7 +129,7 @@ def train(  # type: ignore[no-untyped-def]
                 return t
             pull_back(model, theta, xs, mask, here, g, -rate, theta)
         else:
-            grad[:] = 0.0
+            _fill(grad, 0.0)
             for part in range(form.parts):
                 x, y = xs[part * k : (part + 1) * k], shown[part * k : (part + 1) * k]
                 kept = mask[part * k : (part + 1) * k]
@@ -140,7 +139,7 @@ def train(  # type: ignore[no-untyped-def]
                 if rho == 0.0:
                     pull_back(model, theta, x, kept, here, g, 1.0 / batch, grad)
                     continue
-                step[:] = 0.0
+                _fill(step, 0.0)
                 pull_back(model, theta, x, kept, here, g, 1.0 / k, step)
                 h = rho
                 if form.normalized:
@@ -148,14 +147,17 @@ def train(  # type: ignore[no-untyped-def]
                     for p in range(form.first, form.last):
                         square += step[p] * step[p]
                     h = rho / np.sqrt(square) if square > 0.0 else 0.0
-                moved[:] = theta
+                for p in range(theta.size):
+                    moved[p] = theta[p]
                 for p in range(form.first, form.last):
                     moved[p] += h * step[p]
                 forward(model, moved, x, kept, there, f)
                 if form.new_loss:
                     derivative(form.loss, f, y, moved_g)
                 else:
-                    moved_g[:] = g
+                    for b in range(k):
+                        for c in range(g.shape[1]):
+                            moved_g[b, c] = g[b, c]
                 if form.new_jacobian:
                     pull_back(model, moved, x, kept, there, moved_g, 1.0 / batch, grad)
                 else:
@@ -175,6 +177,27 @@ def train(  # type: ignore[no-untyped-def]
                 theta[p] += parameters[t, p] + form.memory * last[p]
                 last[p] = parameters[t, p]
     return -1
+
+
+@compiled(**FAST)
+def train(  # type: ignore[no-untyped-def]
+    model, theta, V, last, X, index, targets, gradient, parameters, keep, lr, rates, form, steps
+):
+    """Trains theta : (P,) in place; V : (P,) its momentum, last : (P,) the last noise on it.
+
+    index : (T, B) or without rows for all samples; targets : (T or 1, B, C); gradient, parameters :
+    (T, P) and keep : (T, B, H), or without rows; lr : (T,) factors, or empty.  T = `steps`.
+    """
+    batch, C = targets.shape[1], targets.shape[2]
+    k = batch // form.parts
+    xs = np.empty((batch, X.shape[1])) if index.size > 0 else X
+    f, g, moved_g = np.empty((k, C)), np.empty((k, C)), np.empty((k, C))
+    grad, step, moved = np.zeros(theta.size), np.zeros(theta.size), np.empty(theta.size)
+    return _train(
+        model, theta, V, last, X, index, targets, gradient, parameters, keep, lr, rates, form,
+        steps, xs, f, g, moved_g, grad, step, moved, work(model, k), work(model, k),
+        np.empty((0, 0)),
+    )  # fmt: skip
 
 
 @compiled(**EXACT)

@@ -25,7 +25,7 @@ import numpy as np
 from numba.extending import overload
 
 from lnsim.base.compiled import compiled
-from lnsim_numba.common import FAST
+from lnsim_numba.common import BARE, FAST
 
 
 class TwoLayer(NamedTuple):
@@ -52,6 +52,12 @@ class Deep(NamedTuple):
     skips: Any
 
 
+@compiled(**{**FAST, "_nrt": True})
+def _product(A, B, out):  # type: ignore[no-untyped-def]
+    """out = A B, by BLAS, whose caller in Numba may count references."""
+    np.dot(A, B, out)
+
+
 @compiled(**FAST)
 def _two_layer_work(model, batch):  # type: ignore[no-untyped-def]
     """phi(h), phi'(h) and b = (A^T g) phi'(h), (B, m) each; a place for a gradient's product."""
@@ -66,7 +72,7 @@ def _two_layer_work(model, batch):  # type: ignore[no-untyped-def]
     )
 
 
-@compiled(**FAST)
+@compiled(**BARE)
 def _activate(activation, units, slopes):  # type: ignore[no-untyped-def]
     """Puts phi(h) in the place of h, and phi'(h) into `slopes`."""
     for b in range(units.shape[0]):
@@ -80,19 +86,20 @@ def _activate(activation, units, slopes):  # type: ignore[no-untyped-def]
                 units[b, k] = math.erf(h)
 
 
-@compiled(**FAST)
+@compiled(**BARE)
 def _two_layer_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyped-def]
     """h = W x, f = A phi(h)."""
     d, m, C = model.dim, model.width, model.outputs
     units = work[0]
     W, A = theta[: m * d].reshape(m, d), theta[m * d :].reshape(C, m)
     if X.shape[0] > 1:
-        np.dot(X, W.T, units)
+        _product(X, W.T, units)
     else:
+        x = X[0]
         for k in range(m):
-            total = 0.0
+            total, row = 0.0, W[k]
             for j in range(d):
-                total += W[k, j] * X[0, j]
+                total += row[j] * x[j]
             units[0, k] = total
     if model.activation >= 0:
         _activate(model.activation, units, work[1])
@@ -101,16 +108,17 @@ def _two_layer_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyp
             for k in range(m):
                 units[b, k] *= keep[b, k]
     if X.shape[0] > 1:
-        np.dot(units, A.T, f)
+        _product(units, A.T, f)
     else:
+        active = units[0]
         for c in range(C):
-            total = 0.0
+            total, row = 0.0, A[c]
             for k in range(m):
-                total += A[c, k] * units[0, k]
+                total += row[k] * active[k]
             f[0, c] = total
 
 
-@compiled(**FAST)
+@compiled(**BARE)
 def _two_layer_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore[no-untyped-def]
     """dA = g phi(h)^T, dW = b x^T."""
     d, m, C = model.dim, model.width, model.outputs
@@ -118,13 +126,15 @@ def _two_layer_pull_back(model, theta, X, keep, work, g, scale, out):  # type: i
     A = theta[m * d :].reshape(C, m)
     out_W, out_A = out[: m * d].reshape(m, d), out[m * d :].reshape(C, m)
     if X.shape[0] > 1:
-        np.dot(g, A, back)
+        _product(g, A, back)
     else:
+        going, row, slope = back[0], A[0], g[0, 0]
         for k in range(m):
-            back[0, k] = g[0, 0] * A[0, k]
+            going[k] = slope * row[k]
         for c in range(1, C):
+            row, slope = A[c], g[0, c]
             for k in range(m):
-                back[0, k] += g[0, c] * A[c, k]
+                going[k] += slope * row[k]
     if keep.size > 0:
         for b in range(X.shape[0]):
             for k in range(m):
@@ -134,8 +144,8 @@ def _two_layer_pull_back(model, theta, X, keep, work, g, scale, out):  # type: i
             for k in range(m):
                 back[b, k] *= slopes[b, k]
     if X.shape[0] > 1:
-        np.dot(back.T, X, like_W)
-        np.dot(g.T, units, like_A)
+        _product(back.T, X, like_W)
+        _product(g.T, units, like_A)
         for k in range(m):
             for j in range(d):
                 out_W[k, j] += scale * like_W[k, j]
@@ -143,14 +153,15 @@ def _two_layer_pull_back(model, theta, X, keep, work, g, scale, out):  # type: i
             for k in range(m):
                 out_A[c, k] += scale * like_A[c, k]
     else:
+        x, active = X[0], units[0]
         for k in range(m):
-            slope = scale * back[0, k]
+            slope, row = scale * back[0, k], out_W[k]
             for j in range(d):
-                out_W[k, j] += slope * X[0, j]
+                row[j] += slope * x[j]
         for c in range(C):
-            slope = scale * g[0, c]
+            slope, row = scale * g[0, c], out_A[c]
             for k in range(m):
-                out_A[c, k] += slope * units[0, k]
+                row[k] += slope * active[k]
 
 
 @compiled(**FAST)
@@ -160,13 +171,15 @@ def _diagonal_work(model, batch):  # type: ignore[no-untyped-def]
     return np.empty(d), np.empty(d), np.empty(d), np.empty(d)
 
 
-@compiled(**FAST)
+@compiled(**BARE)
 def _diagonal_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyped-def]
     """f = <beta, x>."""
     d = model.dim
     u, v, beta, _ = work
-    v[:] = theta[theta.size - d :]
-    u[:] = theta[:d]
+    first, second = theta[:d], theta[theta.size - d :]
+    for j in range(d):
+        u[j] = first[j]
+        v[j] = second[j]
     if model.form == 1:
         for j in range(d):
             beta[j] = u[j] ** model.power - v[j] ** model.power
@@ -174,43 +187,47 @@ def _diagonal_forward(model, theta, X, keep, work, f):  # type: ignore[no-untype
         for j in range(d):
             beta[j] = u[j] * v[j]
     for b in range(X.shape[0]):
-        total = 0.0
+        total, x = 0.0, X[b]
         if keep.size > 0:
             for j in range(d):
-                total += keep[b, j] * beta[j] * X[b, j]
+                total += keep[b, j] * beta[j] * x[j]
         else:
             for j in range(d):
-                total += beta[j] * X[b, j]
+                total += beta[j] * x[j]
         f[b, 0] = total
 
 
-@compiled(**FAST)
+@compiled(**BARE)
 def _diagonal_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore[no-untyped-def]
     """dbeta = sum_b g_b x_b, and from it du and dv."""
     d = model.dim
     u, v, _, moment = work
+    out_u, out_v = out[:d], out[theta.size - d :]
+    x, slope = X[0], scale * g[0, 0]
     for j in range(d):
-        moment[j] = scale * g[0, 0] * X[0, j]
+        moment[j] = slope * x[j]
     if keep.size > 0:
         for j in range(d):
             moment[j] *= keep[0, j]
     for b in range(1, X.shape[0]):
-        slope = scale * g[b, 0]
-        for j in range(d):
-            moment[j] += slope * X[b, j] * (keep[b, j] if keep.size > 0 else 1.0)
+        x, slope = X[b], scale * g[b, 0]
+        if keep.size > 0:
+            for j in range(d):
+                moment[j] += slope * x[j] * keep[b, j]
+        else:
+            for j in range(d):
+                moment[j] += slope * x[j]
     if model.form == 0:
         for j in range(d):
-            out[j] += moment[j] * v[j]
-        for j in range(d):
-            out[d + j] += moment[j] * u[j]
+            out_u[j] += moment[j] * v[j]
+            out_v[j] += moment[j] * u[j]
     elif model.form == 1:
         for j in range(d):
-            out[j] += model.power * moment[j] * u[j] ** (model.power - 1)
-        for j in range(d):
-            out[d + j] -= model.power * moment[j] * v[j] ** (model.power - 1)
+            out_u[j] += model.power * moment[j] * u[j] ** (model.power - 1)
+            out_v[j] -= model.power * moment[j] * v[j] ** (model.power - 1)
     else:
         for j in range(d):
-            out[j] += 2.0 * moment[j] * v[j]
+            out_v[j] += 2.0 * moment[j] * v[j]
 
 
 @compiled(**FAST)
@@ -228,7 +245,7 @@ def _deep_work(model, batch):  # type: ignore[no-untyped-def]
     )
 
 
-@compiled(**FAST)
+@compiled(**BARE)
 def _deep_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyped-def]
     """h_l = W_l h_{l-1}, plus h_{l-1} where there is a skip."""
     sizes, batch = model.sizes, X.shape[0]
@@ -241,12 +258,13 @@ def _deep_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyped-de
         W = theta[start : start + j * k].reshape(j, k)
         after = units[place : place + batch * j].reshape(batch, j)
         if batch > 1:
-            np.dot(before, W.T, after)
+            _product(before, W.T, after)
         else:
+            units_before = before[0]
             for row in range(j):
-                total = 0.0
+                total, weights = 0.0, W[row]
                 for column in range(k):
-                    total += W[row, column] * before[0, column]
+                    total += weights[column] * units_before[column]
                 after[0, row] = total
         if model.skips[layer - 1]:
             for b in range(batch):
@@ -258,10 +276,12 @@ def _deep_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyped-de
                     after[b, row] *= keep[b, unit + row]
         before = after
         start, place, unit = start + j * k, place + batch * j, unit + j
-    f[:] = before
+    for b in range(batch):
+        for c in range(f.shape[1]):
+            f[b, c] = before[b, c]
 
 
-@compiled(**FAST)
+@compiled(**BARE)
 def _deep_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore[no-untyped-def]
     """b_{l-1} = W_l^T b_l (plus b_l where there is a skip), dW_l = b_l h_{l-1}^T."""
     sizes, batch = model.sizes, X.shape[0]
@@ -269,7 +289,9 @@ def _deep_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore
     units, backs, product = work
     end, place, unit = theta.size, units.size, keep.shape[1]
     back = backs[place - batch * sizes[last] : place].reshape(batch, sizes[last])
-    back[:] = g
+    for b in range(batch):
+        for c in range(g.shape[1]):
+            back[b, c] = g[b, c]
     place -= batch * sizes[last]
     for layer in range(last, 0, -1):
         k, j = sizes[layer - 1], sizes[layer]
@@ -280,13 +302,15 @@ def _deep_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore
             before = units[place - batch * k : place].reshape(batch, k)
             earlier = backs[place - batch * k : place].reshape(batch, k)
             if batch > 1:
-                np.dot(back, W, earlier)
+                _product(back, W, earlier)
             else:
+                going = earlier[0]
                 for column in range(k):
-                    earlier[0, column] = 0.0
+                    going[column] = 0.0
                 for row in range(j):
+                    weights, slope = W[row], back[0, row]
                     for column in range(k):
-                        earlier[0, column] += back[0, row] * W[row, column]
+                        going[column] += slope * weights[column]
             if model.skips[layer - 1]:
                 for b in range(batch):
                     for column in range(k):
@@ -298,15 +322,16 @@ def _deep_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore
                         earlier[b, column] *= keep[b, unit + column]
         if batch > 1:
             like_W = product[: j * k].reshape(j, k)
-            np.dot(back.T, before, like_W)
+            _product(back.T, before, like_W)
             for row in range(j):
                 for column in range(k):
                     out_W[row, column] += scale * like_W[row, column]
         else:
+            units_before = before[0]
             for row in range(j):
-                slope = scale * back[0, row]
+                weights, slope = out_W[row], scale * back[0, row]
                 for column in range(k):
-                    out_W[row, column] += slope * before[0, column]
+                    weights[column] += slope * units_before[column]
         back = earlier
         end -= j * k
         place -= batch * k
