@@ -139,12 +139,14 @@ def options_change_rounding_alone(data, rho):
     half = "bfloat16"
     for execution, tolerance in (
         (Execution(compile=True), 1e-2),
-        (Execution(half), 0.1),
-        (Execution(half, compile=True, channels_last=False), 0.1),
+        (Execution(half), 0.2),
+        (Execution(half, compile=True, channels_last=False), 0.2),
     ):
-        found = losses_with(execution, data, rho=rho)
-        np.testing.assert_allclose(found, plain, rtol=tolerance)
-        assert (execution.precision == half) == (abs(found[0] / plain[0] - 1.0) > 1e-6)
+        losses = losses_with(execution, data, rho=rho)
+        # Training multiplies rounding, by how much depends on the processor: the start is close.
+        np.testing.assert_allclose(losses[0], plain[0], rtol=1e-3)
+        np.testing.assert_allclose(losses, plain, rtol=tolerance)
+        assert (execution.precision == half) == (abs(losses[0] / plain[0] - 1.0) > 1e-6)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.05])
