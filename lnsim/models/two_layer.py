@@ -14,11 +14,12 @@ from lnsim.base.checks import FloatArray
 from lnsim.models.base import Coordinates, Model, span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Network(Model):
     """First layer W : (m, d), neuron i is row i; second layer a : (m,), or (C, m) for C outputs.
 
-    Raises TypeError or ValueError for wrong types, shapes that do not fit, NaN or infinity.
+    The second layer may be called `A`.  Raises TypeError or ValueError for wrong types, shapes that
+    do not fit, NaN or infinity.
     """
 
     W: FloatArray
@@ -26,10 +27,14 @@ class Network(Model):
 
     kernel: ClassVar = "two-layer"
 
-    def __post_init__(self) -> None:
-        W = checks.array("W", self.W, 2)
-        axes = 2 if np.ndim(self.a) == 2 else 1
-        a = checks.array("a", self.a, axes)
+    def __init__(
+        self, W: FloatArray, a: FloatArray | None = None, *, A: FloatArray | None = None
+    ) -> None:
+        if (a is None) == (A is None):
+            raise TypeError("a Network takes its second layer once, as a or as A")
+        W = checks.array("W", W, 2)
+        second = a if A is None else A
+        a = checks.array("a", second, 2 if np.ndim(second) == 2 else 1)  # type: ignore[arg-type]
         checks.shape("a", a, (*a.shape[:-1], len(W)), f"W has {len(W)} rows")
         object.__setattr__(self, "W", W)
         object.__setattr__(self, "a", a)
