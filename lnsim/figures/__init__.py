@@ -1,1 +1,1 @@
-"""Figures: their style, their panels, and a file for each kind."""
+"""Figures: the style, the panels, and one file for each kind of figure."""

@@ -1,4 +1,4 @@
-"""An empty figure, and how a figure becomes a file."""
+"""An empty figure, and rendering a figure to a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def render(figure: Figure, kind: str, **options: Any) -> bytes:
 
 
 class StyledFigure(Figure):
-    """A figure that is drawn and saved in the style it was made in, and shows in a notebook."""
+    """A figure that is always drawn in the style it was created in, and displays in a notebook."""
 
     def __init__(self, **options: Any) -> None:
         self._style = rc()
@@ -47,9 +47,9 @@ class StyledFigure(Figure):
 
 
 def blank(width: float, height: float, **options: Any) -> Figure:
-    """An empty figure, inches on paper, to be drawn inside `drawing()`.
+    """An empty figure of `width` x `height` inches on paper, to be drawn inside `drawing()`.
 
-    Margins are best set by hand: a layout engine takes a second.
+    Set margins by hand where possible: a layout engine takes a second.
     """
     return StyledFigure(figsize=(pt(width), pt(height)), **options)
 

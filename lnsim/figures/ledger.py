@@ -1,4 +1,4 @@
-"""The figure of the norm ledger: what moved every neuron's norm, beside Lemma 3."""
+"""The figure of the norm ledger: what changed each neuron's norm, and Lemma 3."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 def ledger(trajectory: Record, lemma: Lemma3) -> Figure:
-    """Where the norm went: the sums of the norm identity, over time and by neuron, and Lemma 3.
+    """The terms of the norm identity over time and by neuron, and the probabilities of Lemma 3.
 
-    `lemma` has the bounds to draw.  Of an ensemble the first replica is shown.
+    `lemma`: the bounds to draw.  Of an ensemble the first replica is shown.
     """
     series = panels.first_replica(trajectory)
     with drawing():
         figure = blank(TWO_COLUMNS, 2.5)
-        place = {"left": 0.075, "right": 0.985, "bottom": 0.18, "top": 0.9, "wspace": 0.36}
-        means, neurons, shares = figure.subplots(1, 3, gridspec_kw=place)
+        margins = {"left": 0.075, "right": 0.985, "bottom": 0.18, "top": 0.9, "wspace": 0.36}
+        means, neurons, shares = figure.subplots(1, 3, gridspec_kw=margins)
         _draw_account(means, series)
         _draw_neurons(neurons, series)
         _draw_lemma_3(shares, series, lemma)
@@ -47,7 +47,7 @@ def ledger(trajectory: Record, lemma: Lemma3) -> Figure:
 
 
 def _draw_account(axes: Axes, series: dict[str, Any]) -> None:
-    """Means over the neurons of the identity's terms, and its sum over what was measured."""
+    """Means over neurons of the identity's terms, and its prediction over the measured norm."""
     steps, width = series["step"], series["cloud_norm"].shape[1]
     removed, restored = (series[f"ledger_{k}"].mean(axis=1) for k in ("removed", "restored"))
     squared, second = series["norm_squared"] / width, series["second_layer_norm"] ** 2 / width
@@ -62,7 +62,7 @@ def _draw_account(axes: Axes, series: dict[str, Any]) -> None:
 
 
 def _draw_neurons(axes: Axes, series: dict[str, Any]) -> None:
-    """Both sums of every neuron at the end against its norm at the start."""
+    """Each neuron's removed and restored sums at the end, against its squared norm at the start."""
     start = series["cloud_norm"][0, : panels.MOST_POINTS] ** 2
     for name, colour in (("removed", VERMILION), ("restored", GREEN)):
         sums = series[f"ledger_{name}"][-1, : panels.MOST_POINTS]
@@ -73,7 +73,7 @@ def _draw_neurons(axes: Axes, series: dict[str, Any]) -> None:
 
 
 def _draw_lemma_3(axes: Axes, series: dict[str, Any], lemma: Lemma3) -> None:
-    """The empirical probabilities of Lemma 3 with the bounds that say something."""
+    """The empirical probabilities of Lemma 3, with each bound that is above 0."""
     steps = series["cloud_step"]
     for name, label, colour, bound in (
         ("lemma_3_nonpositive", r"$\Delta W_i \leq 0$", BLUE, lemma.nonpositive_probability),
@@ -83,9 +83,9 @@ def _draw_lemma_3(axes: Axes, series: dict[str, Any], lemma: Lemma3) -> None:
         panels.plot(axes, steps, series[name], color=colour, marker="o", ms=pt(2), label=label)
         if bound > 0:
             axes.axhline(bound, color=colour, ls=":", lw=pt(0.9), label="its bound")
-    gone = np.max(series["lazy_escape"])
-    if steps.size > 2 and gone > steps[1]:
-        axes.axvspan(steps[1], gone, color=panels.PHASES[0][1], lw=0, zorder=0)
+    last_escape = np.max(series["lazy_escape"])
+    if steps.size > 2 and last_escape > steps[1]:
+        axes.axvspan(steps[1], last_escape, color=panels.PHASES[0][1], lw=0, zorder=0)
     axes.set_ylim(0.0, 1.5)  # room for the legend
     axes.set_yticks(np.linspace(0.0, 1.0, 6))
     axes.set_ylabel("probability (Lemma 3)")

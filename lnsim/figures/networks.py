@@ -1,6 +1,6 @@
-"""The figures of real networks: `wide-resnet`, `wide-resnet-sam` and `resnet`, in the one style.
+"""The figures of networks on images: `wide-resnet`, `wide-resnet-sam` and `resnet`.
 
-Each says at its foot which preset made it, what was changed of it, and on what data.
+A caption at the foot of each names the preset, the keys that differ from it, and the data.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ from lnsim.figures.style import (
 from lnsim.run import curves
 from lnsim.run.record import Record
 
-CURVES = {
+ARM_STYLES = {
     "clean": ("gradient descent", BLUE, "-"),
     "noisy": ("label noise", VERMILION, "-"),
     "sam": ("SAM", GREEN, "-"),
     "linearized": ("linearised", BLACK, "--"),
 }
-"""Every curve of a Wide ResNet by its prefix: name, colour, line."""
+"""Every curve of a Wide ResNet by its prefix: name, colour, line style."""
 PANELS = (
     ("train_loss", "training loss (clean labels)"),
     ("test_loss", "test loss"),
     ("first_layer_norm", r"first layer $\|W_1(t)\|_F$"),
     ("ntk_distance", r"kernel $\|K_t - K_0\|_F\,/\,\|K_0\|_F$"),
 )
-"""The end of the arrays' names, and the axis's label."""
-ARMS = (BLACK, SKY, BLUE, VERMILION, ORANGE, GREEN, PURPLE)
-"""Colours of the label noise levels, in order; more of them begin again."""
+"""Suffix of the arrays' names, and label of the axis."""
+TAU_COLOURS = (BLACK, SKY, BLUE, VERMILION, ORANGE, GREEN, PURPLE)
+"""Colours of the label noise levels, in order and repeated."""
 CAPTION_WIDTH = 140
-"""Characters to a line of the caption."""
+"""Characters in a line of the caption."""
 
 
 def ending(trajectory: Record) -> list[str]:
-    """What did not get to its end, a few words each."""
+    """A few words on each arm that did not run to its end."""
     return [
-        f"{CURVES.get(arm, (arm,))[0]} {how}".strip()
-        for arm, how in curves.ends(trajectory).items()
+        f"{ARM_STYLES.get(arm, (arm,))[0]} {ending}".strip()
+        for arm, ending in curves.ends(trajectory).items()
     ]
 
 
 def four_panels(trajectory: Record, caption: str) -> Figure:
     """Training loss, test loss, first-layer norm and kernel distance of a Wide ResNet's runs.
 
-    The last is left out where the kernel was never measured.
+    Leaves out the kernel distance if it was never measured.
     """
     shown = PANELS if trajectory["kernel_step"].size else PANELS[:3]
     with drawing():
@@ -68,24 +68,24 @@ def four_panels(trajectory: Record, caption: str) -> Figure:
         margins = {"left": 0.095, "right": 0.98, "bottom": bottom, "top": 0.94}
         spaces = {"wspace": 0.28, "hspace": 0.42}
         axes = figure.subplots(2, 2, gridspec_kw={**margins, **spaces}).ravel()
-        for place in axes[len(shown) :]:
-            place.remove()
-        for place, letter, (what, label) in zip(axes, "abcd", shown, strict=False):
-            steps = trajectory["kernel_step" if what == "ntk_distance" else "step"]
+        for panel in axes[len(shown) :]:
+            panel.remove()
+        for panel, letter, (quantity, label) in zip(axes, "abcd", shown, strict=False):
+            steps = trajectory["kernel_step" if quantity == "ntk_distance" else "step"]
             of_all = {
-                prefix: trajectory[f"{prefix}_{what}"]
-                for prefix in CURVES
-                if f"{prefix}_{what}" in trajectory.arrays
+                prefix: trajectory[f"{prefix}_{quantity}"]
+                for prefix in ARM_STYLES
+                if f"{prefix}_{quantity}" in trajectory.arrays
             }
             for prefix, values in of_all.items():
-                name, colour, style = CURVES[prefix]
+                name, colour, style = ARM_STYLES[prefix]
                 if np.isfinite(values).any():
-                    panels.plot(place, steps, values, color=colour, ls=style, label=name)
-            if what.endswith("loss"):
-                panels.network_losses_axis(place, of_all)
-            panels.time_axis(place, trajectory["step"], log=False)
-            place.set_ylabel(label)
-            panels.letter(place, letter)
+                    panels.plot(panel, steps, values, color=colour, ls=style, label=name)
+            if quantity.endswith("loss"):
+                panels.network_losses_axis(panel, of_all)
+            panels.time_axis(panel, trajectory["step"], log=False)
+            panel.set_ylabel(label)
+            panels.letter(panel, letter)
         axes[0].legend(loc="best")
         axes[2].ticklabel_format(axis="y", useOffset=False)
         if len(shown) == 4:
@@ -97,17 +97,17 @@ def four_panels(trajectory: Record, caption: str) -> Figure:
 def epochs_and_pruning(trajectory: Record, caption: str) -> Figure:
     """Test loss and accuracy against the epoch, and accuracy against the share of weights kept.
 
-    Accuracy: thin as measured, thick its exponential moving average.
+    Thin lines are the measured accuracy, thick lines its exponential moving average.
     """
     with drawing():
         figure, bottom = _with_caption(2.7, caption)
-        place: dict[str, Any] = {"left": 0.075, "right": 0.985, "bottom": bottom, "top": 0.91}
-        loss, accuracy, pruned = figure.subplots(1, 3, gridspec_kw={**place, "wspace": 0.33})
+        margins: dict[str, Any] = {"left": 0.075, "right": 0.985, "bottom": bottom, "top": 0.91}
+        loss, accuracy, pruned = figure.subplots(1, 3, gridspec_kw={**margins, "wspace": 0.33})
         epochs, kept = trajectory["epoch"], trajectory["kept_percent"]
         for i, tau in enumerate(trajectory["tau"]):
             if np.isnan(trajectory["test_loss"][i]).all():
                 continue
-            style: dict[str, Any] = {"color": ARMS[i % len(ARMS)]}
+            style: dict[str, Any] = {"color": TAU_COLOURS[i % len(TAU_COLOURS)]}
             label = rf"$\tau$ = {tau:g}"
             panels.plot(loss, epochs, trajectory["test_loss"][i], label=label, **style)
             raw, smooth = (
@@ -135,7 +135,7 @@ def epochs_and_pruning(trajectory: Record, caption: str) -> Figure:
 
 
 def _with_caption(height: float, caption: str) -> tuple[Figure, float]:
-    """A figure of `height` inches with a line or two at its foot, and where its axes may begin."""
+    """A figure `height` inches high above its caption, and the bottom margin of its axes."""
     lines = textwrap.wrap(caption, CAPTION_WIDTH)
     foot = 0.08 + 0.125 * len(lines)
     figure = blank(TWO_COLUMNS, height + foot)

@@ -1,4 +1,4 @@
-"""How results show in a notebook: a small table, and a small figure within it."""
+"""HTML display of results in a notebook: a small table and a small figure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 SHOWN = slice(1, 4)
-"""Which of the usual curves a small figure has: the test loss, and what follows."""
+"""The usual curves that the small figure shows: the test loss and the two after it."""
 
 
 def dataframe(columns: Mapping[str, NDArray[Any]]) -> Any:
@@ -34,22 +34,22 @@ def dataframe(columns: Mapping[str, NDArray[Any]]) -> Any:
 
 
 def of_trajectory(trajectory: Record) -> str:
-    """HTML: how the run ended, and what is usually drawn of it at both ends and in a figure."""
-    rows, several = [], False
+    """HTML: how the run ended, its usual curves at the start and the end, and a figure of them."""
+    rows, is_ensemble = [], False
     usual = curves.usual(trajectory)
     for name in usual:
         for curve in curves.find(trajectory, name):
             ends = np.median(curve.values, axis=0)[[0, -1]]
-            several |= len(curve.values) > 1
-            words = f"{name}, {curve.arm}" if curve.arm else name
-            rows.append([words, *(f"{end:.4g}" for end in ends)])
+            is_ensemble |= len(curve.values) > 1
+            label = f"{name}, {curve.arm}" if curve.arm else name
+            rows.append([label, *(f"{end:.4g}" for end in ends)])
     shown = usual[SHOWN] or usual
-    title, notes = repr(trajectory), ["medians over replicas"] if several else []
-    shown_picture = ""
+    title, notes = repr(trajectory), ["medians over replicas"] if is_ensemble else []
+    image = ""
     if shown:
-        shown_picture, fault = picture(title, lambda: _curves(trajectory, shown))
+        image, fault = picture(title, lambda: _curves(trajectory, shown))
         notes += fault
-    return page(title, ("", "at the start", "at the end"), rows, shown_picture, notes)
+    return page(title, ("", "at the start", "at the end"), rows, image, notes)
 
 
 def _curves(trajectory: Record, names: Sequence[str]) -> Figure:
@@ -59,7 +59,7 @@ def _curves(trajectory: Record, names: Sequence[str]) -> Figure:
 
 
 def picture(title: str, draw: Callable[[], Figure]) -> tuple[str, list[str]]:
-    """The figure as HTML, or nothing and why: the table shows without it."""
+    """The figure as HTML and no note, or "" and a note that says why it could not be drawn."""
     try:
         with guarded(ValueError):
             from lnsim.figures import canvas
@@ -80,7 +80,7 @@ def page(
     picture: str,
     notes: Sequence[str],
 ) -> str:
-    """HTML: a title, a table of words, and a figure with notes."""
+    """HTML: a title, a table of texts, notes, and a figure."""
     head = "".join(f"<th>{escape(word)}</th>" for word in heads)
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows

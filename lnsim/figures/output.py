@@ -1,7 +1,6 @@
-"""A run's figures beside its numbers, which no fault of a figure may lose or fail.
+"""Writing the figures of a run; an error in drawing never costs the numbers of the run.
 
-To draw is to run the code of matplotlib, of fonts, image formats and ffmpeg, under settings and
-on a disk that are not ours.
+Drawing runs code of matplotlib, fonts, image formats and ffmpeg, which can fail in any way.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ if TYPE_CHECKING:
 
 FILES = ("figure.png", "figure.pdf", "ledger.png", "ledger.pdf")
 LONGEST = 300
-"""Characters of a reason that are told: LaTeX gives its whole log."""
+"""Characters kept of an error message: LaTeX reports its whole log."""
 
 
 class Undrawn(Exception):
-    """A figure could not be drawn or written; the text says why."""
+    """A figure could not be drawn or written; the message says why."""
 
 
 @contextmanager
 def guarded(*others: type[Exception]) -> Iterator[None]:
-    """Inside, whatever goes wrong raises Undrawn, but for the exceptions `others`."""
+    """Turns every exception raised inside into Undrawn, except those of the types `others`."""
     try:
         yield
     except others:
         raise
-    except Exception as error:  # foreign code ran, and may raise anything: it is told, not hidden
+    except Exception as error:  # foreign code may raise anything: Undrawn says what it was
         text = textwrap.shorten(str(error), LONGEST, placeholder=" ...")
         raise Undrawn(f"no figure, {': '.join(filter(None, (type(error).__name__, text)))}") from (
             error
@@ -43,9 +42,9 @@ def guarded(*others: type[Exception]) -> Iterator[None]:
 
 
 def write(trajectory: Record, folder: Path) -> str:
-    """Draws and writes the figures of a run; returns why one could not be, or nothing.
+    """Draws and writes the figures of a run; returns why a figure could not be drawn, or "".
 
-    What an earlier run left in `folder` would pass for this one's, and is taken away.
+    Removes the figures of an earlier run from `folder`, as they could be taken for this run's.
     """
     try:
         with guarded():
@@ -63,15 +62,15 @@ def write(trajectory: Record, folder: Path) -> str:
 def of_run(trajectory: Record) -> dict[str, Figure]:
     """The figures of the experiment that made `trajectory`, by file name.
 
-    Those of a run that did not reach its end, or an arm or replicas of it, say so.
+    They are marked if the run, or an arm or a replica of it, did not reach its end.
     """
     from lnsim.figures import networks
 
-    drawn = experiment.load(str(trajectory.config["experiment"])).figures(trajectory)
-    if words := "; ".join(networks.ending(trajectory)):
+    figures = experiment.load(str(trajectory.config["experiment"])).figures(trajectory)
+    if endings := "; ".join(networks.ending(trajectory)):
         with drawing():
-            for figure in drawn.values():
+            for figure in figures.values():
                 figure.text(
-                    0.99, 0.995, words, color=VERMILION, fontsize=letters(8), ha="right", va="top"
+                    0.99, 0.995, endings, color=VERMILION, fontsize=letters(8), ha="right", va="top"
                 )
-    return drawn
+    return figures

@@ -1,6 +1,6 @@
-"""The panels that figures are made of, each drawn from the arrays of one run.
+"""The panels of the figures, each drawn from the arrays of one run.
 
-`series` is those arrays by name, of one replica: see `first_replica`.
+`series` maps names to the arrays of one replica: see `first_replica`.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 Series = dict[str, Any]
 
 PHASES = (("lazy", "#EDEDED"), ("I", "#FFF4DC"), ("II", "#E3F1FA"))
-"""Lazy regime, Phase I (norms shrink), Phase II (alignment)."""
-ON = "#FFF4DC"
-"""Windows in which the noise, or the oscillation, is on."""
+"""Label and shade of the lazy regime, Phase I (norms shrink) and Phase II (alignment)."""
+ON_SHADE = "#FFF4DC"
+"""Shade of windows in which the noise, or the oscillation, is on."""
 MOST_POINTS = 5000
-"""Neurons drawn of a cloud; a wider network shows its first ones."""
+"""Largest number of neurons drawn of a cloud; of a wider network the first ones are drawn."""
 LARGEST = 1e150
-"""A diverged run ends in numbers near the largest there are, which no axis can hold."""
+"""Larger values, as a diverged run has at its end, are not drawn: no axis can hold them."""
 LOSS_FLOOR = 1e-12
-"""Losses below this share of the first are rounding, and not shown."""
+"""Losses below this fraction of the first are rounding errors and not shown."""
 NEURON = r"\|w_i\|"
 MEAN = r"\frac{1}{m}\sum_i"
 ALIGNMENT = r"|\langle w_i, \theta^\star\rangle|"
@@ -58,14 +58,14 @@ def first_replica(trajectory: Record) -> Series:
 
 
 def letter(axes: Axes, name: str) -> None:
-    """Names the panel, above its top left corner."""
+    """Writes the letter of the panel above its top left corner."""
     axes.annotate(
         f"({name})", (0, 1), (pt(-26), pt(4)), xycoords="axes fraction", textcoords="offset points"
     )
 
 
 def plot(axes: Axes, steps: FloatArray, values: FloatArray, **style: Any) -> None:
-    """A line over the records; points where there are too few for one."""
+    """Draws a line over the records, or points if fewer than three are finite."""
     shown = np.where(np.abs(values) < LARGEST, values, np.nan)
     if np.isfinite(shown).sum() < 3:
         style = {"marker": "o", "ms": pt(3), **style}
@@ -73,13 +73,13 @@ def plot(axes: Axes, steps: FloatArray, values: FloatArray, **style: Any) -> Non
 
 
 def time_axis(axes: Axes, steps: FloatArray, *, log: bool = True) -> None:
-    """Time; logarithmic from the first record after the start, which has no place on it.
+    """Sets up the time axis: logarithmic, from the first record after step 0.
 
-    Too few records for that, less than a decade and a half, have a linear axis.
+    The axis is linear if these records span less than a factor of 30, or if `log` is false.
     """
     if log and steps.size > 2 and steps[-1] > 30 * steps[1]:
         axes.set_xscale("log")
-        axes.minorticks_off()  # they would take a fifth of the time to draw
+        axes.minorticks_off()  # they would take a fifth of the drawing time
         axes.set_xlim(steps[1], steps[-1])
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
@@ -89,23 +89,23 @@ def time_axis(axes: Axes, steps: FloatArray, *, log: bool = True) -> None:
 
 
 def log_values(axes: Axes) -> None:
-    """A logarithmic vertical axis, labelled at powers of ten alone."""
+    """Makes the vertical axis logarithmic, labelled only at powers of ten."""
     axes.set_yscale("log")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def loss_axis(axes: Axes, values: FloatArray) -> None:
-    """A logarithmic vertical axis for losses, of which `values` are those above 0, if any."""
+    """Makes the vertical axis logarithmic for losses; `values` are the losses above 0."""
     if values.size:
         log_values(axes)
         _whole_decades(axes, values, values.min())
 
 
 def network_losses_axis(axes: Axes, losses: Mapping[str, FloatArray]) -> None:
-    """A logarithmic axis for one kind of loss of several runs and of their linearisation, by name.
+    """Makes the axis logarithmic for one loss of several networks and of their linearisation.
 
-    It reaches a decade above the networks' losses at most, and three below: a linearisation that a
-    large learning rate has made unstable leaves it, and does not flatten what is beside it.
+    The limits reach at most one decade above the networks' losses and three below: a linearisation
+    that a large learning rate makes unstable leaves the axes instead of flattening the others.
     """
     axes.set_yscale("log")
     own = np.concatenate([v.ravel() for name, v in losses.items() if name != "linearized"])
@@ -117,7 +117,7 @@ def network_losses_axis(axes: Axes, losses: Mapping[str, FloatArray]) -> None:
 
 
 def percent_axis(axes: Axes) -> None:
-    """The share of weights kept, from all of them on the left to few."""
+    """Makes the horizontal axis the percentage of weights kept, decreasing to the right."""
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
@@ -126,7 +126,7 @@ def percent_axis(axes: Axes) -> None:
 
 
 def shade_phases(axes: Axes, trajectory: Record, steps: FloatArray) -> None:
-    """Bands for the phases that phases.py finds, named along the top."""
+    """Shades the phases that phases.py measures, labelled along the top."""
     times = phases.measure(trajectory)
     starts = [0.0, *(np.ravel(t)[0] for t in (times.last_escape, times.alignment))]
     edges = np.maximum.accumulate([*np.nan_to_num(starts, nan=np.inf), np.inf])
@@ -146,12 +146,12 @@ def shade_phases(axes: Axes, trajectory: Record, steps: FloatArray) -> None:
 
 
 def shade_windows(axes: Axes, period: int, last: int) -> None:
-    """Bands for the windows in which the noise is on; a mean shade where they are too many."""
+    """Shades the windows in which the noise is on; one mean shade if there are too many."""
     if last > 1000 * period:
-        axes.axvspan(0, last, color=ON, lw=0, zorder=0, alpha=0.5)
+        axes.axvspan(0, last, color=ON_SHADE, lw=0, zorder=0, alpha=0.5)
         return
     for begin in range(0, last, 2 * period):
-        axes.axvspan(begin, min(begin + period, last), color=ON, lw=0, zorder=0)
+        axes.axvspan(begin, min(begin + period, last), color=ON_SHADE, lw=0, zorder=0)
 
 
 def draw_losses(axes: Axes, series: Series) -> None:
@@ -164,22 +164,22 @@ def draw_losses(axes: Axes, series: Series) -> None:
         plot(axes, series["step"], values, color=colour, label=label, lw=pt(width))
         shown.append(values[(values > 0) & (values < LARGEST)])
     log_values(axes)
-    # The network's own losses decide how far down the axis goes: a twin may fall out of it.
+    # The network's own losses set the lower limit; the twin's may fall below it.
     own = [values for values in shown[-2:] if values.size]
     lowest = min((values.min() for values in own), default=0.0)
     _whole_decades(axes, np.concatenate([np.empty(0), *shown]), lowest)
     axes.set_ylabel("loss (clean labels)")
     for line in axes.get_lines():
         _, *values = np.asarray(line.get_ydata())
-        if values and max(values) < axes.get_ylim()[0]:  # none of it is seen, whoever looks for it
+        if values and max(values) < axes.get_ylim()[0]:  # the line lies wholly below the axis
             line.set_label(f"{line.get_label()} (ends at {values[-1]:.0e})")
     handles, labels = axes.get_legend_handles_labels()
-    fallen = bool(own) and all(v[-1] < 1e-3 * v[0] for v in shown if v.size)
-    axes.legend(handles[::-1], labels[::-1], loc="upper right" if fallen else "lower left")
+    all_fell = bool(own) and all(v[-1] < 1e-3 * v[0] for v in shown if v.size)
+    axes.legend(handles[::-1], labels[::-1], loc="upper right" if all_fell else "lower left")
 
 
 def _whole_decades(axes: Axes, values: FloatArray, lowest: float) -> None:
-    """Limits from `lowest` such that a power of ten is on the axis, and no rounding errors are."""
+    """Sets limits from `lowest` that include a power of ten and exclude rounding errors."""
     if values.size:
         low, high = max(lowest, LOSS_FLOOR * values[0]), values.max()
         if high < 10 * low:
@@ -189,7 +189,7 @@ def _whole_decades(axes: Axes, values: FloatArray, lowest: float) -> None:
 
 
 def draw_norms(axes: Axes, series: Series) -> None:
-    """Mean norm and, on a second axis, mean alignment."""
+    """Draws the mean norm and, on a second axis, the mean alignment."""
     steps = series["step"]
     plot(axes, steps, series["norm_mean"], color=BLUE)
     axes.set_ylabel(f"${MEAN} {NEURON}$", color=BLUE)
@@ -204,7 +204,7 @@ def draw_norms(axes: Axes, series: Series) -> None:
 
 
 def draw_path(axes: Axes, series: Series) -> None:
-    """Tracked neurons in the norm-alignment plane, from a dot on, darker later."""
+    """Tracked neurons in the norm-alignment plane: a dot at the start, then darker with time."""
     steps, norm, alignment = (series[k] for k in ("step", "tracked_norm", "tracked_alignment"))
     axes.set_xlabel(f"norm ${NEURON}$")
     axes.set_ylabel(f"alignment ${ALIGNMENT}$")
@@ -232,7 +232,7 @@ def draw_path(axes: Axes, series: Series) -> None:
 
 
 def _limit(values: FloatArray) -> float:
-    """An upper end for an axis from 0 on."""
+    """An upper limit for an axis that starts at 0."""
     return 1.05 * float(np.max(values, initial=1e-12, where=np.abs(values) < LARGEST))
 
 
@@ -253,7 +253,7 @@ def draw_clouds(panels: Any, series: Series) -> None:
 
 
 def draw_cloud(axes: Axes, series: Series, k: int) -> Line2D:
-    """All neurons at the k-th record of clouds, below the time; the points are returned."""
+    """Draws all neurons at the k-th record of clouds, titled by its step; returns the points."""
     (points,) = axes.plot(
         *cloud(series, k), ".", ms=pt(1.6 if series["cloud_norm"].shape[1] > 100 else 4), mew=0,
         alpha=0.6, color=BLUE, rasterized=True,
@@ -270,19 +270,19 @@ def cloud(series: Series, k: int) -> tuple[FloatArray, FloatArray]:
 
 
 def cloud_time(series: Series, k: int) -> str:
-    """When the k-th record of clouds was taken."""
+    """The step of the k-th record of clouds, as a title."""
     return f"$t$ = {series['cloud_step'][k]:,}"
 
 
 def cloud_axes(axes: Axes, series: Series, shown: Any) -> None:
-    """The vertical axis's name, and limits that hold the clouds `shown`, an index of records."""
+    """Labels the vertical axis, and sets limits that hold the cloud records of index `shown`."""
     axes.set_ylabel(f"alignment ${ALIGNMENT}$")
     axes.set_xlim(0.0, _limit(series["cloud_norm"][shown]))
     axes.set_ylim(0.0, _limit(series["cloud_alignment"][shown]))
 
 
 def draw_law(axes: Axes, series: Series, predicted: FloatArray | None, without: str) -> None:
-    """|W|_F^2 as measured and as the law of modes has it, or why the law says nothing."""
+    """|W|_F^2 as measured and as predicted by the law of modes, or why there is no prediction."""
     steps = series["step"]
     plot(axes, steps, series["norm_squared"], color=SKY, lw=pt(2.4), label="measured")
     if predicted is not None:
@@ -320,7 +320,7 @@ def draw_second_layer(axes: Axes, series: Series, most: int) -> None:
 
 
 def draw_chains(axes: Axes, series: Series, most: int = 4) -> None:
-    """The second-layer weights of the first `most` tracked neurons, one above the other."""
+    """The second-layer weights of the first `most` tracked neurons, each on its own level."""
     steps, weights = series["step"], series["tracked_second_layer"][:, :most]
     largest = np.abs(weights).max(initial=1e-12)
     levels = -2.6 * largest * np.arange(weights.shape[1])

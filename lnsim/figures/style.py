@@ -1,8 +1,8 @@
-"""The one style of all figures: palette, fonts and widths, at the size of a paper or of a screen.
+"""The style of all figures: palette, fonts and widths, for a paper or for a screen.
 
-"paper" is print size: a figure over one or two columns goes into a paper as it is, with letters of
-8 to 9 points.  "screen" is half as large again in all, with sans-serif letters, for slides and
-pages.  The style in use is that of the innermost `use`; figures keep the one they were made in.
+"paper" is print size: a figure one or two columns wide, with letters of 8 to 9 points.  "screen" is
+1.5 times as large, with sans-serif letters, for slides and web pages.  The style in use is that of
+the innermost `use`; a figure keeps the style it was created in.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 
 from lnsim.base import checks
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish.
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
-"""The order in which curves are coloured."""
+"""Colours of curves, in order."""
 
 ONE_COLUMN, TWO_COLUMNS = 3.35, 7.0
-"""Width of a figure over one column and over two on paper, inches."""
+"""Widths of a one-column and a two-column figure on paper, in inches."""
 
 STYLES = {"paper": (1.0, 1.0), "screen": (1.5, 1.3)}
-"""The styles, and how many times as large as on paper lengths and letters are.
+"""The styles, each with its scale of lengths and its scale of letters, relative to paper.
 
-Of the same size in points, the letters of a screen's font look larger than those of paper's.
+Letters are scaled less, as the screen font looks larger than the paper font at the same size.
 """
 
 _FONTS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ _LENGTHS = {
         ("major.pad", 3.5), ("minor.pad", 3.4),
     )},
 }  # fmt: skip
-"""Sizes of letters and lengths on paper, points."""
+"""Sizes of letters and lengths on paper, in points."""
 
 _SHARED: dict[str, Any] = {
     "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
@@ -72,7 +72,7 @@ _in_use: ContextVar[str] = ContextVar("style", default="paper")
 
 @contextmanager
 def use(style: str | None) -> Iterator[None]:
-    """Within it figures are made in `style`; None leaves the style as it is.
+    """Figures created inside have the style `style`; None leaves the style as it is.
 
     Raises ValueError for a style that is not in STYLES.
     """
@@ -94,17 +94,17 @@ def letters(points: float) -> float:
 
 
 def drawing(settings: Mapping[str, Any] | None = None) -> AbstractContextManager[None]:
-    """Within it matplotlib draws with `settings`, by default `rc()`, over its own defaults.
+    """Inside, matplotlib draws with its defaults changed by `settings`, by default `rc()`.
 
-    The user's matplotlibrc, and what was set since it was read, are back afterwards.
+    The user's own settings of matplotlib are restored afterwards.
     """
-    from matplotlib import style  # what needs no figure goes without matplotlib
+    from matplotlib import style  # a slow import, needed only to draw
 
     return style.context(dict(rc() if settings is None else settings), after_reset=True)
 
 
 def rc() -> dict[str, Any]:
-    """What the style in use sets of matplotlib, over its defaults."""
+    """The matplotlib settings of the style in use, on top of the defaults."""
     lengths = {name: pt(value) for name, value in _LENGTHS.items()}
     sizes = {name: letters(value) for name, value in _LETTERS.items()}
     return {**_SHARED, **_FONTS[_in_use.get()], **lengths, **sizes}

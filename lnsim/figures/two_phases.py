@@ -1,4 +1,4 @@
-"""The figures of the two phases, and of noise that is on and off in turn."""
+"""The figures of the two phases, and of noise that is switched on and off."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def two_phases(
 ) -> Figure:
     """Figures 2 and 4 of the paper: losses, norm and alignment, paths of neurons, their clouds.
 
-    With `law_of_modes` : (records,), or the reason for being without it, a further panel has
-    |W|_F^2 and what the law of modes predicts.  Of an ensemble the first replica is shown.
+    With `law_of_modes` : (records,), or `without`, the reason why there is none, a further panel
+    shows |W|_F^2 and its prediction.  Of an ensemble the first replica is shown.
     """
     series = panels.first_replica(trajectory)
-    further = law_of_modes is not None or bool(without)
+    has_law = law_of_modes is not None or bool(without)
     with drawing():
         figure = blank(TWO_COLUMNS, 4.6)
         top = {"left": 0.08, "right": 0.93, "bottom": 0.6, "top": 0.95, "wspace": 0.72}
         losses, norms, path = figure.subplots(1, 3, gridspec_kw=top)
-        right = 0.715 if further else 0.985
+        right = 0.715 if has_law else 0.985
         bottom = {"left": 0.08, "right": right, "bottom": 0.09, "top": 0.44, "wspace": 0.12}
         clouds = figure.subplots(1, 4, sharex=True, sharey=True, gridspec_kw=bottom)
         panels.draw_losses(losses, series)
@@ -36,7 +36,7 @@ def two_phases(
         over_time = [losses, norms]
         panels.draw_path(path, series)
         panels.draw_clouds(clouds, series)
-        if further:
+        if has_law:
             place = {"left": 0.8, "right": 0.985, "bottom": 0.09, "top": 0.44}
             over_time.append(figure.subplots(1, 1, gridspec_kw=place))
             panels.draw_law(over_time[-1], series, law_of_modes, without)
@@ -51,9 +51,9 @@ def two_phases(
 
 
 def windows(trajectory: Record, period: int, *, most: int = 3) -> Figure:
-    """A run in windows of `period` steps, those in which the noise is on shaded.
+    """A run in windows of `period` steps; the windows in which the noise is on are shaded.
 
-    Losses with those of the linearised twin, neuron norms, and the second-layer weights of
+    Shows losses with those of the linearised twin, neuron norms, and the second-layer weights of
     `most` neurons.  Of an ensemble the first replica is shown.
     """
     series = panels.first_replica(trajectory)

@@ -278,7 +278,7 @@ def test_runs_are_drawn_over_each_other(single):
 
 @pytest.mark.small
 def test_runs_with_nothing_in_common_are_refused(single, levels):
-    with pytest.raises(ValueError, match="'label-noise' and 'resnet' have other curves"):
+    with pytest.raises(ValueError, match="'label-noise' and 'resnet' have different curves"):
         figures_curves.figure([single, levels], ["", ""])
     bare = Trajectory({"step": np.array([0])}, {}, Status("OK", 0))
     with pytest.raises(ValueError, match="no curve to draw"):
