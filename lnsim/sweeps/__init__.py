@@ -1,1 +1,1 @@
-"""Grids of runs: their points, their workers, their results file, their figures."""
+"""Sweeps, grids of runs: their points, workers, results file and figures."""

@@ -13,15 +13,15 @@ from lnsim.base.threads import cores
 
 LOCAL = "local"
 TIMEOUT = 10.0
-"""Seconds a scheduler has to answer."""
+"""Seconds to wait for an answer of the scheduler."""
 
 
 @contextmanager
 def cluster(address: str) -> Iterator[tuple[Executor, int, tuple[type[BaseException], ...]]]:
-    """An executor, its number of cores, and the error of a task that workers kept dying of.
+    """An executor, its number of cores, and the error of a task that repeatedly killed its workers.
 
-    `address`: of a running scheduler, or "local" for one process per core of this machine.
-    Raises ValueError where Dask is not installed or the scheduler does not answer.
+    `address` is that of a running scheduler, or "local" for one process per core of this machine.
+    Raises ValueError if Dask is not installed or the scheduler does not answer.
     """
     try:
         from distributed import Client, LocalCluster
@@ -34,13 +34,13 @@ def cluster(address: str) -> Iterator[tuple[Executor, int, tuple[type[BaseExcept
         target: object = address
         if address == LOCAL:
             with without_signals({signal.SIGINT, signal.SIGTERM}):
-                local = LocalCluster(
+                local_cluster = LocalCluster(
                     n_workers=cores(),
                     threads_per_worker=1,
                     dashboard_address=None,
                     silence_logs=logging.ERROR,
                 )
-            target = stack.enter_context(local)
+            target = stack.enter_context(local_cluster)
         try:
             client = stack.enter_context(Client(target, timeout=TIMEOUT))
         except (OSError, ValueError) as error:

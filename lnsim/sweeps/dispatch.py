@@ -1,13 +1,13 @@
-"""Where the chunks of a sweep run: processes of this machine, a Dask cluster, or any executor.
+"""Runs the chunks of a sweep on processes of this machine, a Dask cluster, or any executor.
 
-A chunk is a list of configurations that agree in all but the scalar hyperparameters, so that one
-ensemble can run them; it is one task, on one core.  Its length is such that it lasts some seconds
-and every core has work.  What a point gives does not depend on the chunk it is in.
+A chunk is a list of configurations that differ only in the scalar hyperparameters, so that one
+ensemble can run them as one task on one core.  Its length is chosen so that it lasts some seconds
+and every core has work.  The result of a point does not depend on its chunk.
 
-A worker that dies costs its chunk alone.  The chunk of a process that died is run once more, in a
-new process and while no other chunk runs (the memory may have been too small for two), and one that
-its process dies of again is lost; the others go on.  Dask gives a dead worker's chunk to another
-and, after some workers have died of it, up.
+If a worker dies, only its chunk is affected.  The chunk of a process that died is run once more, in
+a new process and while no other chunk runs (the memory may have been too small for two); if that
+process dies too, the chunk is lost and the others go on.  Dask gives a dead worker's chunk to
+another worker, and gives the chunk up after some workers have died of it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from lnsim.experiments._synthetic import LinearConfig
 from lnsim.sweeps.points import Summary, run_points, shared
 
 CHUNK_SECONDS = 4.0
-"""About how long a chunk lasts on one core."""
+"""Intended time of a chunk on one core."""
 
 STEP_SECONDS = 3e-10
-"""Time of one step for each number of the reduced network."""
+"""Time of one step per number of the reduced network."""
 
 RECORD_SECONDS = 1e-8
-"""Time of one record for each weight of the first layer."""
+"""Time of one record per weight of the first layer."""
 
 POLL_SECONDS = 0.2
-"""How often a sweep that waits looks whether it is to stop."""
+"""Time between two checks of whether a waiting sweep should stop."""
 
-BROKEN = "a worker died, and with it the executor; what had arrived is kept"
+BROKEN = "a worker died, and with it the executor; the results that had arrived are kept"
 
 Chunk = list[LinearConfig]
 
 
 def chunks(points: Sequence[LinearConfig], workers: int) -> list[Chunk]:
-    """The points in chunks, each of points that may be run together, in order of appearance."""
+    """The points in chunks, each of points that can run together, in order of appearance."""
     groups: dict[tuple[Any, ...], Chunk] = {}
     for point in points:
         groups.setdefault(shared(point), []).append(point)
@@ -54,7 +54,7 @@ def chunks(points: Sequence[LinearConfig], workers: int) -> list[Chunk]:
 
 
 def seconds(config: LinearConfig) -> float:
-    """A rough guess at the time of one point on one core."""
+    """A rough estimate of the time of one point on one core."""
     rank = min(config.samples, config.dim)
     width = min(config.width, rank + 1) if config.reduces else config.width
     steps = config.steps * max(config.samples_a_step, 1)
@@ -65,21 +65,21 @@ def seconds(config: LinearConfig) -> float:
 
 @dataclass
 class Crew:
-    """Workers to hand chunks to.
+    """The workers of a sweep.
 
-    `died` is the error of a task whose worker died and that may be tried again; `gone` are those of
-    tasks that the executor itself has tried again.
+    `died`: errors of a task whose worker died and that may be tried again.  `gave_up`: errors of a
+    task that the executor itself has tried again in vain.
     """
 
     executor: Executor
     size: int
     died: tuple[type[BaseException], ...] = ()
-    gone: tuple[type[BaseException], ...] = ()
+    gave_up: tuple[type[BaseException], ...] = ()
 
 
 @contextmanager
 def crew(executor: Executor | None, scheduler: str | None) -> Iterator[Crew]:
-    """The workers of a sweep: `executor` if given, those of a Dask scheduler, or processes."""
+    """The workers of a sweep: `executor` if given, a Dask cluster, or processes."""
     if executor is not None:
         if not isinstance(executor, Executor):
             raise TypeError(
@@ -91,8 +91,8 @@ def crew(executor: Executor | None, scheduler: str | None) -> Iterator[Crew]:
     elif scheduler is not None:
         from lnsim.sweeps import dask_cluster
 
-        with dask_cluster.cluster(scheduler) as (pool, size, gone):
-            yield Crew(pool, size, gone=gone)
+        with dask_cluster.cluster(scheduler) as (pool, size, gave_up):
+            yield Crew(pool, size, gave_up=gave_up)
     else:
         from lnsim.sweeps.processes import Died, processes  # with multiprocessing, a slow import
 
@@ -101,16 +101,16 @@ def crew(executor: Executor | None, scheduler: str | None) -> Iterator[Crew]:
 
 
 def run_chunk(experiment: str, backend: str, chunk: Chunk) -> list[Summary]:
-    """The task: `run_points` on one core."""
+    """Runs `run_points` on one core: the task of a worker."""
     with one_thread():
         return run_points(experiment, chunk, backend)
 
 
 @dataclass
 class Dispatch:
-    """Hands out chunks and gathers what they give.
+    """Submits chunks to the workers and gathers their results.
 
-    `task` runs one chunk; `lost` are the chunks whose workers died of them.
+    `task` runs one chunk; `lost` holds the chunks that killed their workers.
     """
 
     workers: Crew
@@ -124,9 +124,9 @@ class Dispatch:
     def results(
         self, work: Sequence[Chunk], stop: Callable[[], bool]
     ) -> Iterator[list[tuple[Chunk, list[Summary]]]]:
-        """What has arrived, time after time, until all is done, lost, or `stop()` is true.
+        """Yields results as they arrive, until every chunk is done or lost, or `stop()` is true.
 
-        Raises what a task raises, ChildProcessError where the executor breaks.
+        Raises the error of a task, and ChildProcessError if the executor breaks.
         """
         self._waiting.extend(work)
         try:
@@ -137,13 +137,13 @@ class Dispatch:
                 if arrived:
                     yield [(chunk, future.result()) for future, chunk in arrived]
                 for future in done & self._running.keys():
-                    self._deal_with(_error(future), self._running.pop(future))
+                    self._handle(_error(future), self._running.pop(future))
         finally:
             for future in self._running:
                 future.cancel()
 
     def _hand_out(self) -> None:
-        """Keeps every worker busy; while there are suspects, one of them by itself."""
+        """Keeps every worker busy, or runs a suspect chunk alone while there are any."""
         if self._suspects and not self._running:
             self._alone = True
             self._submit(self._suspects.popleft())
@@ -158,11 +158,11 @@ class Dispatch:
         except BrokenExecutor as error:
             raise ChildProcessError(BROKEN) from error
 
-    def _deal_with(self, error: BaseException | None, chunk: Chunk) -> None:
-        """Notes a chunk whose worker died; raises any other error."""
+    def _handle(self, error: BaseException | None, chunk: Chunk) -> None:
+        """Records a chunk whose worker died; raises any other error."""
         if isinstance(error, self.workers.died) and not self._alone:
             self._suspects.append(chunk)
-        elif isinstance(error, self.workers.died + self.workers.gone):
+        elif isinstance(error, self.workers.died + self.workers.gave_up):
             self.lost.append(chunk)
         elif isinstance(error, BrokenExecutor):
             raise ChildProcessError(BROKEN) from error
@@ -171,7 +171,9 @@ class Dispatch:
 
 
 def _error(future: Future[Any]) -> BaseException | None:
-    """What a finished task raised, if anything; one that nobody here cancelled lost its cluster."""
+    """The error of a finished task or None; a task cancelled from outside lost its cluster."""
     if future.cancelled():
-        return ConnectionAbortedError("the cluster dropped a task; what had arrived is kept")
+        return ConnectionAbortedError(
+            "the cluster dropped a task; the results that had arrived are kept"
+        )
     return future.exception()

@@ -1,10 +1,10 @@
-"""Figures of sweeps: a phase diagram over two swept keys, a curve and its power law over one.
+"""Figures of sweeps: a phase diagram over two swept keys, or a curve with its power law over one.
 
-A panel per sweep and column.  In a map a cell is the median over seeds, or the commonest word; the
-lines are where a prediction equals what it is held against.  In a curve the line is the median over
-seeds, the band reaches from the least to the largest, and the fit (power_law.py) is of all seeds'
-values; its label says where they bend.  An x at which some seed has no value takes no part in any
-of them: the others would be a selection.
+There is one panel per sweep and column.  In a map a cell is the median over seeds, or the most
+frequent word, and lines show where a prediction equals the level it is compared with.  In a curve
+the line is the median over seeds, the band reaches from the minimum to the maximum, and the fit
+(power_law.py) is of all seeds' values; its label says if they bend.  An x at which some seed has no
+value is left out of all three: the other seeds would be a biased selection.
 """
 
 from __future__ import annotations
@@ -44,55 +44,55 @@ from lnsim.sweeps.table import Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KEYS = {
+KEY_LABELS = {
     "lr": r"step $\eta$", "sigma": r"label noise $\sigma$", "rho": r"SAM radius $\rho$",
     "width": "width $m$", "dim": "input dimension $d$", "samples": "samples $n$",
     "theta_norm": r"$\|\theta^\star\|$", "momentum": "momentum", "weight_decay": "weight decay",
     "batch_size": "batch size $B$", "steps": "steps $T$",
 }  # fmt: skip
-COLUMNS = {
+COLUMN_LABELS = {
     "first_escape": "first neuron leaves the lazy regime at $t$",
     "last_escape": "last neuron leaves the lazy regime at $t$",
     "decay_time": r"$t$ at which $\|W\|_F^2$ has fallen by $e$",
     "decay_rate": r"decay rate of $\|W\|_F^2$ in Phase I",
     "alignment": "Phase II begins at $t$", "convergence": "Phase II has converged at $t$",
 }  # fmt: skip
-"""What keys, and columns that are no quantity's, are called on an axis; others by their names."""
+"""Axis labels of keys, and of columns that are not quantities; others appear by name."""
 
-PREDICTED = {
+PREDICTION_OF = {
     "last_escape": ("predicted_last_escape", "$T_1$ (Theorem 2)"),
     "decay_time": ("predicted_decay_time", r"$1/(\eta\sigma)^2$"),
     "norm_squared": ("predicted_norm_squared", "stationary state"),
     "second_layer_norm": ("predicted_second_layer_norm", "stationary state"),
 }
-"""The prediction that a measured column is held against in a curve, and its name."""
+"""The prediction that a curve shows beside a measured column, and its label."""
 
 BOUNDARIES = (
     ("predicted_last_escape", "steps", "-", r"$T_1 = T$ (Theorem 2)"),
     ("predicted_decay_time", "steps", "--", r"$1/(\eta\sigma)^2 = T$"),
     ("predicted_instability", None, ":", r"$(\eta/2)\,\mathrm{tr}\,A\Sigma = 1$"),
 )
-"""Lines in a map: where a prediction equals a key of the configuration (T: steps), or 1."""
+"""Lines in a map: where a prediction equals a key of the configuration (T = steps), or 1."""
 
-GONE, NOTHING = "#404040", "#F4F4F4"
-"""Cells that diverged, and cells without a value."""
+DIVERGED, NO_VALUE = "#404040", "#F4F4F4"
+"""Colours of cells that diverged, and of cells without a value."""
 
-WORDS = {
-    "lazy": "#DDDDDD", "rich": SKY, "collapsed": ORANGE, "diverged": GONE, "OK": SKY,
-    "DIVERGED": GONE,
+WORD_COLOURS = {
+    "lazy": "#DDDDDD", "rich": SKY, "collapsed": ORANGE, "diverged": DIVERGED, "OK": SKY,
+    "DIVERGED": DIVERGED,
 }  # fmt: skip
-SHORT = 50
-"""A logarithmic axis that spans less is labelled at 1, 2 and 5 of every decade."""
+SHORT_SPAN = 50
+"""A logarithmic axis with a smaller ratio of its ends is labelled at 1, 2 and 5 of each decade."""
 
 MODES_AT = 5
-"""Values of a swept key at which the law of modes is integrated, at most."""
+"""Largest number of values of a swept key at which the law of modes is integrated."""
 
 
 def figure(sweeps: Sequence[Table], columns: Sequence[str] = ()) -> Figure:
-    """A panel for each of the `columns` (rows) of each of the `sweeps` (side by side).
+    """One panel for each column (rows) of each sweep (side by side).
 
-    Left out, the column is "regime" over two swept keys and "last_escape" over one.  Raises
-    ValueError for another number of swept keys, an unknown column, or one that has no value.
+    The default column is "regime" over two swept keys and "last_escape" over one.  Raises
+    ValueError for another number of swept keys, an unknown column, or a column without a value.
     """
     rows, across = max(1, len(columns)), len(sweeps)
     with drawing():
@@ -109,7 +109,7 @@ def figure(sweeps: Sequence[Table], columns: Sequence[str] = ()) -> Figure:
 
 
 def draw(axes: Axes, sweep: Table, column: str = "") -> None:
-    """A panel of a sweep, its column as for `figure`; raises ValueError as that does."""
+    """Draws one panel of a sweep; `column` and errors are as for `figure`."""
     _check(sweep, column)
     if len(sweep.swept) == 2:
         draw_map(axes, sweep, column or "regime")
@@ -134,8 +134,8 @@ def _check(sweep: Table, column: str) -> None:
 
 
 def _label(column: str) -> str:
-    """What a column is called on an axis."""
-    return COLUMNS.get(column) or quantities.last_label(column)
+    """The axis label of a column."""
+    return COLUMN_LABELS.get(column) or quantities.last_label(column)
 
 
 class _Axis:
@@ -152,7 +152,7 @@ class _Axis:
 
     @property
     def borders(self) -> FloatArray:
-        """Half way between neighbours, (count + 1,)."""
+        """The borders of the cells, half way between neighbouring values, (count + 1,)."""
         at = np.log(self.places) if self.log else self.places
         if at.size == 1:
             at = at + np.array([-0.5, 0.5])
@@ -162,20 +162,20 @@ class _Axis:
         return np.exp(at) if self.log else at
 
     def label(self, axis: Any, scale: Any) -> None:
-        """Names an axis and, where its values ask for it, makes it logarithmic or lists words."""
+        """Labels an axis, and makes it logarithmic or lists its words where the values need it."""
         if self.log:
             scale("log")
             axis.set_minor_formatter(NullFormatter())
-            if self.places[-1] < SHORT * self.places[0]:
+            if self.places[-1] < SHORT_SPAN * self.places[0]:
                 axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
                 axis.set_major_formatter("{x:g}")
         if self.words:
             axis.set_ticks(self.places, [str(value) for value in self.values])
-        axis.set_label_text(KEYS.get(self.key, self.key))
+        axis.set_label_text(KEY_LABELS.get(self.key, self.key))
 
 
 def _even_in_log(values: FloatArray) -> bool:
-    """Whether ascending values are spaced more evenly in their logarithm."""
+    """Whether ascending values are spaced more evenly on a logarithmic than on a linear axis."""
     if values.size < 2 or values[0] <= 0.0:
         return False
     if values.size == 2:
@@ -185,7 +185,7 @@ def _even_in_log(values: FloatArray) -> bool:
 
 
 def draw_map(axes: Axes, sweep: Table, column: str) -> None:
-    """A map of a column over two swept keys, with theory's lines; `axes` has a figure."""
+    """Draws a map of a column over two swept keys, with theory's lines; `axes` has a figure."""
     x, y = (_Axis(sweep, key) for key in sweep.swept)
     cells: dict[tuple[int, int], list[Any]] = {}
     for row in sweep.rows:
@@ -210,29 +210,32 @@ def draw_map(axes: Axes, sweep: Table, column: str) -> None:
 
 
 def _draw_words(axes: Axes, x: _Axis, y: _Axis, cells: Any, column: str) -> list[Any]:
-    """The commonest word of every cell, the first in the order of WORDS where two are."""
-    order = list(WORDS)
+    """Draws the most frequent word of every cell; of a tie the first in WORD_COLOURS."""
+    order = list(WORD_COLOURS)
     image = np.full((y.places.size, x.places.size), np.nan)
     for place, rows in cells.items():
         words = [row[column] for row in rows]
         image[place] = order.index(max(order, key=words.count))
     axes.pcolormesh(
-        x.borders, y.borders, image, cmap=ListedColormap(list(WORDS.values())),
+        x.borders, y.borders, image, cmap=ListedColormap(list(WORD_COLOURS.values())),
         vmin=-0.5, vmax=len(order) - 0.5, rasterized=True,
     )  # fmt: skip
-    return [Patch(fc=WORDS[word], label=word) for i, word in enumerate(order) if (image == i).any()]
+    shown = [word for i, word in enumerate(order) if (image == i).any()]
+    return [Patch(fc=WORD_COLOURS[word], label=word) for word in shown]
 
 
 def _draw_numbers(axes: Axes, x: _Axis, y: _Axis, cells: Any, column: str) -> list[Any]:
-    """The median of every cell, and apart from it what diverged and what has no value."""
+    """Draws the median of every cell, and in two other colours cells that diverged or have none."""
     image = _medians(cells, column, (y.places.size, x.places.size))
     state = np.full(image.shape, np.nan)
     for place, rows in cells.items():
-        gone = sum(row["regime"] == "diverged" for row in rows)
+        diverged = sum(row["regime"] == "diverged" for row in rows)
         if np.isnan(image[place]):
-            state[place] = 1.0 if 2 * gone > len(rows) else 0.0
-    apart = ListedColormap([NOTHING, GONE])
-    axes.pcolormesh(x.borders, y.borders, state, cmap=apart, vmin=0, vmax=1, rasterized=True)
+            state[place] = 1.0 if 2 * diverged > len(rows) else 0.0
+    state_colours = ListedColormap([NO_VALUE, DIVERGED])
+    axes.pcolormesh(
+        x.borders, y.borders, state, cmap=state_colours, vmin=0, vmax=1, rasterized=True
+    )
     known = image[np.isfinite(image)]
     if not known.size:
         raise ValueError(f"{column} has no value at any point")
@@ -244,10 +247,10 @@ def _draw_numbers(axes: Axes, x: _Axis, y: _Axis, cells: Any, column: str) -> li
     drawn = axes.get_figure()
     assert drawn is not None
     drawn.colorbar(colours, ax=axes, pad=0.02, aspect=30, label=_label(column))
-    kinds = ((0.0, NOTHING, "not reached"), (1.0, GONE, "diverged"))
+    states = ((0.0, NO_VALUE, "not reached"), (1.0, DIVERGED, "diverged"))
     return [
         Patch(fc=colour, ec=BLACK, lw=pt(0.4), label=name)
-        for value, colour, name in kinds
+        for value, colour, name in states
         if (state == value).any()
     ]
 
@@ -263,15 +266,15 @@ def _medians(cells: Any, column: str, shape: tuple[int, int]) -> FloatArray:
 
 
 def _draw_boundaries(axes: Axes, x: _Axis, y: _Axis, cells: Any) -> list[Any]:
-    """Where a prediction crosses what it is held against; lines that miss the map are left out."""
+    """Draws where each prediction equals its level, if that is within the map; returns a legend."""
     legend: list[Any] = []
     shape = (y.places.size, x.places.size)
     if min(shape) < 2:
         return legend
     outline: list[Any] = [withStroke(linewidth=pt(2.2), foreground="white")]
-    for column, against, style, name in BOUNDARIES:
+    for column, level_key, style, name in BOUNDARIES:
         predicted = _medians(cells, column, shape)
-        level = _medians(cells, against, shape) if against else np.ones(shape)
+        level = _medians(cells, level_key, shape) if level_key else np.ones(shape)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.ma.masked_invalid(np.log(predicted / level))
         if ratio.count() and ratio.min() < 0 < ratio.max():
@@ -284,22 +287,22 @@ def _draw_boundaries(axes: Axes, x: _Axis, y: _Axis, cells: Any) -> list[Any]:
 
 
 def draw_curve(axes: Axes, sweep: Table, column: str) -> None:
-    """A column over one swept key: median, spread, fitted power law and theory's.
+    """Draws a column over one swept key: median, spread, fitted power law and prediction.
 
-    Raises ValueError where the column is one of words, or no x has a value for every seed.
+    Raises ValueError if the column holds words, or if no x has a value for every seed.
     """
     if points.columns()[column] == "TEXT":
-        raise ValueError(f"{column} is a word: over one key a column of numbers can be drawn")
+        raise ValueError(f"{column} holds words: over one key choose a column of numbers")
     x = _Axis(sweep, sweep.swept[0])
     values: list[list[Any]] = [[] for _ in x.values]
     for row in sweep.rows:
         values[x.index[row[x.key]]].append(row[column])
-    whole = [i for i, found in enumerate(values) if None not in found]
-    if not whole:
-        raise ValueError(f"{column} has no value at which all seeds have one")
-    places = x.places[whole]
-    kept = [np.array(values[i], dtype=np.float64) for i in whole]
-    medians, low, high = ([f(v) for v in kept] for f in (np.median, np.min, np.max))
+    complete = [i for i, of_seeds in enumerate(values) if None not in of_seeds]
+    if not complete:
+        raise ValueError(f"{column} has no value at any {x.key} for every seed")
+    places = x.places[complete]
+    samples = [np.array(values[i], dtype=np.float64) for i in complete]
+    medians, low, high = ([f(v) for v in samples] for f in (np.median, np.min, np.max))
     axes.fill_between(places, low, high, color=BLUE, alpha=0.25, lw=0)
     axes.plot(places, medians, "o-", ms=pt(3), lw=pt(0.8), color=BLUE)
     x.label(axes.xaxis, axes.set_xscale)
@@ -308,10 +311,10 @@ def draw_curve(axes: Axes, sweep: Table, column: str) -> None:
         axes.set_yscale("log")
     axes.set_ylabel(_label(column))
     if not x.words and positive:
-        _draw_power_law(axes, places, kept)
+        _draw_power_law(axes, places, samples)
     if not x.words:
         _draw_predicted(axes, sweep, x, column, places)
-    _mark_missing(axes, sweep, x, set(range(len(values))) - set(whole))
+    _mark_missing(axes, sweep, x, set(range(len(values))) - set(complete))
     handles, names = axes.get_legend_handles_labels()
     if handles:
         _make_room(axes, 0.08 * (1 + sum(1 + name.count("\n") for name in names)))
@@ -319,10 +322,13 @@ def draw_curve(axes: Axes, sweep: Table, column: str) -> None:
 
 
 def _mark_missing(axes: Axes, sweep: Table, x: _Axis, missing: set[int]) -> None:
-    """Marks, at the foot, where some seed has no value, and apart where one diverged."""
-    gone = {x.index[row[x.key]] for row in sweep.rows if row["regime"] == "diverged"} & missing
-    kinds = ((missing - gone, "|", "no value for some seed"), (gone, "x", "diverged for some seed"))
-    for places, marker, label in kinds:
+    """Marks at the foot each x at which some seed has no value, or has diverged."""
+    diverged = {x.index[row[x.key]] for row in sweep.rows if row["regime"] == "diverged"} & missing
+    marks = (
+        (missing - diverged, "|", "no value for some seed"),
+        (diverged, "x", "diverged for some seed"),
+    )
+    for places, marker, label in marks:
         if places:
             axes.plot(
                 x.places[sorted(places)], np.full(len(places), 0.02), marker, ms=pt(4),
@@ -340,7 +346,7 @@ def _make_room(axes: Axes, share: float) -> None:
 
 
 def _draw_power_law(axes: Axes, places: FloatArray, values: list[FloatArray]) -> None:
-    """The fit through all values whose x is above 0, where there are enough."""
+    """Draws the fit through all values with x above 0, if there are at least three x."""
     counts = [v.size for v in values]
     x, y = np.repeat(places, counts), np.concatenate(values)
     x, y = x[x > 0], y[x > 0]
@@ -354,12 +360,12 @@ def _draw_power_law(axes: Axes, places: FloatArray, values: list[FloatArray]) ->
 
 
 def _draw_predicted(axes: Axes, sweep: Table, x: _Axis, column: str, places: FloatArray) -> None:
-    """Theory's curves where there are measurements, with the exponents of a fit through them."""
+    """Draws the predictions where there are measurements, labelled by their fitted exponents."""
     curves: list[tuple[str, str, FloatArray]] = []
-    if column in PREDICTED:
-        name, label = PREDICTED[column]
-        found = [_median_at(sweep, x.key, value, name) for value in x.values]
-        curves.append((label, "--", np.array(found)))
+    if column in PREDICTION_OF:
+        name, label = PREDICTION_OF[column]
+        medians = [_median_at(sweep, x.key, value, name) for value in x.values]
+        curves.append((label, "--", np.array(medians)))
     if column == "decay_time":
         curves.append(("law of modes", ":", _by_law_of_modes(sweep, x, places)))
     for label, style, predicted in curves:
@@ -382,7 +388,7 @@ def _median_at(sweep: Table, key: str, value: Any, column: str) -> float:
 
 
 def _by_law_of_modes(sweep: Table, x: _Axis, places: FloatArray) -> FloatArray:
-    """When the law of modes has |W|_F^2 fall by e, for the first seed, at MODES_AT `places`."""
+    """The time in which |W|_F^2 falls by e by the law of modes, at MODES_AT places, first seed."""
     result = np.full(x.places.size, np.nan)
     shown = np.flatnonzero(np.isin(x.places, places))
     for i in np.unique(shown[np.linspace(0, shown.size - 1, MODES_AT).round().astype(int)]):

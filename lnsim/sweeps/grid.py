@@ -2,8 +2,8 @@
 
 A key's values are written KEY=FIRST:LAST:COUNT (evenly spaced, both ends included),
 KEY=FIRST:LAST:COUNT:log (evenly spaced in the logarithm) or KEY=V1,V2,...  Values of a range are
-rounded to 12 significant digits, those of a key that takes whole numbers to whole numbers: a value
-is then what its printed form says, and the same on every machine, whatever its powers round to.
+rounded to 12 significant digits, or to integers if the key takes integers: a value then equals its
+printed form and is the same on every machine.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from lnsim.experiments._synthetic import LinearConfig
 from lnsim.run.experiment import load
 
 MOST_POINTS = 10_000_000
-"""A grid of more points is taken for a slip of the pen."""
+"""A grid of more points is refused as a mistake."""
 
 SQL_MOST = 2**63 - 1
-"""The results file (store.py) holds no larger integer."""
+"""The largest integer that the results file (store.py) holds."""
 
 Values = Iterable[Any] | str
 
 
 def configuration(experiment: str) -> type[LinearConfig]:
-    """The Config of an experiment that can be swept.  Raises ValueError for any other."""
+    """The Config of an experiment.  Raises ValueError if the experiment cannot be swept."""
     cls = load(experiment).Config
     if not issubclass(cls, LinearConfig):
         raise ValueError(
-            f"experiment {experiment!r} cannot be swept: it is not of the two-layer linear network"
+            f"experiment {experiment!r} cannot be swept: its network is not two-layer linear"
         )
     return cls
 
@@ -48,7 +48,7 @@ def parse_axis(text: str) -> tuple[str, str]:
 
 
 def axes(cls: type[LinearConfig], grid: Mapping[str, Values]) -> dict[str, list[Any]]:
-    """The values of every swept key, of the type that `cls` has for it.
+    """The values of every swept key, converted to the type of the key in `cls`.
 
     Raises ValueError or TypeError for an unknown key, a value of another type, a malformed range,
     or a value that occurs twice.
@@ -58,16 +58,16 @@ def axes(cls: type[LinearConfig], grid: Mapping[str, Values]) -> dict[str, list[
     result = {}
     for key, values in grid.items():
         if key == "seed":
-            raise ValueError("seed is no key of a grid: say how many seeds instead")
+            raise ValueError("seed cannot be swept: give the number of seeds instead")
         kind = get_type_hints(cls).get(key)
-        found = _of_text(key, values, kind) if isinstance(values, str) else list(values)
-        if not found:
+        given = _of_text(key, values, kind) if isinstance(values, str) else list(values)
+        if not given:
             raise ValueError(f"{key} has no values")
-        plain = (v.item() if isinstance(v, np.generic) else v for v in found)
+        plain = (v.item() if isinstance(v, np.generic) else v for v in given)
         typed = [getattr(configs.build(cls, {key: value}), key) for value in plain]
         if len(set(typed)) < len(typed):
-            twice = next(value for value in typed if typed.count(value) > 1)
-            raise ValueError(f"{key} has the value {twice!r} twice")
+            repeated = next(value for value in typed if typed.count(value) > 1)
+            raise ValueError(f"{key} has the value {repeated!r} twice")
         result[key] = typed
     return result
 
@@ -99,26 +99,28 @@ def _of_text(key: str, text: str, kind: type | None) -> list[Any]:
 def points(
     cls: type[LinearConfig], base: Mapping[str, Any], swept: Mapping[str, list[Any]], seeds: int
 ) -> list[LinearConfig]:
-    """Every configuration: seeds from the base's on, and for each the product of `swept`.
+    """Every configuration: `seeds` seeds from base["seed"] on, each with the product of `swept`.
 
-    `base` holds the keys that are set once.  Raises ValueError or TypeError for bad ones, and for
-    values out of range, each named.
+    `base` holds the keys with one value.  Raises ValueError or TypeError for an unknown key, a
+    value of another type, or a value out of range.
     """
     seeds = checks.integer("seeds", seeds, 1)
     for key in swept:
         if key in base:
-            raise ValueError(f"{key} is swept and set to {base[key]!r}: give either")
-    settled = configs.build(cls, base)
-    given = {key: getattr(settled, key) for key in base}
+            raise ValueError(f"{key} is swept and set to {base[key]!r}: give only one of them")
+    base_config = configs.build(cls, base)
+    given = {key: getattr(base_config, key) for key in base}
     count = seeds * math.prod(len(values) for values in swept.values())
     if count > MOST_POINTS:
         raise ValueError(f"a sweep has at most {MOST_POINTS} points, got {count}")
-    for key, values in {**vars(settled), **swept, "seed": [settled.seed + seeds - 1]}.items():
+    for key, values in {
+        **vars(base_config), **swept, "seed": [base_config.seed + seeds - 1]
+    }.items():  # fmt: skip
         for value in values if isinstance(values, list) else [values]:
             if isinstance(value, int) and not isinstance(value, bool):
                 checks.integer(key, value, -SQL_MOST, SQL_MOST)
     return [
-        cls(**{**given, **dict(zip(swept, values, strict=True)), "seed": settled.seed + k})
+        cls(**{**given, **dict(zip(swept, values, strict=True)), "seed": base_config.seed + k})
         for k in range(seeds)
         for values in product(*swept.values())
     ]

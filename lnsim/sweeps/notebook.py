@@ -1,4 +1,4 @@
-"""How a sweep shows in a notebook."""
+"""HTML display of a sweep in a notebook."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 def of_table(table: Table) -> str:
-    """HTML: the swept keys, how the points ended, and the figure, where there is one."""
+    """HTML: the swept keys, the number of points in each regime, and the figure if there is one."""
     rows = []
     for key in (*table.swept, "seed") if table.rows else ():
         values = sorted({row[key] for row in table.rows})
-        few = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (values[0], values[-1])]
-        rows.append([key, f"{len(values)}", *few])
+        ends = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (values[0], values[-1])]
+        rows.append([key, f"{len(values)}", *ends])
     counts = Counter(str(row["regime"]) for row in table.rows)
     tally = ", ".join(f"{word} {count:,}" for word, count in sorted(counts.items()))
     title = repr(table)
-    shown, fault = picture(title, lambda: _drawn(table))
+    image, fault = picture(title, lambda: _drawn(table))
     notes = [f"regimes: {tally}", *fault] if tally else fault
-    return page(title, ("", "values", "first", "last"), rows, shown, notes)
+    return page(title, ("", "values", "first", "last"), rows, image, notes)
 
 
 def _drawn(table: Table) -> Figure:

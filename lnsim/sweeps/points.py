@@ -1,30 +1,30 @@
-"""What is kept of every point of a sweep, and how a chunk of points is run.
+"""The summary of each point of a sweep, and the run of a chunk of points.
 
-Summary.  Times are in steps; what was not reached, or is not defined, is None and never a number.
-Of a run that diverged nothing is measured but when.
+Summary.  Times are in steps; a value that was not reached or is not defined is None.  Of a run that
+diverged only the step is recorded.
 
     status, diverged_at    OK or DIVERGED, and the step
-    regime                 the first of these that is so:
+    regime                 the first of these that applies:
                            diverged   the run diverged
                            collapsed  |W|_F |a| < |theta_star|/2 at the end, and less than half of
-                                      what it was: as |W^T a| <= |W|_F |a|, the network has become
-                                      too small to come nearer than half way to the interpolator
+                                      its start: as |W^T a| <= |W|_F |a|, the network is then too
+                                      small to get more than half way to the interpolator
                            rich       every neuron has left the lazy regime (Theorem 2's event)
-                           lazy       some have not
+                           lazy       some neuron has not
     first_escape, last_escape, alignment, convergence, decay_rate     as phases.py measures them
-    decay_time             when |W|_F^2 first is a factor e below its start; between two records
-                           its logarithm is interpolated
+    decay_time             first time at which |W|_F^2 is at most 1/e of its start, by linear
+                           interpolation of its logarithm between records
     train_loss ... ntk_distance       quantities at the last step (run/quantities.py)
 
-Predictions.  Where the statements cover the setting (label noise of +-sigma, one sample a step,
-neither momentum nor weight decay), else None:
+Predictions.  None unless the statements cover the setting (label noise of +-sigma, one sample per
+step, no momentum, no weight decay):
 
     predicted_last_escape        T_1 of Theorem 2
     predicted_decay_time         1/(lr sigma)^2, the leading order of the law of modes
     predicted_norm_squared       |W|_F^2 and
     predicted_second_layer_norm  |a| in the stationary state
-    predicted_instability        (lr/2) tr(A Sigma) at the start, A = W^T W + |a|^2 I: from 1 on the
-                                 noise in the loss feeds itself and no stationary loss exists
+    predicted_instability        (lr/2) tr(A Sigma) at the start, A = W^T W + |a|^2 I: from 1 on
+                                 the loss noise amplifies itself and no stationary loss exists
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Summary = dict[str, Any]
 
 
 def columns() -> dict[str, str]:
-    """The names in the summary of a point, with the types that SQLite stores."""
+    """The columns of the summary of a point, with their SQLite types."""
     numbers = (*TIMES, "decay_time", *quantities.names(TWO_LAYER), *PREDICTED)
     words = {"status": "TEXT", "diverged_at": "INTEGER", "regime": "TEXT"}
     return words | dict.fromkeys(numbers, "REAL")
@@ -67,9 +67,9 @@ def columns() -> dict[str, str]:
 def run_points(
     experiment: str, configs: Sequence[LinearConfig], backend: str = "numba"
 ) -> list[Summary]:
-    """The summary of every configuration, in order; they agree in all but SCALARS.
+    """The summary of every configuration, in order; the configurations differ only in SCALARS.
 
-    A point's numbers are those of its run alone, bit for bit, whatever it was run with.
+    A point's numbers equal those of a run of that point alone, bit for bit.
     Raises ValueError or TypeError for values out of range.
     """
     first, seeds = configs[0], [config.seed for config in configs]
@@ -89,12 +89,12 @@ def run_points(
 
 
 def shared(config: LinearConfig) -> tuple[Any, ...]:
-    """What the points of one chunk must agree in."""
+    """The values that the points of one chunk must have in common."""
     return tuple(getattr(config, f.name) for f in fields(config) if f.name not in SCALARS)
 
 
 def summarize(trajectory: Trajectory) -> list[Summary]:
-    """What was measured, one summary per replica, of one run or of an ensemble."""
+    """The measured part of the summary, one per replica, of one run or of an ensemble."""
     phases = trajectory.phases()
     decay = np.atleast_1d(decay_time(trajectory))
     times = {name: np.atleast_1d(getattr(phases, name)) for name in TIMES}
@@ -121,7 +121,7 @@ def summarize(trajectory: Trajectory) -> list[Summary]:
 
 
 def decay_time(trajectory: Trajectory) -> FloatArray:
-    """When |W|_F^2 first is |W(0)|_F^2/e or less, NaN where never; () or, of an ensemble, (S,)."""
+    """The first time with |W|_F^2 <= |W(0)|_F^2/e, NaN if never; () or, of an ensemble, (S,)."""
     steps, squares = trajectory.steps.astype(np.float64), trajectory["norm_squared"]
     result = np.array([_first_fall(steps, row) for row in np.atleast_2d(squares)])
     return result.reshape(squares.shape[:-1])
@@ -139,7 +139,7 @@ def _first_fall(steps: FloatArray, squares: FloatArray) -> float:
 
 
 def predictions(experiment: str, configs: Sequence[LinearConfig]) -> list[Summary]:
-    """What the theory says of every configuration; they agree in all but SCALARS."""
+    """The predicted part of every summary; the configurations differ only in SCALARS."""
     first = Case.of_keys(experiment, vars(configs[0]))
     return [_predicted(Case.of_keys(experiment, vars(c), first.start)) for c in configs]
 
@@ -153,7 +153,7 @@ def _predicted(case: Case) -> Summary:
         return row
     row["predicted_last_escape"] = _plain(case.escape_bound)
     row["predicted_decay_time"] = _plain(case.decay_time)
-    with suppress(ValueError):  # no input reaches theta_star
+    with suppress(ValueError):  # raised if theta_star is orthogonal to every input
         first, second = case.stationary
         row["predicted_norm_squared"] = _plain(first)
         row["predicted_second_layer_norm"] = _plain(math.sqrt(second))
@@ -161,10 +161,10 @@ def _predicted(case: Case) -> Summary:
 
 
 def decay_time_by_modes(experiment: str, config: Mapping[str, Any]) -> float:
-    """`decay_time` as the law of modes has it (modes.py); NaN where it says nothing.
+    """`decay_time` as predicted by the law of modes (modes.py); NaN where it predicts nothing.
 
-    Looked for until four times its leading order.  It takes tenths of a second, and so is no part
-    of a point's summary.
+    The law is integrated up to four times the leading order.  This takes tenths of a second, so it
+    is not part of a point's summary.
     """
     case = Case.of_keys(experiment, config)
     if not case.covered_noise:
@@ -177,6 +177,6 @@ def decay_time_by_modes(experiment: str, config: Mapping[str, Any]) -> float:
 
 
 def _plain(value: Any) -> float | None:
-    """A float that a table can hold: a number that is not finite becomes None."""
+    """The value as a float for a table; a number that is not finite becomes None."""
     number = float(value)
     return number if math.isfinite(number) else None

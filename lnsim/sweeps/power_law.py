@@ -4,10 +4,10 @@ With y = c x^k exp(noise), log y = log c + k log x + noise is linear: k is the s
 noise is normal and of one size, (estimate - k)/(standard error) follows Student's t with n - 2
 degrees of freedom.
 
-Whether a straight line will do is asked of the same points: with q the part of (log x)^2 that is
-orthogonal to 1 and log x, the residual has slope c = <q, residual>/<q, q> along it.  Where the
-interval for c, with n - 3 degrees of freedom, leaves out 0 the points bend, and the interval for k
-says less than it seems to.
+The same points test whether a straight line is adequate: with q the part of (log x)^2 that is
+orthogonal to 1 and log x, the residual has slope c = <q, residual>/<q, q> along q.  If the interval
+for c, with n - 3 degrees of freedom, excludes 0, the points bend, and the interval for k cannot be
+trusted.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from lnsim.base.checks import FloatArray
 
 CONFIDENCE = 0.95
 ROUNDING = 1e-9
-"""Departures from a line that are taken for rounding, in logarithms."""
+"""Largest departure from a line, in logarithms, that counts as rounding."""
 
 
 @dataclass(frozen=True)
 class PowerLaw:
     """y = factor x^exponent; `low` and `high` bound the exponent with probability CONFIDENCE.
 
-    `bends`: the points leave the line, in logarithms, by more than their noise.
+    `bends`: in logarithms the points depart from a line by more than their noise.
     """
 
     exponent: float
@@ -47,14 +47,14 @@ class PowerLaw:
 def power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
     """The power law through x : (n,), y : (n,), all above 0.
 
-    Raises ValueError for fewer than 3 points, or none of whose x differ.
+    Raises ValueError for fewer than 3 points, or if all x are equal.
     """
     xs, ys = checks.array("x", x, 1), checks.array("y", y, 1)
     checks.shape("y", ys, xs.shape, f"x has {xs.size} points")
     checks.real("x", xs, above=0.0)
     checks.real("y", ys, above=0.0)
     if xs.size < 3 or np.ptp(xs) == 0.0:
-        raise ValueError(f"a power law needs 3 points of different x, got {xs.size}")
+        raise ValueError(f"a power law needs 3 points with different x, got {xs.size}")
     log_x, log_y = np.log(xs), np.log(ys)
     middle = log_x.mean()
     t = log_x - middle
@@ -68,7 +68,7 @@ def power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
 
 
 def _reach(residual: FloatArray, freedom: int, spread: float) -> float:
-    """Half of Student's interval for a slope along points of so large a sum of squares."""
+    """Half of Student's interval for a slope along points whose sum of squares is `spread`."""
     from scipy.special import stdtrit
 
     error = math.sqrt(float(residual @ residual) / freedom / spread)
@@ -80,7 +80,7 @@ def _bends(t: FloatArray, residual: FloatArray) -> bool:
     square = t**2
     q = square - square.mean() - float(t @ square) / float(t @ t) * t
     spread = float(q @ q)
-    if t.size < 4 or spread <= 1e-12 * float(square @ square):  # two different x have no bend
+    if t.size < 4 or spread <= 1e-12 * float(square @ square):  # two different x cannot bend
         return False
     slope = float(q @ residual) / spread
     noise = max(ROUNDING / math.sqrt(spread), _reach(residual - slope * q, t.size - 3, spread))

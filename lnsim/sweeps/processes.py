@@ -1,10 +1,9 @@
-"""The processes of a sweep on this machine: one per core, each with a thread and a pipe of its own.
+"""The processes of a sweep on this machine: one per core, each with its own thread and pipe.
 
-No two processes share a pipe or a lock, so one that dies at any moment, even half way through
-sending, costs the task it was given and nothing else: the end of its pipe closes, and its thread
-here raises Died.  (The pools of the standard library, of loky and of pebble have all processes send
-through one pipe.  There a process that is killed while it sends leaves the reader to wait for ever,
-and nobody knows whose task it was.)
+No two processes share a pipe or a lock.  A process that dies at any moment, even half way through
+sending, therefore loses only its own task: its end of the pipe closes, and its thread here raises
+Died.  (In the pools of the standard library, of loky and of pebble all processes send through one
+pipe.  There a process killed while it sends blocks the reader for ever, and its task is unknown.)
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ Worker = tuple[BaseProcess, Connection]
 
 
 class Died(ChildProcessError):
-    """The process that a task was given to has ended."""
+    """The process of a task has ended."""
 
 
 class Processes(Executor):
-    """An executor of one process per core, started as tasks come, that leave Ctrl-C to this one."""
+    """An executor of one process per core, started on demand; Ctrl-C goes to this process alone."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(cores())
@@ -62,23 +61,23 @@ class Processes(Executor):
         return result
 
     def _worker(self) -> Worker:
-        """A process that waits for a task."""
+        """An idle process, started if there is none."""
         with self._changing:
             if self._ended:
                 raise Died("the processes of the sweep have been ended")
             if self._idle:
                 return self._idle.pop()
             spawn = multiprocessing.get_context("spawn")  # a forked one may inherit a held lock
-            pipe, its_end = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(its_end,))
+            pipe, worker_pipe = spawn.Pipe()
+            process = spawn.Process(target=_serve, args=(worker_pipe,))
             with without_signals({signal.SIGINT}):
                 process.start()
-            its_end.close()  # so that the pipe ends with the process
+            worker_pipe.close()  # so that the pipe closes when the process ends
             self._workers.append((process, pipe))
             return self._workers[-1]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Kills the processes, whatever they are at; none is left."""
+        """Kills all processes, even while they run tasks, and waits for their end."""
         with self._changing:
             self._ended = True
             for process, _ in self._workers:
@@ -91,7 +90,7 @@ class Processes(Executor):
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """Inside, processes of one thread each; at the end, whatever the end, none is left."""
+    """An executor whose processes have one thread each; all are killed on leaving the context."""
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
     try:
@@ -106,7 +105,7 @@ def processes() -> Iterator[Processes]:
 
 
 def _serve(pipe: Connection) -> None:
-    """What a process does: task after task, until this end of its pipe is the only one."""
+    """Runs in a process: task after task, until the other end of the pipe closes."""
     begin_worker()
     with suppress(EOFError, OSError):
         while True:
@@ -114,26 +113,28 @@ def _serve(pipe: Connection) -> None:
             answer: tuple[Exception | None, Any]
             try:
                 answer = None, task(*arguments, **options)
-            except Exception as error:  # whatever it is, the process that gave the task raises it
+            except Exception as error:  # any error of a task is raised again in the parent
                 answer = _sendable(error), None
             pipe.send(answer)
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error with its traceback as a note; another that says it if it cannot be pickled."""
-    said = traceback.format_exc()
+    """The error with its traceback as a note; as a RuntimeError if it cannot be pickled."""
+    text = traceback.format_exc()
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # errors of other packages run their own code here, and may raise anything
+    except Exception:  # pickling runs code of the error's class, which may raise anything
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(f"in a process of the sweep:\n{said}")
+    error.add_note(f"in a process of the sweep:\n{text}")
     return error
 
 
 def begin_worker() -> None:
-    """Leaves Ctrl-C to the parent for good, and ends with it even where that is killed."""
+    """Makes this process ignore Ctrl-C, and end with its parent even if that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.filterwarnings("ignore", "compiled code cannot be kept")  # the parent has said so
+    warnings.filterwarnings(
+        "ignore", "compiled code cannot be kept"
+    )  # the parent has warned already
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,23 +1,22 @@
-"""The results file of a sweep: one SQLite database, checked before it is touched.
+"""The results file of a sweep: one SQLite database, checked before it is used.
 
 Table `points` has one row per point: every key of the configuration, every column of the summary
 (points.py), and
 
     key      sha256 of the experiment, the backend and the complete configuration, as JSON with
-             sorted keys: no point can be in the table twice
-    digest   sha256 of the rest of the row: a bit that flips is found even where SQLite has no use
-             for it
+             sorted keys, so that no point is in the table twice
+    digest   sha256 of the rest of the row: it reveals a flipped bit that SQLite does not notice
 
 Table `meta` has names and JSON values: experiment, backend, swept keys, the base configuration, the
-grid last asked for, the environments that computed points, and their digest.  `user_version` is
-the version of this schema, `application_id` tells the file from any other.
+latest grid, the environments that computed points, and the digest of these.  `user_version` is the
+version of this schema, `application_id` marks the file as a sweep's.
 
-Safe.  The file comes into being complete, by a rename.  Rows arrive in transactions under SQLite's
-rollback journal with synchronous=FULL: a process killed at any moment loses nothing committed, and
-leaves nothing half written.  (The write-ahead log is not used: it needs shared memory, which
-network folders lack.)  Before a file is opened for writing its header is read and, read-only,
-SQLite's integrity check and every digest.  One sweep at a time writes to a folder (run/folder.py).
-Readers, such as a plot or pandas, may come at any time.
+Safety.  The file is created complete, by a rename.  Rows are written in transactions under SQLite's
+rollback journal with synchronous=FULL: a process killed at any moment loses no committed row and
+leaves no partial one.  (The write-ahead log is not used: it needs shared memory, which network
+folders lack.)  Before a file is opened for writing its header, SQLite's integrity check and every
+digest are verified read-only.  Only one sweep at a time writes to a folder (run/folder.py).
+Readers, such as a plot or pandas, may open the file at any time.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ FILE = "sweep.sqlite"
 APPLICATION = 0x6C6E7377  # "lnsw"
 SCHEMA = 1
 BUSY = 60.0
-"""Seconds to wait while another program holds the file, where nothing else is left to be done."""
-SHORT = 1.0
-"""Seconds to wait where something is."""
+"""Seconds to wait while another program holds the file, if no other work is left."""
+BRIEF = 1.0
+"""Seconds to wait if other work is left."""
 
-HELD = "{} is held by another program: close that, or wait for its end"
+HELD = "{} is held by another program: close that program, or wait until it ends"
 
 SQL_TYPES = {float: "REAL", int: "INTEGER", bool: "INTEGER", str: "TEXT"}
 
@@ -79,9 +78,9 @@ def _put_meta(database: sqlite3.Connection, meta: Mapping[str, Any]) -> None:
 
 
 class Writer:
-    """A results file that is open for writing, after `read` found it sound.
+    """A results file open for writing, after `read` has checked it.
 
-    `columns` are those of its points; a file keeps the columns that it was made with.
+    `columns` are those of its points; they stay as the file was created.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,27 +97,27 @@ class Writer:
             _put_meta(self._database, meta)
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Adds points, all or none of them, in one transaction; each has the table's columns.
+        """Adds points in one transaction, all or none; their names are columns of the table.
 
-        While another program holds the file they wait in memory, for the next call or `flush`.
-        Raises OSError where the file cannot be written.
+        While another program holds the file, the points wait in memory for the next call or
+        `flush`.  Raises OSError if the file cannot be written.
         """
         self._waiting += rows
         with suppress(BlockingIOError):
-            self._write(SHORT)
+            self._write(BRIEF)
 
     def flush(self) -> None:
-        """Adds what waits.  Raises OSError where the file cannot be written, or not for BUSY s."""
+        """Adds the waiting points.  Raises OSError if the file cannot be written within BUSY s."""
         self._write(BUSY)
 
     @property
     def waiting(self) -> int:
-        """How many points wait in memory."""
+        """Number of points that wait in memory."""
         return len(self._waiting)
 
     @contextmanager
     def _writing(self, seconds: float) -> Iterator[None]:
-        """One transaction, begun within `seconds` or refused by BlockingIOError."""
+        """One transaction.  Raises BlockingIOError if it cannot begin within `seconds`."""
         try:
             self._database.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
             with self._database:
@@ -147,7 +146,7 @@ class Writer:
 
 
 def _as_stored(value: Any) -> Any:
-    """A value as SQLite gives it back: it has neither switches nor a negative zero."""
+    """A value as SQLite returns it: booleans become integers, and -0.0 becomes 0.0."""
     if isinstance(value, bool):
         return int(value)
     return value + 0.0 if isinstance(value, float) else value
@@ -156,15 +155,15 @@ def _as_stored(value: Any) -> Any:
 def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """The table meta and the points of a results file, without `digest`, in order of arrival.
 
-    Raises ValueError for a file that is missing, damaged, held by another program for BUSY seconds,
-    of another program or of another schema; in no case is it changed.
+    Never changes the file.  Raises ValueError for a file that is missing, damaged, held by another
+    program for BUSY seconds, written by another program, or of another schema.
     """
     _check_header(path)
     try:
         with _reading(path) as database:
-            found = database.execute("PRAGMA integrity_check").fetchone()[0]
-            if found != "ok":
-                raise sqlite3.DatabaseError(found)
+            outcome = database.execute("PRAGMA integrity_check").fetchone()[0]
+            if outcome != "ok":
+                raise sqlite3.DatabaseError(outcome)
             meta = dict(database.execute("SELECT name, value FROM meta").fetchall())
             cursor = database.execute("SELECT * FROM points ORDER BY rowid")
             names = [column[0] for column in cursor.description]
@@ -190,37 +189,37 @@ def _is_held(error: Exception) -> bool:
 
 
 def _is_sound(row: Row) -> bool:
-    """Takes the digest out of a row; whether it is that of the rest."""
+    """Removes the digest from a row; returns whether it is the digest of the rest."""
     digest = row.pop("digest", None)
     try:
         return bool(digest == _digest(row))
-    except TypeError:  # a flipped bit made bytes of a text
+    except TypeError:  # a flipped bit turned a text into bytes
         return False
 
 
 def _check_header(path: Path) -> None:
-    """Refuses what the first bytes of a file tell apart (sqlite.org, "Database File Format")."""
+    """Refuses files by their first 100 bytes (sqlite.org, "Database File Format")."""
     try:
         with path.open("rb") as file:
             header = file.read(100)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
-        raise ValueError(f"{path} is no SQLite file")
+        raise ValueError(f"{path} is not an SQLite file")
     schema, application = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
     if application != APPLICATION:
         raise ValueError(f"{path} is an SQLite file, but not of a sweep")
     if schema != SCHEMA:
         raise ValueError(
-            f"{path} has schema {schema}, and this version of lnsim knows {SCHEMA} alone"
+            f"{path} has schema {schema}; this version of lnsim reads only schema {SCHEMA}"
         )
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that changes nothing: to the file itself or, where a writer was killed, a copy.
+    """A read-only connection to the file or, if a killed writer left a journal, to a copy.
 
-    A journal that a killed writer left must be rolled back before anything can be read.
+    Such a journal must be rolled back before the file can be read.
     """
     journal = path.with_name(path.name + "-journal")
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
 """Sweeps: grids and seeds of one experiment, run on all cores or a cluster, in one results file.
 
-The points are made in grid.py, run and summarised in points.py, handed to workers in
-dispatch.py and kept in store.py.
+grid.py makes the points, points.py runs and summarises them, dispatch.py hands them to workers, and
+store.py keeps the results.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ if TYPE_CHECKING:
 
 
 SIZES = ("samples", "test_samples", "dim", "width")
-"""Keys of which 1 is the least value."""
+"""Keys whose smallest value is 1."""
 
 
 @dataclass(frozen=True, repr=False)
 class Sweep(Table):
-    """A Table that can be loaded, written, drawn, and shown in a notebook."""
+    """A Table that can be loaded, saved, drawn, and displayed in a notebook."""
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Sweep:
-        """Reads a sweep folder.  Raises ValueError for anything else, or a damaged file."""
+        """Reads a sweep folder.  Raises ValueError for another folder or a damaged file."""
         from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
 
         path = Path(folder)
@@ -58,14 +58,14 @@ class Sweep(Table):
         return cls(path, meta["experiment"], swept, meta["base"], rows)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Writes all columns as CSV, floats to the last bit, nothing where there is no value."""
+        """Writes all columns as CSV, with floats to the last bit and empty cells for None."""
         files.write_text(Path(path), self.csv())
 
     def plot(self, *columns: str, ax: Axes | None = None, style: str | None = None) -> Figure:
         """The figure of the sweep (figure.py), in style "paper" or "screen".
 
-        With `ax` one column is drawn there, and the axes' figure is returned.  Raises ValueError as
-        `sweeps.figure.figure` does, and for an unknown style.
+        With `ax`, one column is drawn there and the figure of `ax` is returned.  Raises ValueError
+        as `sweeps.figure.figure` does, and for an unknown style.
         """
         from lnsim.sweeps import figure
 
@@ -73,13 +73,13 @@ class Sweep(Table):
             if len(columns) > 1:
                 raise ValueError(f"ax takes one column, got {len(columns)}")
             figure.draw(ax, self, *columns)
-            its_figure: Any = ax.figure
-            return its_figure
+            ax_figure: Any = ax.figure
+            return ax_figure
         with figures_style.use(style):
             return figure.figure([self], columns)
 
     def to_dataframe(self) -> Any:
-        """A pandas.DataFrame of `table`.  Raises ValueError where pandas is not installed."""
+        """A pandas.DataFrame of `table`.  Raises ValueError if pandas is not installed."""
         return dataframe(self.table())
 
     def _repr_html_(self) -> str:
@@ -101,29 +101,29 @@ def sweep(
 ) -> Sweep:
     """Runs an experiment at every point of a grid, once per seed, and keeps a summary of each.
 
-    `grid` has for every swept key its values, or a text such as "1e-4:1e-2:25:log"
-    (grid.py); `base` sets the other keys of the configuration.  Seeds are base["seed"] and
-    the `seeds` - 1 after it.  Results go to out/sweep.sqlite as they arrive (store.py); the
-    points that are there are not run again, so that the same call goes on where an earlier one
-    ended, and a larger grid or more seeds add to it.
+    `grid` maps each swept key to its values, or to a text such as "1e-4:1e-2:25:log" (grid.py);
+    `base` sets the other keys of the configuration.  Seeds are base["seed"] and the `seeds` - 1
+    after it.  Results are written to out/sweep.sqlite as they arrive (store.py).  Points already in
+    the file are not run again: the same call continues an earlier one, and a larger grid or more
+    seeds add to it.
 
     The points run in one process per core, in `executor`, any concurrent.futures.Executor whose
     tasks can be pickled, or on the Dask cluster of `scheduler`, an address or "local"
-    (dispatch.py).  What is stored does not depend on it.  A script that uses the processes
-    needs `if __name__ == "__main__":`, as always with multiprocessing.
+    (dispatch.py).  The stored results do not depend on this choice.  A script that uses the
+    processes needs `if __name__ == "__main__":`, as always with multiprocessing.
 
     `progress`: True for a bar over points on a terminal, or a function called with the number of
-    points that arrived.  `stop` is asked several times a second; when it says true the sweep ends
-    with what has arrived.  Raises ValueError or TypeError for bad input, before anything is
-    written, and for a folder of another sweep; ChildProcessError where points were lost because
-    their workers died of them.
+    points that arrived.  `stop` is called several times a second; when it returns true the sweep
+    ends with the points that have arrived.  Raises ValueError or TypeError for bad input, before
+    anything is written, and for a folder of another sweep; ChildProcessError if points were lost
+    because their workers died.
     """
     from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
 
     cls = sweep_grid.configuration(experiment)
     swept = sweep_grid.axes(cls, grid)
     points = sweep_grid.points(cls, base or {}, swept, seeds)
-    _probe(experiment, backend, points[0], swept)
+    _check_values(experiment, backend, points[0], swept)
     meta = _meta(experiment, backend, swept, points)
     folder = Path(out)
     path = folder / sweep_store.FILE
@@ -146,7 +146,7 @@ def sweep(
                 ) as report,
                 sweep_workers.crew(executor, scheduler) as workers,
             ):
-                _settle(path, cls, meta, earlier)
+                _prepare_file(path, cls, meta, earlier)
                 task = partial(sweep_workers.run_chunk, experiment, backend)
                 new = _run(path, todo, workers, task, stop or (lambda: False), report)
     return replace(Sweep.load(folder), missing=len(todo) - new, new=new)
@@ -160,9 +160,9 @@ def _run(
     stop: Callable[[], bool],
     report: Callable[[int], object],
 ) -> int:
-    """Runs the points of `todo`, stores them under their keys as they arrive; how many there are.
+    """Runs the points of `todo` and stores each under its key; returns the number stored.
 
-    Raises ChildProcessError, at the end, where some were lost.
+    Raises ChildProcessError, at the end, if some points were lost.
     """
     from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
 
@@ -183,14 +183,14 @@ def _run(
         _flush(writer)
     if dispatch.lost:
         raise ChildProcessError(
-            f"{sum(map(len, dispatch.lost))} points were lost, as their workers died of them; "
+            f"{sum(map(len, dispatch.lost))} points were lost, as their workers died; "
             "the rest is kept, and the same sweep tries them again"
         )
     return new
 
 
 def _flush(writer: Writer) -> None:
-    """Writes what waits for another program to let go of the file; OSError if it does not."""
+    """Writes the waiting points.  Raises OSError if another program still holds the file."""
     try:
         writer.flush()
     except BlockingIOError as error:
@@ -200,10 +200,10 @@ def _flush(writer: Writer) -> None:
         ) from error
 
 
-def _probe(
+def _check_values(
     experiment: str, backend: str, point: LinearConfig, swept: Mapping[str, Sequence[Any]]
 ) -> None:
-    """Has the experiment refuse values out of range: one by one, in no steps and at size 1."""
+    """Runs each value for 0 steps at size 1, so that the experiment refuses one out of range."""
     run = load(experiment).run
     for key, values in swept.items():
         for value in values:
@@ -219,7 +219,7 @@ def _meta(
     swept: Mapping[str, Sequence[Any]],
     points: Sequence[LinearConfig],
 ) -> dict[str, Any]:
-    """What a results file says of itself: see store.py."""
+    """The table meta of the results file: see store.py."""
     # A default that follows a swept key (experiments/_chain.py) is not common to all points.
     base = {
         key: value
@@ -236,16 +236,16 @@ def _meta(
 
 
 def _earlier(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What is in the file.  Raises ValueError where it is another sweep's."""
+    """The table meta and the points of the file.  Raises ValueError for another sweep's file."""
     from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
 
     earlier, rows = sweep_store.read(path)
     for name in ("experiment", "backend"):
         if earlier[name] != meta[name]:
             raise ValueError(f"{path} is of {name} {earlier[name]!r}, not {meta[name]!r}")
-    before, now = (", ".join(sorted(m["swept"])) for m in (earlier, meta))
-    if before != now:
-        raise ValueError(f"{path} sweeps {before}, not {now}: choose another folder")
+    earlier_keys, keys = (", ".join(sorted(m["swept"])) for m in (earlier, meta))
+    if earlier_keys != keys:
+        raise ValueError(f"{path} sweeps {earlier_keys}, not {keys}: choose another folder")
     for key in earlier["base"].keys() | meta["base"].keys():
         old, new = earlier["base"].get(key), meta["base"].get(key)
         if old != new:
@@ -253,10 +253,10 @@ def _earlier(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     return earlier, rows
 
 
-def _settle(
+def _prepare_file(
     path: Path, cls: type[LinearConfig], meta: Mapping[str, Any], earlier: Mapping[str, Any]
 ) -> None:
-    """Creates the results file, or notes in it what is asked for now, and where it is computed."""
+    """Creates the results file, or updates its meta with the present grid and environment."""
     from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
 
     environment = {name: value for name, value in provenance({}).items() if name != "config_sha256"}

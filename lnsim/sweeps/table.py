@@ -1,4 +1,4 @@
-"""The points of a sweep as plain data: rows and columns, and the choice of some of them."""
+"""The points of a sweep as plain data: rows, columns, and selection of rows."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from lnsim.base import config as configs
 
 CLOSE = 1e-6
-"""Relative difference up to which a value asked for is a value of the grid."""
+"""Relative difference up to which a requested value matches a value of the grid."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The points of a results file, in a fixed order: that of the swept keys, then of the seeds.
+    """The points of a results file, sorted by the swept keys, then by the seed.
 
-    `rows` are dicts of configuration and summary (points.py), None where there is no value;
-    `swept` the swept keys, `base` what all points have in common.  `missing` points that were asked
-    for were not run, because the sweep was stopped; `new` were run now.
+    `rows` are dicts of configuration and summary (points.py), with None for no value; `swept` are
+    the swept keys; `base` holds the keys that all points have in common.  `missing` is the number
+    of requested points that were not run, because the sweep was stopped; `new` the number run now.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class Table:
         return f"<{type(self).__name__} of {self.experiment} over {over}: {len(self.rows)} points>"
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """One column, (points,): words, int64, or float64 with NaN for what has no value."""
+        """One column, (points,): words, int64, or float64 with NaN for no value."""
         if not self.rows or name not in self.rows[0]:
             known = self.rows[0] if self.rows else ()
             raise KeyError(f"no column {name!r}: {configs.nearest(name, known)}")
@@ -57,7 +57,7 @@ class Table:
         return {name: self[name] for name in self.rows[0]} if self.rows else {}
 
     def where(self, fixed: Mapping[str, Any]) -> Self:
-        """The points at which the keys have these values; they then count as swept no more.
+        """The points at which the keys have these values; the keys are then no longer swept.
 
         Raises ValueError for a key that is not swept and a value that is not in the grid.
         """
@@ -66,16 +66,16 @@ class Table:
             if key not in (*swept, "seed"):
                 known = ", ".join((*swept, "seed"))
                 raise ValueError(f"{key!r} is not swept here: there are {known}")
-            there = sorted({row[key] for row in rows})
-            chosen = [v for v in there if _same(v, value)]
+            values = sorted({row[key] for row in rows})
+            chosen = [v for v in values if _same(v, value)]
             if not chosen:
-                raise ValueError(f"{key} never is {value!r}: there are {_shortened(there)}")
+                raise ValueError(f"{key} never is {value!r}: there are {_shortened(values)}")
             rows = [row for row in rows if row[key] in chosen]
             swept = [k for k in swept if k != key]
         return replace(self, rows=rows, swept=tuple(swept))
 
     def csv(self) -> str:
-        """All columns as CSV, floats to the last bit, nothing where there is no value."""
+        """All columns as CSV, with floats to the last bit and empty cells for None."""
         text = io.StringIO(newline="")
         if self.rows:
             writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
@@ -85,13 +85,13 @@ class Table:
 
 
 def _same(value: Any, asked: Any) -> bool:
-    """Whether a value of the grid is the one asked for."""
+    """Whether a value of the grid matches the requested one."""
     if isinstance(value, str) or isinstance(asked, str):
         return bool(value == asked)
     return math.isclose(value, asked, rel_tol=CLOSE)
 
 
 def _shortened(values: Sequence[Any]) -> str:
-    """The values, or the first and the last of many."""
+    """The values as text, or the first and last four of ten or more."""
     words = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
     return ", ".join(words if len(words) < 10 else [*words[:4], "...", *words[-4:]])

@@ -65,7 +65,7 @@ def test_a_phase_diagram_has_the_regimes_and_theorys_lines():
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "log")
     assert "sigma" in axes.get_xlabel() and "eta" in axes.get_ylabel()
     (mesh,) = meshes(axes)
-    words = np.array(list(figures_sweep.WORDS))[mesh.get_array().astype(int)]
+    words = np.array(list(figures_sweep.WORD_COLOURS))[mesh.get_array().astype(int)]
     assert words.shape == (7, 5)
     assert (words[-1] == "diverged").all() and (words[:-1, :2] == "lazy").all()
     assert (words[:-1, 2:] == "rich").all()
@@ -188,7 +188,7 @@ def test_columns_are_rows_and_sweeps_are_columns_of_a_figure():
         (made_up({}), (), "leaves none"),
         (made_up({"lr": LRS}), ("norm_maen",), "did you mean 'norm_mean'?"),
         (made_up({"lr": LRS}), ("lr",), "unknown column 'lr'"),
-        (made_up({"lr": LRS}), ("regime",), "regime is a word"),
+        (made_up({"lr": LRS}), ("regime",), "regime holds words"),
         (made_up({"lr": LRS}), ("last_escape",), "last_escape has no value"),
         (made_up({"lr": LRS, "sigma": SIGMAS}), ("norm_mean",), "norm_mean has no value"),
         (Sweep("folder", "label-noise", ("lr",), {}, []), (), "folder has no points yet"),

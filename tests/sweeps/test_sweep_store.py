@@ -146,12 +146,12 @@ def _meta(path):
     ("spoil", "says"),
     [
         (_truncated, "is damaged"),
-        (_short, "is no SQLite file"),
-        (_text, "is no SQLite file"),
-        (_empty, "is no SQLite file"),
+        (_short, "is not an SQLite file"),
+        (_text, "is not an SQLite file"),
+        (_empty, "is not an SQLite file"),
         (_zeros, "is damaged"),
         (_foreign, "is an SQLite file, but not of a sweep"),
-        (_future, "has schema 99, and this version of lnsim knows 1 alone"),
+        (_future, "has schema 99; this version of lnsim reads only schema 1"),
         (_meta, "the table meta does not have its digest"),
     ],
 )
