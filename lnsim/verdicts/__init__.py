@@ -1,1 +1,1 @@
-"""What is claimed, held against what was measured: the commands `theory` and `reproduce`."""
+"""Compares claims with measurements: the commands `theory` and `reproduce`."""

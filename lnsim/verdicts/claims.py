@@ -1,6 +1,6 @@
-"""What the paper claims, held against runs: every verdict is computed here, by a rule it states.
+"""The claims of the paper, compared with runs: each verdict is computed by a rule it states.
 
-The statements of theory and the rules of judging them are in judge.py.
+judge.py has the statements of theory and the rules by which they are judged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lnsim.verdicts.judge import BEYOND, Verdict
 
 
 def of_run(case: Case) -> Trajectory:
-    """The run of a case that has one."""
+    """The run of a case, which must have one."""
     assert case.trajectory is not None
     return case.trajectory
 
@@ -30,7 +30,7 @@ def _last(trajectory: Trajectory, name: str) -> FloatArray:
 
 
 def _change(trajectory: Trajectory) -> FloatArray:
-    """The mean norm at the end over that at the start, of every replica."""
+    """The mean norm at the end divided by that at the start, of every replica, (S,)."""
     norm = np.atleast_2d(trajectory["norm_mean"])
     return norm[:, -1] / norm[:, 0]
 
@@ -41,11 +41,11 @@ def _escape(trajectory: Trajectory) -> float:
 
 
 def two_phases(source: str, run: Trajectory, clean: Trajectory, switch: str) -> list[Verdict]:
-    """Figures 2 and 4: `run`, one or many replicas, and `clean` with `switch` in its place."""
+    """Figures 2 and 4: `run`, of one or more replicas, and its control `clean` with `switch`."""
     twin = np.atleast_2d(run["linearized_train_loss"])
     loss = np.atleast_2d(run["train_loss"])
     late = slice(3 * loss.shape[1] // 4, None)
-    left = loss[:, late].mean(axis=1) / twin[:, late].mean(axis=1)
+    ratio = loss[:, late].mean(axis=1) / twin[:, late].mean(axis=1)
     return [
         judge.judge(
             "every neuron leaves the lazy regime",
@@ -66,7 +66,7 @@ def two_phases(source: str, run: Trajectory, clean: Trajectory, switch: str) -> 
         ),
         judge.judge(
             "the run leaves its linearised twin",
-            source, "at most", 0.5, left.max(),
+            source, "at most", 0.5, ratio.max(),
             "training loss over that of the twin on the same draws, means over the last quarter",
         ),
         judge.judge(
@@ -84,7 +84,7 @@ def two_phases(source: str, run: Trajectory, clean: Trajectory, switch: str) -> 
 
 
 def windows(run: Trajectory, cause: str) -> list[Verdict]:
-    """Noise or oscillation in windows: `cause` names it."""
+    """Noise or oscillation that is on and off in windows; `cause` names it."""
     period = run.config["period"]
     on, off = window_changes(run, period)
     spread = _spread(run, period)
@@ -110,20 +110,20 @@ def windows(run: Trajectory, cause: str) -> list[Verdict]:
 
 
 def _spread(run: Trajectory, period: int) -> tuple[float, float]:
-    """Root mean square over windows of a_i's spread in their second half: while on, while off."""
+    """Root mean square spread of a_i in the second half of each window: while on, while off."""
     weights, window = run["tracked_second_layer"], run.steps // period
     settled = run.steps % period >= period / 2
-    found: tuple[list[float], list[float]] = ([], [])
+    variances: tuple[list[float], list[float]] = ([], [])
     for k in range(int(window[-1]) + 1):
         inside = weights[settled & (window == k)]
         if len(inside) > 1:
-            found[k % 2].append(float(inside.var(axis=0).mean()))
-    on, off = (float(np.sqrt(np.mean(v))) if v else math.nan for v in found)
+            variances[k % 2].append(float(inside.var(axis=0).mean()))
+    on, off = (float(np.sqrt(np.mean(v))) if v else math.nan for v in variances)
     return on, off
 
 
 def oscillation(case: Case, premise: Case, still: Trajectory) -> list[Verdict]:
-    """Lemma 4 at the figures' width and at its own, and the same start without oscillation."""
+    """Lemma 4 at the figures' width and at the lemma's, and the same start without oscillation."""
     run, seeds = of_run(case), of_run(premise)
     lemma, statement = case.lemma_4, judge.lemma_4(case)
     claim = "the mean squared norm falls to sqrt(lr) by 1/lr^2"
@@ -134,7 +134,7 @@ def oscillation(case: Case, premise: Case, still: Trajectory) -> list[Verdict]:
     below = np.flatnonzero(squares <= lemma.level)
     first = first_below(run, lemma.level)
     first_of_mean = float(seeds.steps[below[0]]) if below.size else math.nan
-    other = f"the lemma asks for m = {lemma.premise_width:.3g}"
+    unmet = f"the lemma requires m = {lemma.premise_width:.3g}"
     return [
         judge.judge(
             "the neurons' norms fall", "oscillation", "at most", 0.5, _change(run).max(),
@@ -147,7 +147,7 @@ def oscillation(case: Case, premise: Case, still: Trajectory) -> list[Verdict]:
         statement.verdict(
             f"{claim}, m = {case.config.width}", first, rule,
             vacuous=short if math.isnan(first) else "",
-            unmet="" if judge.of_lemma_4_width(case) else other,
+            unmet="" if judge.of_lemma_4_width(case) else unmet,
         ),
         statement.verdict(
             f"{claim}, m = {width}", first_of_mean,
@@ -158,7 +158,7 @@ def oscillation(case: Case, premise: Case, still: Trajectory) -> list[Verdict]:
 
 
 def lazy_escape(case: Case) -> Verdict:
-    """Theorem 2, of all seeds."""
+    """Theorem 2, over all seeds."""
     seeds, statement = of_run(case), judge.theorem_2(case)
     measured = _escape(seeds)
     late = math.isnan(measured) and statement.after(seeds.status.step)
@@ -198,7 +198,7 @@ def lemma_3(case: Case) -> list[Verdict]:
 
 
 def phase_two(case: Case) -> Verdict:
-    """Whether Phase II as the paper has it begins in the run of Figure 2."""
+    """Whether Phase II, as the paper defines it, begins in the run of Figure 2."""
     return judge.phase_two(case).verdict(
         "Phase II begins: all |w_i| <= sqrt(lr)",
         float(of_run(case)["cloud_norm"].max(axis=-1).min()),
@@ -208,7 +208,7 @@ def phase_two(case: Case) -> Verdict:
 
 
 def small_start(runs: list[tuple[float, Trajectory]]) -> list[Verdict]:
-    """Lemmas 5 and 6 on their own ground: gradient descent from weights below sqrt(lr).
+    """Lemmas 5 and 6 under their premise: gradient descent from weights of at most sqrt(lr).
 
     `runs`: (largest norm at the start over sqrt(lr), run), with every neuron tracked.
     """
@@ -244,12 +244,12 @@ def small_start(runs: list[tuple[float, Trajectory]]) -> list[Verdict]:
 
 
 def _at(run: Trajectory, values: FloatArray, step: float) -> Any:
-    """A series between its records."""
+    """The value of a series at `step`, interpolated between records."""
     return np.interp(step, run.steps, values)
 
 
 def law_of_modes(case: Case, ratios: FloatArray) -> list[Verdict]:
-    """The curve at the records of all seeds, and measured over predicted decay rates, (d,)."""
+    """The predicted curve against all seeds, and `ratios` : (d,), measured over predicted rates."""
     seeds, (curve, reason) = of_run(case), case.law_of_modes()
     measured = np.atleast_2d(seeds["norm_squared"])
     worst, note = math.nan, ""

@@ -1,13 +1,13 @@
-"""The statements of theory at one setting, and the rules by which runs are held against them.
+"""The statements of theory at one setting, and the rules that judge measurements by them.
 
-`theory` (table.py) and `reproduce` (claims.py) ask here what each statement says, when it says
-nothing, and whether a measurement bears it out; they differ in what they measure and how they word
-it.  A claim is a number that something must be at most, at least, or about (within a stated share).
+`theory` (table.py) and `reproduce` (claims.py) take from here what each statement predicts, when it
+is vacuous, and whether a measurement satisfies it; they differ in measurement and wording.  A claim
+says that a number is at most, at least, or about a predicted number (within a stated share).
 
-    holds              the measured number is so
-    does not hold      it is not
-    vacuous            the statement says nothing here (no probability is below 0, say)
-    premise not met    it is not so, but neither is what the statement rests on
+    holds              the measured number satisfies the claim
+    does not hold      it does not
+    vacuous            the statement says nothing here (for example, a probability is at least -1)
+    premise not met    it does not, but a premise of the statement fails too
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BEYOND = "beyond the paper"
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim and what came of it; numbers are NaN or infinite where there is none."""
+    """One claim and its verdict; a number that does not exist is NaN or infinite."""
 
     claim: str
     source: str
@@ -48,9 +48,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Statement:
-    """What `source` states: a number is "at most", "at least" or "about" `predicted`.
+    """The statement of `source` that a number is "at most", "at least" or "about" `predicted`.
 
-    `within`: the share by which "about" may be off.  `vacuous`: why it says nothing here, if so.
+    `within`: the relative error that "about" allows.  `vacuous`: reasons why it says nothing here.
     """
 
     source: str
@@ -60,7 +60,7 @@ class Statement:
     within: float = 0.0
 
     def met(self, measured: float) -> bool:
-        """Whether the measured number is as stated; one that is NaN is not."""
+        """Whether the measured number satisfies the statement; NaN does not."""
         return {
             "at most": measured <= self.predicted,
             "at least": measured >= self.predicted,
@@ -83,8 +83,8 @@ class Statement:
     ) -> Verdict:
         """The verdict on a measured number.
 
-        `vacuous`: a further reason for the statement to say nothing.  `unmet`: which premise fails;
-        it excuses what does not hold, and else stands in the note.
+        `vacuous`: a further reason why the statement says nothing.  `unmet`: the premise that
+        fails; it turns "does not hold" into "premise not met", and is part of the note.
         """
         reasons = [reason for reason in (*self.vacuous, vacuous) if reason]
         failed = UNMET if unmet else FAILS
@@ -94,15 +94,15 @@ class Statement:
         return Verdict(claim, self.source, self.relation, predicted, measured, verdict, rule, text)
 
     def remark(self, measured: float | None) -> str:
-        """The verdict in a word, nothing where nothing was measured and there is no reason."""
+        """The verdict in a word, or "" if nothing was measured and the statement is not vacuous."""
         if self.vacuous:
             return VACUOUS
         return "" if measured is None else HOLDS if self.met(measured) else FAILS
 
     def remark_on_time(self, measured: float, length: float | None, since: float = 0.0) -> str:
-        """The same of a time counted from step `since` of a run of `length` steps, None without.
+        """The verdict on a time from step `since` on; `length` is that of the run, None for no run.
 
-        `measured` is NaN where the run did not get there.
+        `measured` is NaN if the run did not reach it.
         """
         remark = ""
         if length is not None and not math.isnan(since):
@@ -126,13 +126,13 @@ def judge(
     unmet: str = "",
     note: str = "",
 ) -> Verdict:
-    """The verdict on a claim that is stated nowhere else.  See Statement."""
+    """The verdict on a claim that has no Statement of its own.  See Statement."""
     statement = Statement(source, relation, predicted, within=within)
     return statement.verdict(claim, measured, rule, vacuous=vacuous, unmet=unmet, note=note)
 
 
 def failing(case: Case) -> str:
-    """The assumptions of Condition 1 that fail, in words."""
+    """Names the assumptions of Condition 1 that fail, or is ""."""
     names = [condition.name for condition in case.conditions if condition.holds is False]
     return f"of Condition 1 {' and '.join(names)} fail" if names else ""
 
@@ -148,7 +148,7 @@ def theorem_2(case: Case) -> Statement:
 
 
 def lemma_3(case: Case) -> tuple[Statement, Statement]:
-    """The probabilities that a lazy neuron's norm does not grow, and that it falls by so much."""
+    """The probabilities that a lazy neuron's norm does not grow, and that falls by (sigma/4)^2."""
     lemma, noise = case.lemma_3, _no_noise(case)
     empty = ("no probability is below 0",) if lemma.vacuous else ()
     return (
@@ -158,22 +158,22 @@ def lemma_3(case: Case) -> tuple[Statement, Statement]:
 
 
 def lemma_4(case: Case) -> Statement:
-    """The step by which the mean squared norm has been at the lemma's level."""
+    """The step by which the mean squared norm has reached the lemma's level."""
     return Statement("Lemma 4", "at most", case.lemma_4.latest)
 
 
 def of_lemma_4_width(case: Case) -> bool:
-    """Whether the width is the one that Lemma 4 asks for."""
+    """Whether the width is the one that Lemma 4 requires."""
     return math.isclose(case.config.width, case.lemma_4.premise_width, rel_tol=0.05)
 
 
 def phase_two(case: Case) -> Statement:
-    """The largest weight from which on Phase II has begun."""
+    """The largest weight at which Phase II has begun."""
     return Statement("Phase II", "at most", paper.phase_two_threshold(case.config.lr))
 
 
 class Descent(NamedTuple):
-    """Lemmas 5 and 6: gradient descent from the start of Phase II, in steps after it.
+    """Lemmas 5 and 6: gradient descent in Phase II, with times in steps from its start.
 
     `aligned` is T2 as printed and `aligned_linearized` by the linearised growth; `converging` is
     T3, counted from T2.  `misalignment` and `distance` are known up to a constant.
@@ -187,7 +187,7 @@ class Descent(NamedTuple):
 
     @property
     def converged(self) -> float:
-        """T2 by the linearised growth, and T3 after it."""
+        """T2 by the linearised growth plus T3."""
         return self.aligned_linearized + self.converging
 
 
@@ -203,7 +203,7 @@ def descent(lr: float, theta_norm: float) -> Descent:
 
 
 def worst_deviation(measured: FloatArray, predicted: FloatArray) -> tuple[float, int]:
-    """The largest relative deviation of a measured curve, (records,), and its record."""
+    """The largest relative deviation of a measured curve, (records,), and its record's index."""
     deviation = np.abs(measured / predicted - 1)
     worst = int(np.argmax(deviation))
     return float(deviation[worst]), worst

@@ -1,6 +1,6 @@
-"""The page of `reproduce`: one HTML file that holds its figures and asks nothing of a network.
+"""The page of `reproduce`: one HTML file that contains its figures and loads nothing else.
 
-What it says is here, its markup in page.html.
+This module has the text, page.html the markup.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lnsim.verdicts.judge import FAILS, HOLDS, UNMET, VACUOUS, Verdict
 
 @dataclass(frozen=True)
 class Section:
-    """A figure of the paper, or a part of its theory.  `pictures`: (file, caption)."""
+    """A figure of the paper, or a part of its theory; `pictures` are pairs (file, caption)."""
 
     key: str
     title: str
@@ -33,14 +33,16 @@ class Section:
     verdicts: Sequence[Verdict]
 
 
-LOSSES = "(a) losses on clean labels, with those of the linearised twin trained on the same draws"
-PHASES = (
-    f"{LOSSES}; (b) mean norm (solid) and mean alignment (dashed); (c) single neurons"
+LOSSES_CAPTION = (
+    "(a) losses on clean labels, with those of the linearised twin trained on the same draws"
+)
+PHASES_CAPTION = (
+    f"{LOSSES_CAPTION}; (b) mean norm (solid) and mean alignment (dashed); (c) single neurons"
     " from their start (dot), darker later;"
     " (d) all neurons at four times; dotted: full alignment, which no neuron can exceed."
     " Bands: the way out of the lazy regime, Phase I, Phase II as measured"
 )
-WINDOWS = (
+WINDOWS_CAPTION = (
     "(b) norms of the neurons, (c) single second-layer weights. Shaded: on. Losses below 10^-12 of"
     " the largest are not shown"
 )
@@ -55,8 +57,8 @@ def figure_2(verdicts: Sequence[Verdict]) -> Section:
         (
             (
                 "label-noise/figure.png",
-                f"{PHASES}. (e) |W|_F^2 measured, and as the law of modes gives it with no fitted"
-                " parameter.",
+                f"{PHASES_CAPTION}. (e) |W|_F^2 measured, and as the law of modes gives it with no"
+                " fitted parameter.",
             ),
             ("label-noise-clean/figure.png", "Control: the same with sigma = 0."),
         ),
@@ -71,7 +73,7 @@ def figure_4(verdicts: Sequence[Verdict]) -> Section:
         "SAM, without label noise, passes through the same two phases. Its rho is unstated in the"
         " paper; here it is 0.1 unless set otherwise.",
         (
-            ("sam/figure.png", f"{PHASES}."),
+            ("sam/figure.png", f"{PHASES_CAPTION}."),
             ("sam-without-rho/figure.png", "Control: the same with rho = 0."),
         ),
         verdicts,
@@ -84,7 +86,7 @@ def periodic(verdicts: Sequence[Verdict]) -> Section:
         "Periodic label noise",
         "With the noise on for 5,000 steps and off for 5,000, neuron norms fall while it is on and"
         " stop falling while it is off; second-layer weights oscillate near zero, and settle.",
-        (("label-noise-periodic/figure.png", f"{LOSSES}, {WINDOWS}."),),
+        (("label-noise-periodic/figure.png", f"{LOSSES_CAPTION}, {WINDOWS_CAPTION}."),),
         verdicts,
     )
 
@@ -98,8 +100,8 @@ def oscillation(verdicts: Sequence[Verdict]) -> Section:
         (
             (
                 "oscillation/figure.png",
-                f"{LOSSES}, by plain descent; (b) mean norm and mean squared norm with the level"
-                " and the latest time of Lemma 4; (c) mean norm (solid) and mean alignment"
+                f"{LOSSES_CAPTION}, by plain descent; (b) mean norm and mean squared norm with the"
+                " level and the latest time of Lemma 4; (c) mean norm (solid) and mean alignment"
                 " (dashed); (d) four second-layer weights at the start.",
             ),
         ),
@@ -114,7 +116,7 @@ def oscillation_periodic(verdicts: Sequence[Verdict]) -> Section:
         "The same in windows: norms fall while the second layer oscillates and stop falling while"
         " it does not. What a does while off is unstated; here both layers follow plain gradient"
         " descent.",
-        (("oscillation-periodic/figure.png", f"{LOSSES}, {WINDOWS}."),),
+        (("oscillation-periodic/figure.png", f"{LOSSES_CAPTION}, {WINDOWS_CAPTION}."),),
         verdicts,
     )
 
@@ -150,7 +152,7 @@ def our_theory(verdicts: Sequence[Verdict]) -> Section:
     )
 
 
-# What plain text has for the paper's symbols, after escaping.
+# Plain text, after escaping, and the symbol of the paper that replaces it.
 SYMBOLS = (
     (r"\btheta\b", "θ"), (r"\blr\b", "η"), (r"\bsigma\b", "σ"), (r"\brho\b", "ρ"),
     (r"\blambda(?=_|\b)", "λ"), (r"\bdW", "ΔW"), (r"\bsqrt\((\w+)\)", r"√\1"),
@@ -182,18 +184,18 @@ def render(
     conditions: Sequence[Condition],
     provenance: Mapping[str, Any],
 ) -> str:
-    """The page; pictures are read from `folder`."""
+    """The page as HTML, with the pictures in `folder`."""
     counts = Counter(verdict.verdict for section in sections for verdict in section.verdicts)
     order = (HOLDS, FAILS, UNMET, VACUOUS)
     versions = provenance.get("versions", {})
-    made = ", ".join(f"{k} {v}" for k, v in versions.items() if v != "not installed")
+    installed = ", ".join(f"{k} {v}" for k, v in versions.items() if v != "not installed")
     return _fill(
         "page",
         tally=", ".join(f"{counts[kind]} {_coloured(kind)}" for kind in order if counts[kind]),
         links="".join(_fill("link", key=s.key, title=escape(s.title)) + " " for s in sections),
         sections="\n".join(_section(folder, section) for section in sections),
         conditions="".join(map(_condition, conditions)),
-        made=escape(made),
+        installed=escape(installed),
         python=escape(str(provenance.get("python", ""))),
     )
 
@@ -243,20 +245,20 @@ def _picture(path: Path, caption: str) -> str:
 
 
 def _condition(condition: Condition) -> str:
-    words = {True: HOLDS, False: FAILS, None: "constant unstated"}
+    verdicts = {True: HOLDS, False: FAILS, None: "constant unstated"}
     return _fill(
         "condition",
         name=condition.name,
         statement=_text(condition.statement),
         value=number(condition.value),
         threshold=number(condition.threshold),
-        holds=words[condition.holds],
+        holds=verdicts[condition.holds],
         note=_text(condition.note),
     )
 
 
 def number(value: float) -> str:
-    """A number for reading: steps with commas, the rest to four digits."""
+    """A number as text: from 1000 on with commas, otherwise to four digits."""
     if math.isnan(value):
         return "not reached"
     if math.isinf(value):

@@ -1,7 +1,7 @@
-"""Every synthetic experiment at its defaults, the controls that the claims need, and one page.
+"""Runs every synthetic experiment at its defaults, with the controls that the claims need.
 
 `OUT/EXPERIMENT` are run folders as `lnsim run` writes them; `OUT/verdicts.json` and
-`OUT/index.html` hold what came of the claims (claims.py).  The page needs nothing beside itself.
+`OUT/index.html`, a page that contains its figures, hold the verdicts (claims.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lnsim.verdicts.judge import Verdict
 SYNTHETIC = ("label-noise", "label-noise-periodic", "oscillation", "oscillation-periodic", "sam")
 """The experiments on the two-layer linear network."""
 SEEDS = 4
-"""Replicas for what is said of all seeds."""
+"""Replicas for claims about all seeds."""
 RATE_SEEDS = 16
 """Replicas for the decay rates of single modes."""
 Overrides = Mapping[str, Mapping[str, Any]]
@@ -52,9 +52,9 @@ def reproduce(
 
     `progress`: True for a bar on a terminal, or a function called with the name of each run.
     `overrides`: keys to change by experiment, such as {"sam": {"steps": 1000}}.  `undrawn` is
-    called with why a figure could not be drawn; the page then goes without it.
+    called with the reason why a figure could not be drawn; the page then lacks the figure.
 
-    Raises OSError where `out` cannot be written, ValueError for overrides out of range.
+    Raises OSError if `out` cannot be written, ValueError for overrides out of range.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def reproduce(
 
 @dataclass
 class _Runner:
-    """How runs are made, and where they go."""
+    """Makes the runs and writes them into `folder`."""
 
     folder: Path
     backend: str
@@ -86,7 +86,7 @@ class _Runner:
         return experiment.load(name).Config(**{**changes, **self.overrides.get(name, {})})
 
     def run(self, name: str) -> Trajectory:
-        """Runs an experiment and writes its run folder, figures and all."""
+        """Runs an experiment and writes its run folder with its figures."""
         self.note(name)
         module = experiment.load(name)
         trajectory: Trajectory = module.run(self.config(name), backend=self.backend)
@@ -94,7 +94,7 @@ class _Runner:
         return trajectory
 
     def control(self, name: str, to: str, **changes: Any) -> Trajectory:
-        """The same with a few keys changed, as run folder `to`."""
+        """Runs an experiment with a few keys changed, and writes it as run folder `to`."""
         self.note(to)
         module = experiment.load(name)
         config = replace(self.config(name), **changes)
@@ -103,13 +103,13 @@ class _Runner:
         return trajectory
 
     def seeds(self, name: str, count: int, driver: dict[str, Any], **changes: Any) -> Trajectory:
-        """Replicas of an experiment, not written."""
+        """Runs replicas of an experiment; writes nothing."""
         self.note(f"{name}, {count} seeds")
         config = replace(self.config(name), **changes)
-        found: Trajectory = experiment.load(name).run(
+        ensemble: Trajectory = experiment.load(name).run(
             config, backend=self.backend, replicas=count, **driver
         )
-        return found
+        return ensemble
 
     def _save(self, trajectory: Trajectory, to: str) -> None:
         trajectory.save(self.folder / to)
@@ -118,7 +118,7 @@ class _Runner:
 
 
 def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Section]:
-    """The page, a section for each figure of the paper, and two for the theory."""
+    """The sections of the page: one for each figure of the paper, and two for the theory."""
     cases = {name: Case.of_run(run) for name, run in runs.items()}
     base = runner.config("label-noise")
     every = max(1, min(10 * base.record_every, base.steps // 10))
@@ -153,7 +153,7 @@ def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Sect
 
 
 def _shorter(config: _synthetic.LinearConfig, share: int) -> dict[str, int]:
-    """Keys of a run of a `share`-th of the steps, with as many records."""
+    """Keys of a run with 1/`share` of the steps and as many records."""
     steps = max(1, config.steps // share)
     return {"steps": steps, "record_every": max(1, config.record_every // share)}
 
@@ -175,7 +175,7 @@ def _oscillation(runner: _Runner, case: Case) -> list[Verdict]:
 
 
 def _while_lazy(runner: _Runner, case: Case) -> Case:
-    """The same run up to the step at which the first neuron leaves the lazy regime."""
+    """The run of `case` up to the step at which the first neuron leaves the lazy regime."""
     first = case.phase("first_escape")
     steps = case.length if np.isnan(first) else int(first)
     changes = {"steps": steps, "record_every": max(1, steps // 100), "ledger": True}
@@ -187,9 +187,9 @@ def _while_lazy(runner: _Runner, case: Case) -> Case:
 def _small_start(runner: _Runner, share: float) -> Trajectory:
     """Gradient descent from weights of norm at most `share` sqrt(lr), on infinitely many samples.
 
-    The width is 1/sqrt(lr), the least of (A1), and |theta*| = m^(-1/4), the most of (A4).  Gradient
-    descent sees of the samples only X^T X/n and X^T y/n, which for n = infinity, the end of (A3),
-    are I and theta*: those of the d samples sqrt(d) e_i.
+    The width is 1/sqrt(lr), the smallest of (A1), and |theta*| = m^(-1/4), the largest of (A4).
+    Gradient descent depends on the samples only through X^T X/n and X^T y/n.  For n = infinity, the
+    limit of (A3), these are I and theta*, as for the d samples sqrt(d) e_i.
     """
     runner.note(f"gradient descent from {share:g} sqrt(lr)")
     base = runner.config("label-noise")
@@ -198,10 +198,10 @@ def _small_start(runner: _Runner, share: float) -> Trajectory:
         samples=base.samples, dim=base.dim, width=width, theta_norm=width**-0.25, lr=base.lr,
         seed=base.seed,
     )  # fmt: skip
-    drawn, network = _synthetic.start(config)
+    finite, network = _synthetic.start(config)
     X = np.sqrt(config.dim) * np.eye(config.dim)
-    assert drawn.theta_star is not None
-    problem = Problem(X, X @ drawn.theta_star, drawn.theta_star)
+    assert finite.theta_star is not None
+    problem = Problem(X, X @ finite.theta_star, finite.theta_star)
     level = share * paper.phase_two_threshold(config.lr)
     W = network.W * (level / np.linalg.norm(network.W, axis=1).max())
     a = network.a * (level / np.abs(network.a).max())
@@ -224,7 +224,7 @@ def _law_of_modes(runner: _Runner, case: Case) -> list[Verdict]:
 
 
 def _mode_ratios(case: Case, early: Trajectory, late: Trajectory) -> FloatArray:
-    """Measured over predicted decay rate of each mode between the ends of two runs, (d,).
+    """Measured divided by predicted decay rate of each mode between the ends of two runs, (d,).
 
     The part of W along theta* does not decay and is left out.
     """
@@ -244,7 +244,7 @@ def _mode_ratios(case: Case, early: Trajectory, late: Trajectory) -> FloatArray:
 
 
 def _plain(sections: list[page.Section], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdicts as strict JSON holds them: what is not a finite number becomes null."""
+    """The verdicts as plain data for strict JSON: a number that is not finite becomes null."""
 
     def entry(verdict: Verdict) -> dict[str, Any]:
         values = asdict(verdict)
@@ -263,6 +263,6 @@ def _plain(sections: list[page.Section], provenance: Mapping[str, Any]) -> dict[
 
 
 def _begin(bar: Any, name: str) -> None:
-    """Shows that the run of this name begins."""
+    """Shows on the bar that the run `name` begins."""
     bar.set_description(name)
     bar.update()

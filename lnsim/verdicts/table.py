@@ -1,15 +1,15 @@
-"""The theory of one setting as lines of text, and beside it what a run of that setting measured.
+"""The theory of one setting as lines of text, with the measurements of a run if there is one.
 
-A column of predictions, one of measurements where there is a run, and a remark:
+The columns are the predictions, the measurements of a run if there is one, and a remark:
 
-    holds         the run bears the statement out; the opposites say themselves
-    vacuous       the statement says nothing here; the reason stands below, for Lemmas 5 and 6 at
-                  the start of Phase II, which is their premise
+    holds         the run satisfies the statement; also "does not hold" and "not reached"
+    vacuous       the statement says nothing here; the reason is in the line below, for Lemmas 5 and
+                  6 at the start of Phase II, which is their premise
     unstated      known up to a constant that the paper leaves out
-    not covered   not derived for this configuration; what is missing heads the table
+    not covered   not derived for this configuration; the head of the table says what is missing
 
-Condition 1, which the paper asks for throughout, is judged once, at the top: a later row is not
-called vacuous for its sake alone.
+Condition 1, which the paper assumes throughout, is judged once, at the top: its failure alone does
+not make a later row vacuous.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lnsim.verdicts.judge import FAILS, HOLDS, NOT_REACHED, VACUOUS, Statement
 WIDTH = 80
 LABEL, NUMBER = 36, 14
 SHARES = (0.0, 0.02, 0.1, 0.3, 1.0)
-"""Where in a run |W|_F^2 is listed, as shares of its length."""
+"""Times at which |W|_F^2 is listed, as shares of the length of the run."""
 
 
 def table(case: Case) -> list[str]:
@@ -91,7 +91,7 @@ def _conditions(case: Case) -> list[_Row]:
 def _times(case: Case) -> list[_Row]:
     lemmas = judge.descent(case.config.lr, case.theta_norm)
     aligning, converged = case.phase("alignment"), case.phase("convergence")
-    premise = [""] if case.premise else []  # said at the start of Phase II
+    premise = [""] if case.premise else []  # the row of Phase II gives the reason
     printed, linearized = (
         _time(case, label, Statement("Lemma 5", "at most", bound, premise), converged - aligning,
               since=aligning)
@@ -128,7 +128,7 @@ def _escape(case: Case) -> _Row:
 
 
 def _threshold(case: Case) -> _Row:
-    """The start of Phase II as the paper has it, against the largest weight at the end."""
+    """The start of Phase II, as the paper defines it, against the largest weight at the end."""
     statement = judge.phase_two(case)
     label, level = "Phase II: all |w_i|, |a_i| at most", _number(statement.predicted)
     row = _Row(label, level, note=case.premise)
@@ -143,7 +143,7 @@ def _threshold(case: Case) -> _Row:
 def _time(
     case: Case, label: str, statement: Statement, measured: float, since: float = 0.0
 ) -> _Row:
-    """A time claimed to be enough from step `since` on, against the time that it took."""
+    """A claimed upper bound on a time from step `since` on, against the measured time."""
     if statement.after(case.length):
         statement = replace(statement, vacuous=[*statement.vacuous, "longer than the run"])
     length = None if case.trajectory is None else case.length
@@ -168,7 +168,7 @@ def _lemmas(case: Case) -> list[_Row]:
 
 
 def _lemma_3(case: Case, event: str, statement: Statement, name: str) -> _Row:
-    """Lemma 3 against the shares at the start, which a run with the norm ledger records."""
+    """Lemma 3 against the shares at the start, which are recorded with the norm ledger."""
     row = _Row(f"Lemma 3: {event} >=", _number(statement.predicted))
     if case.beyond_noise:
         return _uncovered(row, case.beyond_noise)
@@ -180,18 +180,18 @@ def _lemma_3(case: Case, event: str, statement: Statement, name: str) -> _Row:
 
 
 def _lemma_4(case: Case) -> _Row:
-    """Lemma 4 against the first record at which the mean squared norm is at its level."""
+    """Lemma 4 against the first record at which the mean squared norm is at most its level."""
     lemma, run = case.lemma_4, case.trajectory
-    reasons = ["it is of the oscillation simulation"] if case.experiment != "oscillation" else []
+    reasons = ["it is about the oscillation simulation"] if case.experiment != "oscillation" else []
     if not judge.of_lemma_4_width(case):
-        reasons.append(f"it asks for a width of {lemma.premise_width:.3g}")
+        reasons.append(f"it requires a width of {lemma.premise_width:.3g}")
     first = math.nan if run is None else first_below(run, lemma.level)
     label = f"Lemma 4: mean |w|^2 <= {lemma.level:.3g} at"
     return _time(case, label, replace(judge.lemma_4(case), vacuous=reasons), first)
 
 
 def _order(case: Case, label: str, order: float, measured: float) -> _Row:
-    """A bound known up to a constant: how large that would have to be."""
+    """A bound known up to a constant, with the smallest constant for which it holds."""
     remark = VACUOUS if case.premise else "unstated"
     note = f"it holds with a constant of {measured / order:.3g}" if measured >= 0 else ""
     return _Row(label, _number(order), _number(measured), remark, note)
@@ -227,7 +227,7 @@ def _modes(case: Case) -> list[_Row]:
 
 
 def _rest(case: Case) -> list[_Row]:
-    """The stationary norms against those at the end."""
+    """The norms predicted at rest against those at the end."""
     predicted, note = case.stationary, ""
     if case.config.sigma == 0:
         predicted, note = (math.nan, math.nan), "no label noise, hence no decay"
@@ -239,25 +239,25 @@ def _rest(case: Case) -> list[_Row]:
 
 
 def _course(case: Case, curve: modes.ModeCurve) -> list[_Row]:
-    """|W|_F^2 at a few records, and where it is furthest from the curve."""
-    at = np.unique(np.searchsorted(curve.steps, np.array(SHARES) * curve.steps[-1]))
+    """|W|_F^2 at a few records, and its largest deviation from the curve."""
+    records = np.unique(np.searchsorted(curve.steps, np.array(SHARES) * curve.steps[-1]))
     run, label = case.trajectory, "|W|_F^2 at step "
-    seen = np.full(curve.steps.shape, np.nan) if run is None else series(run, "norm_squared")
+    measured = np.full(curve.steps.shape, np.nan) if run is None else series(run, "norm_squared")
     rows = [
-        _compared(label + _steps(curve.steps[k]), float(curve.norm_squared[k]), float(seen[k]))
-        for k in at
+        _compared(label + _steps(curve.steps[k]), float(curve.norm_squared[k]), float(measured[k]))
+        for k in records
     ]
     if case.finished is None:
         return rows
-    worst, record = judge.worst_deviation(seen, curve.norm_squared)
+    worst, record = judge.worst_deviation(measured, curve.norm_squared)
     note = f"at step {_steps(curve.steps[record])}"
     return [*rows, _Row("worst deviation of |W|_F^2", "-", f"{worst:.2%}", note=note)]
 
 
 def _predicted_rate(run: Trajectory | None, curve: modes.ModeCurve) -> float:
-    """The rate of phases.py with the curve in the place of what the run recorded.
+    """The decay rate of phases.py, computed from the curve instead of the recorded norms.
 
-    Without a run, which tells where Phase I ends, the mean rate of the first factor e.
+    Without a run, which determines the end of Phase I, the mean rate until the curve falls by e.
     """
     steps, norms = curve.steps, curve.norm_squared
     if run is not None:
@@ -276,7 +276,7 @@ def _uncovered(row: _Row, note: str = "") -> _Row:
 
 
 def _compared(label: str, predicted: float, measured: float) -> _Row:
-    """A value beside its measurement, and by how much the latter is larger."""
+    """A prediction and its measurement, with their relative difference or ratio as the remark."""
     remark = ""
     if math.isfinite(measured) and math.isfinite(predicted) and predicted != 0:
         ratio = measured / predicted
@@ -289,7 +289,7 @@ def _number(value: float) -> str:
 
 
 def _steps(value: float) -> str:
-    """A time in steps."""
+    """A time in steps, as text."""
     if math.isinf(value):
         return "never"
     return f"{value:,.0f}" if 100 <= value < 1e9 else _number(value)

@@ -66,7 +66,7 @@ def test_figures_setting_without_a_run():
     assert line.split()[-2:] == ["-1.128", "vacuous"]
     assert note == "no probability is below 0"
     assert "vacuous" not in row(lines, "Lemma 3: P(dW_i <= -1)")[0]
-    assert "asks for a width of 31.6" in row(lines, "Lemma 4")[1]
+    assert "requires a width of 31.6" in row(lines, "Lemma 4")[1]
     assert number(lines, "Phase I decay rate", "predicted") == pytest.approx(2.11e-5, rel=0.01)
     assert number(lines, "|W|_F^2 at rest", "predicted") == pytest.approx(21.0, rel=0.01)
     assert number(lines, "|W|_F^2 at step 40,000", "predicted") == pytest.approx(410, rel=0.01)
