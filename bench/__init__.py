@@ -1,1 +1,1 @@
-"""How fast lnsim is, whether its backends agree, and what else one could use; not installed."""
+"""Benchmarks of lnsim and of alternatives, and checks that they agree; not installed."""

@@ -1,10 +1,10 @@
-"""Digests of every array that small runs give, to hold a change against that must move no bit.
+"""Digests of every array of small runs, to check that a change of the code changes no bit.
 
-    python bench/bits.py >after.txt        # and in a checkout of before, with the same environment
+    python bench/bits.py >after.txt        # and in an earlier checkout, with the same environment
 
-A line for each array of every experiment, of a sweep, and of the kernels of three networks: SHA-256
-of its type, shape and bytes.  Runs go through the command line, so that the two checkouts need
-have nothing in common but their commands and files.  About a minute.
+Prints a line for each array of every experiment, of a sweep, and of the kernels of three networks:
+SHA-256 of its type, shape and bytes.  Runs go through the command line, so the two checkouts need
+to share only their commands and file formats.  Takes about a minute.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ IMAGE_RUNS = [
 def digest(array: Any) -> str:
     """The first half of SHA-256 of an array's type, shape and bytes."""
     array = np.ascontiguousarray(array)
-    about = f"{array.dtype} {array.shape}".encode()
-    return hashlib.sha256(about + array.tobytes()).hexdigest()[:32]
+    header = f"{array.dtype} {array.shape}".encode()
+    return hashlib.sha256(header + array.tobytes()).hexdigest()[:32]
 
 
 def images(path: Path) -> None:
-    """An .npz file of random images (N, 8, 8, 3) of ten classes."""
+    """Writes an .npz file of random images (N, 8, 8, 3) of ten classes."""
     rng = np.random.default_rng(0)
     arrays = {}
     for name, count in (("train", 60), ("test", 40)):
@@ -59,13 +59,13 @@ def images(path: Path) -> None:
 
 
 def lnsim(*arguments: str) -> None:
-    """Runs a command of lnsim quietly."""
+    """Runs a command of lnsim without output."""
     command = [sys.executable, "-m", "lnsim", *arguments]
     subprocess.run(command, check=True, capture_output=True)
 
 
 def of_runs(folder: Path) -> None:
-    """Every array of a run of each experiment, on each backend that trains it."""
+    """Prints digests of the arrays of each experiment, on each backend that trains it."""
     images(folder / "images.npz")
     runs = [(name, backend, [*LINEAR, *keys]) for name, keys in LINEAR_RUNS for backend in BACKENDS]
     for name, keys in IMAGE_RUNS:
@@ -83,7 +83,7 @@ def of_runs(folder: Path) -> None:
 
 
 def of_a_sweep(folder: Path) -> None:
-    """Every row of a small sweep."""
+    """Prints digests of the rows of a small sweep."""
     out = folder / "sweep"
     lnsim(
         "sweep",
@@ -97,15 +97,15 @@ def of_a_sweep(folder: Path) -> None:
         "--out",
         str(out),
     )
-    with sqlite3.connect(out / "sweep.sqlite") as base:
-        for (table,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
-            rows = sorted(map(repr, base.execute(f"SELECT * FROM {table}")))
+    with sqlite3.connect(out / "sweep.sqlite") as database:
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            rows = sorted(map(repr, database.execute(f"SELECT * FROM {table}")))
             for i, row in enumerate(rows):
                 print(f"sweep {table} {i} {hashlib.sha256(row.encode()).hexdigest()[:32]}")
 
 
 def of_kernels() -> None:
-    """Kernels, full and mean, of three networks."""
+    """Prints digests of the kernels, full and mean, of three networks."""
     import torch
     from lnsim_torch import empirical_ntk
     from lnsim_torch.networks import resnet18, wide_resnet
@@ -127,7 +127,7 @@ def of_kernels() -> None:
 
 
 def main() -> None:
-    """Prints all of them."""
+    """Prints all digests."""
     with tempfile.TemporaryDirectory() as folder:
         of_runs(Path(folder))
         of_a_sweep(Path(folder))

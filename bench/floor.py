@@ -2,8 +2,8 @@
 
     python bench/floor.py
 
-Needs a C compiler `cc` and a processor with AVX2 and FMA.  Prints nanoseconds a step of whole
-simulate() calls and the median ratio to the C loop, with the spread over the rounds.
+Needs a C compiler `cc` and a processor with AVX2 and FMA.  Prints the nanoseconds per step of whole
+simulate() calls, with their range over the rounds, and the median ratio to the C loop.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CASES = {
 
 
 def simulate(dynamics: object, steps: int, options: dict) -> float:
-    """Nanoseconds a step of one whole call at the figures' setting."""
+    """Nanoseconds per step of one whole call at the setting of the figures."""
     problem, network = lnsim.gaussian_regression(200, 20), lnsim.ntk_init(1000, 20)
     start = time.perf_counter()
     lnsim.simulate(problem, network, dynamics, steps=steps, **({"record_every": steps} | options))

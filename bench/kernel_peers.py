@@ -1,9 +1,9 @@
-"""The whole empirical tangent kernel of two small networks, in every way that one would get it.
+"""The whole empirical tangent kernel of two small networks, computed in several ways.
 
 A contender takes the network and its inputs and returns Theta : (N, N, C, C) as a NumPy array.
-torch.func's two ways: all Jacobians, multiplied; and kernel-vector products, J_m (J_n^T e_c) for
-every pair of samples and every output, without a Jacobian.  neural-tangents has both, its modes 1
-and 2, and structured derivatives, 3; it gets the same weights in JAX.
+torch.func has two ways: the product of all Jacobians, and kernel-vector products, J_m (J_n^T e_c)
+for every pair of samples and every output, without a Jacobian.  neural-tangents has both, as modes
+1 and 2, and structured derivatives, mode 3; it gets the same weights in JAX.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Kernel = Callable[[nn.Module, Tensor], NDArray[np.float64]]
 
 SAMPLES, CLASSES, SEED = 16, 10, 0
 OURS = "lnsim_torch"
-AT_ONCE = 2
-"""Rows of the kernel that kernel-vector products make together: all would need gigabytes."""
+ROWS_AT_ONCE = 2
+"""Rows of the kernel in one batch of kernel-vector products: all rows would need gigabytes."""
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem, three residual blocks of two 3x3 convolutions, the mean over the image, dense."""
+    """A 3x3 stem, three residual blocks of two 3x3 convolutions, mean over pixels, dense layer."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -49,13 +49,13 @@ def networks(device: str) -> dict[str, tuple[nn.Module, Tensor]]:
     torch.manual_seed(SEED)
     layers = [nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()]
     mlp = nn.Sequential(*layers, nn.Linear(128, CLASSES))
-    made = {"MLP": (mlp, (256,)), "ResNet": (ResNet(8), (3, 12, 12))}
+    shapes = {"MLP": (mlp, (256,)), "ResNet": (ResNet(8), (3, 12, 12))}
     return {
         name: (
             network.double().to(device),
             torch.randn(SAMPLES, *shape, dtype=torch.float64).to(device),
         )
-        for name, (network, shape) in made.items()
+        for name, (network, shape) in shapes.items()
     }
 
 
@@ -66,7 +66,7 @@ def _of_one(network: nn.Module) -> tuple[dict[str, Tensor], Callable[..., Tensor
 
 
 def lnsim_kernel(network: nn.Module, x: Tensor) -> NDArray[np.float64]:
-    """lnsim's own."""
+    """The kernel of lnsim."""
     return empirical_ntk(network, x).cpu().numpy()
 
 
@@ -79,7 +79,7 @@ def jacobian_contraction(network: nn.Module, x: Tensor) -> NDArray[np.float64]:
 
 
 def ntk_vector_products(network: nn.Module, x: Tensor) -> NDArray[np.float64]:
-    """torch.func: a pull-back and a push-forward for every entry's pair and output."""
+    """torch.func: a pull-back and a push-forward for every pair of samples and every output."""
     parameters, f = _of_one(network)
     outputs = torch.eye(CLASSES, dtype=x.dtype, device=x.device)
 
@@ -95,11 +95,11 @@ def ntk_vector_products(network: nn.Module, x: Tensor) -> NDArray[np.float64]:
     def row(one: Tensor) -> Tensor:
         return vmap(pair, (None, 0))(one, x)
 
-    return vmap(row, chunk_size=AT_ONCE)(x).cpu().numpy()
+    return vmap(row, chunk_size=ROWS_AT_ONCE)(x).cpu().numpy()
 
 
 def neural_tangents(device: str) -> dict[str, Kernel]:
-    """The three modes of neural-tangents, each compiled; raises ImportError where it is not."""
+    """The three modes of neural-tangents, compiled.  Raises ImportError if it is not installed."""
     import jax
 
     nt = import_module("neural_tangents")
@@ -127,7 +127,7 @@ def neural_tangents(device: str) -> dict[str, Kernel]:
 
 
 def contenders(device: str) -> tuple[dict[str, Kernel], dict[str, str]]:
-    """The kernels by name, and by name why others are missing."""
+    """The available kernels by name, and the reasons why others are missing, by name."""
     kernels: dict[str, Kernel] = {
         OURS: lnsim_kernel,
         "torch.func, Jacobians": jacobian_contraction,
@@ -135,17 +135,17 @@ def contenders(device: str) -> tuple[dict[str, Kernel], dict[str, str]]:
     }
     missing = {}
     try:
-        others = neural_tangents(device)
+        tangents = neural_tangents(device)
     except ImportError:
-        others, missing["neural-tangents"] = {}, "not installed, or at odds with this JAX"
+        tangents, missing["neural-tangents"] = {}, "not installed, or does not work with this JAX"
     except RuntimeError:
-        others, missing["neural-tangents"] = {}, f"sees no {device}"
+        tangents, missing["neural-tangents"] = {}, f"sees no {device}"
     network, x = networks(device)["MLP"]
-    for name, kernel in others.items():
+    for name, kernel in tangents.items():
         try:
             kernel(network, x[:1])
-        except AttributeError:  # it reaches for internals of JAX that later releases lack
-            missing[name] = "at odds with this JAX"
+        except AttributeError:  # it uses internals of JAX that later releases lack
+            missing[name] = "does not work with this JAX"
         else:
             kernels[name] = kernel
     return kernels, missing
@@ -161,7 +161,7 @@ def _jax_mlp(weights: dict[str, Any], x: Any) -> Any:
 
 
 def _jax_resnet(weights: dict[str, Any], x: Any) -> Any:
-    """ResNet in JAX."""
+    """`ResNet` in JAX."""
     import jax
 
     def convolved(layer: str, x: Any) -> Any:

@@ -1,8 +1,8 @@
-"""The linear network trained by label noise SGD, in every way that one would write it.
+"""The linear network trained by label noise SGD, written in several ways.
 
 A loop takes the problem, the weights and the draws, all NumPy arrays, and returns the weights after
-the last draw.  `train` makes a whole call of it, the same that lnsim.simulate is: words into draws,
-the state (dense, or lnsim's own reduction of it), the loop, and the way back to full weights.
+the last draw.  `train` wraps it into the same work as lnsim.simulate: draws from random words, the
+state (dense, or lnsim's reduction of it), the loop, and the lift back to full weights.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def numpy_loop(
 
 
 def torch_loops(device: str) -> dict[str, Loop]:
-    """The loops on torch's `device`; what they return is on the host, so they have ended."""
+    """The loops on torch's `device`; their results are on the host, so the work has ended."""
     import torch
 
     def on_device(*arrays: Any) -> list[torch.Tensor]:
@@ -105,13 +105,13 @@ def jax_loop(device: str) -> Loop:
 
 
 Call = Callable[[lnsim.Problem, lnsim.Network, int, bool], tuple[Array, Array]]
-"""(problem, network, steps, reduced) -> the weights W and a after so many steps."""
+"""(problem, network, steps, reduced) -> the weights W and a after `steps` steps."""
 
 
 def train(
     loop: Loop, problem: lnsim.Problem, network: lnsim.Network, steps: int, reduced: bool
 ) -> tuple[Array, Array]:
-    """A Call, on the draws of replica 0 of seed SEED."""
+    """Trains with `loop`, on the draws of replica 0 of seed SEED."""
     words = streams.WordStream(SEED, 1).take(steps)[0]
     index = streams.sample_index(words, problem.samples)
     targets = problem.y[index] + SIGMA * streams.unit_noise(words, "rademacher")
@@ -122,7 +122,7 @@ def train(
 def simulate(
     backend: str, problem: lnsim.Problem, network: lnsim.Network, steps: int, reduced: bool
 ) -> tuple[Array, Array]:
-    """The same by lnsim."""
+    """The same training by lnsim."""
     run = lnsim.simulate(
         problem,
         network,
@@ -138,9 +138,9 @@ def simulate(
 
 
 def contenders(device: str) -> tuple[dict[str, Call], dict[str, str]]:
-    """The calls by name (lnsim's numba backend and NumPy whatever `device` is).
+    """The available calls by name, and the reasons why others are missing, by name.
 
-    And by name why others are missing.
+    lnsim's numba backend and NumPy run on the CPU whatever `device` is.
     """
     calls: dict[str, Call] = {OURS: partial(simulate, "numba")}
     loops: dict[str, Loop] = {"NumPy loop": numpy_loop}

@@ -1,12 +1,12 @@
-"""Time and memory of the empirical NTK on two threads, beside what its arithmetic alone would take.
+"""Time and memory of the empirical NTK on two threads, and the time of its arithmetic alone.
 
     python bench/ntk.py [resnet18|wrn|mlp] [full|mean]
 
-64 random images, float32.  The machine's GEMM rate drifts: it is measured before and after every
-repetition (ten calls of the MLP's), and the floor is the operations that the method cannot do
-without at the median rate.  Those of a layer with patches (L x K) and outputs (L x O) are one
-forward pass, C backward passes, and the cheapest of the three products of
-lnsim_torch/ntk/products.py, of symmetric ones half.
+Uses 64 random images in float32.  The machine's GEMM rate drifts: it is measured before and after
+every repetition (ten calls for the MLP), and the floor is the time of the operations that the
+method requires, at the median rate.  For a layer with patches (L x K) and outputs (L x O) these are
+one forward pass, C backward passes, and the cheapest of the three products of
+lnsim_torch/ntk/products.py; symmetric products count half.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GEMM_SIZE = 1024
 
 
 class Block(nn.Module):
-    """A residual block: ResNet's, or without normalisation the Wide ResNet's."""
+    """A residual block of ResNet or, without normalisation, of the Wide ResNet."""
 
     def __init__(self, cin: int, cout: int, stride: int, norm: bool) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Erf(nn.Module):
 
 
 def convolution(cin: int, cout: int, size: int, stride: int, norm: bool) -> nn.Module:
-    """With batch norm and no bias, or without and with one."""
+    """A convolution with batch norm and no bias, or with a bias and no batch norm."""
     conv = nn.Conv2d(cin, cout, size, stride, size // 2, bias=not norm)
     return nn.Sequential(conv, nn.BatchNorm2d(cout)) if norm else conv
 
@@ -60,12 +60,12 @@ def residual(stem: int, widths: list[int], norm: bool) -> nn.Module:
     """A stem, then two blocks of each width, at half the resolution from the second width on."""
     layers: list[nn.Module] = [convolution(3, stem, 3, 1, norm)]
     layers += [nn.ReLU(inplace=True)] if norm else []
-    before = stem
+    channels = stem
     for width in widths:
-        layers += [Block(before, width, 1 if width == widths[0] else 2, norm)]
+        layers += [Block(channels, width, 1 if width == widths[0] else 2, norm)]
         layers += [Block(width, width, 1, norm)]
-        before = width
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, CLASSES))
+        channels = width
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
     return nn.Sequential(*layers, *head).eval()
 
 
@@ -79,7 +79,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def operations(network: nn.Module, x: Tensor, outputs: str) -> float:
-    """Floating point operations that the kernel of x cannot do without, of products alone."""
+    """Floating point operations of the products that the kernel of x requires."""
     counts: list[float] = []
     c, times = (CLASSES, 1) if outputs == "full" else (1, CLASSES)
 
@@ -87,7 +87,7 @@ def operations(network: nn.Module, x: Tensor, outputs: str) -> float:
         weight = module.get_parameter("weight")
         n, o, k = len(x), len(weight) * times, weight[0].numel()
         length = output[0, 0].numel()
-        passes = CLASSES + 1 if counts else 1  # none goes back to the images
+        passes = CLASSES + 1 if counts else 1  # the first layer has no backward pass to the images
         blocks = 2 * n * c * o * k * length + (n * c) ** 2 * o * k
         gram = (n * length) ** 2 * k
         apply = gram + (n * length) ** 2 * c * o + n**2 * length * c**2 * o
@@ -102,7 +102,7 @@ def operations(network: nn.Module, x: Tensor, outputs: str) -> float:
 
 
 def gemm_rate() -> float:
-    """Floating point operations a second of one large product."""
+    """Floating point operations per second of one large product."""
     a = torch.ones(GEMM_SIZE, GEMM_SIZE)
     start = time.perf_counter()
     a @ a

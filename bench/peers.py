@@ -1,16 +1,16 @@
-"""lnsim beside what else one could use, side by side in one run, on the same work.
+"""Times lnsim and alternatives side by side in one run, on the same work.
 
     python -m bench.peers [--rounds N] [--seconds S] [--out FILE.json]
 
 Prints a table of times and ratios; --out writes all rounds as JSON.  Every contender's result is
-first compared with lnsim's on the same draws or inputs: one that differs by more than TOLERANCE
-ends the run.  All are float64, and compiled and warmed up before they are timed; each returns an
-array on the host, so that work on a GPU has ended when the clock is read.
+first compared with lnsim's on the same draws or inputs: a difference above TOLERANCE ends the run.
+All compute in float64, and are compiled and warmed up before the timing; each returns an array on
+the host, so that work on a GPU has ended when the clock is read.
 
-The linear network's loops are given both states: the dense one that they would have by themselves
-and, in columns of its own, lnsim's exact reduction of it.  All ratios are to lnsim's numba backend
-on the reduced state, which is what lnsim.simulate does; it and the NumPy loop stay on the CPU in
-the tables of a GPU.  Kernels: ratios to lnsim_torch.
+The loops of the linear network run on both states: the dense one and, in separate columns, lnsim's
+exact reduction of it.  Their ratios are to lnsim's numba backend on the reduced state, the default
+of lnsim.simulate; this backend and the NumPy loop use the CPU even in the tables of a GPU.  Ratios
+of kernels are to lnsim_torch.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ COLUMNS = 80
 
 @dataclass
 class Table:
-    """Contenders by column and name, and by name why others are missing.
+    """Contenders by column and name, and the reasons why others are missing, by name.
 
-    `reference` is the contender that those of a column are set beside; `unit`, in seconds, is that
-    of the times printed; results are compared after `checked` units of work, and no timing does
-    more than `most`.
+    `reference` is the contender with which those of a column are compared; `unit`, in seconds, is
+    the unit of printed times; results are compared after `checked` units of work, and a timing does
+    at most `most` units.
     """
 
     title: str
@@ -61,18 +61,19 @@ class Table:
         return {key: self.reference[key[0]] for key in self.work}
 
     def _differences(self) -> dict[Key, float]:
-        """Of every result to its reference, relative.  Raises ValueError where one disagrees."""
+        """Relative difference of every result from its reference; ValueError if above TOLERANCE."""
         results = {key: work(self.checked) for key, work in self.work.items()}
-        found = {}
+        differences = {}
         for key, other in self._references().items():
             gap = np.linalg.norm(results[key] - results[other])
-            found[key] = float(gap / np.linalg.norm(results[other]))
-            if not found[key] <= TOLERANCE:
-                raise ValueError(f"{key} differs from {other} by {found[key]:.1e}: {self.title}")
-        return found
+            differences[key] = float(gap / np.linalg.norm(results[other]))
+            if not differences[key] <= TOLERANCE:
+                difference = f"{differences[key]:.1e}"
+                raise ValueError(f"{key} differs from {other} by {difference}: {self.title}")
+        return differences
 
     def measured(self, rounds: int, seconds: float) -> dict[str, Any]:
-        """Checks all contenders, then times them; as plain data, times in seconds."""
+        """Checks all contenders and times them; returns plain data, with times in seconds."""
         differences = self._differences()
         timers = {
             key: timer(work, seconds, self.checked, self.most) for key, work in self.work.items()
@@ -118,7 +119,7 @@ def linear_table(device: str, samples: int = 200, dim: int = 20, width: int = 10
 
 
 def kernel_table(device: str) -> Table:
-    """The whole kernel of two small networks; without torch an empty table that says so."""
+    """The whole kernel of two small networks; without torch an empty table with the reason."""
     title = f"Empirical tangent kernel on {device}, 16 samples, 10 x 10 outputs: milliseconds"
     if not importable("torch"):
         return Table(title, 1e-3, missing={"lnsim_torch": "PyTorch is not installed"})
@@ -144,7 +145,7 @@ def kernel_table(device: str) -> Table:
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
-    """The table of what `measured` returned, at 80 columns."""
+    """The lines of a table from the data of `measured`, 80 columns wide."""
     cells = {(row["column"], row["name"]): row for row in result["rows"]}
     columns = list(dict.fromkeys(column for column, _ in cells))
     yield result["title"]
@@ -172,10 +173,10 @@ def _digits(value: float, scale: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(scale)))}f}"
 
 
-def header(found: dict[str, str], rounds: int) -> Iterator[str]:
-    """What it ran on, at 80 columns."""
-    yield from textwrap.wrap(", ".join(f"{name} {it}" for name, it in found.items()), COLUMNS)
-    yield f"Medians and ranges of {rounds} interleaved rounds; ratios to the line of 1."
+def header(description: dict[str, str], rounds: int) -> Iterator[str]:
+    """The lines on the machine and the method, 80 columns wide."""
+    yield from textwrap.wrap(", ".join(f"{k} {v}" for k, v in description.items()), COLUMNS)
+    yield f"Medians and ranges of {rounds} interleaved rounds; ratios to the line of ratio 1."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seconds",
         type=float,
         default=0.3,
-        help="of a round of a contender (default: %(default)s)",
+        help="length of a round of one contender (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write every round here")
     arguments = parser.parse_args(argv)
@@ -196,8 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--rounds must be at least 1, --seconds at least 0")
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    found = machine()
-    print(*header(found, arguments.rounds), sep="\n")
+    description = machine()
+    print(*header(description, arguments.rounds), sep="\n")
     devices = ["cpu", *(["cuda"] if cuda_device() else [])]
     results = []
     try:
@@ -210,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "cuda" not in devices:
         print("\nCUDA: there is no device here.")
     if arguments.out is not None:
-        written = {"machine": found, "rounds": arguments.rounds, "tables": results}
+        written = {"machine": description, "rounds": arguments.rounds, "tables": results}
         arguments.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return 0
 

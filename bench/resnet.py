@@ -1,14 +1,14 @@
-"""An epoch of lnsim's training loop against one of a bare loop, both on ResNet-18, in turns.
+"""Times epochs of lnsim's training loop and of a bare loop on ResNet-18, in turns.
 
     python bench/resnet.py            on CUDA: width 64, 50,000 images, batches of 128
     python bench/resnet.py --tiny     on the CPU: width 8, 1,024 images, batches of 64
 
 Both loops have images in the device's memory, channels last and, on CUDA, bfloat16 and a compiled
 network.  The bare loop has its images normalised in advance and does nothing but forward, backward
-and update.  Ours flips labels, gathers and normalises bytes, and its epoch holds a record: loss and
-accuracy on a fifth as many test images.  The images are random: speed does not depend on them.
-Prints images a second (on the CPU by the processor's time, which other programs disturb less), the
-median ratio of the times with its spread, peak memory, and versions.
+and update.  lnsim's loop flips labels, gathers and normalises bytes, and includes a record in each
+epoch: loss and accuracy on a fifth as many test images.  The images are random, as speed does not
+depend on them.  Prints images per second (on the CPU by processor time, which other programs
+disturb less), the median ratio of the times with its range, peak memory, and versions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lnsim.images.data import Images
 
 
 def random_images(n: int) -> Images:
-    """`n` training images and a fifth as many for the test."""
+    """`n` random training images, and a fifth as many test images."""
     random = np.random.default_rng(0)
     sets = []
     for count in (n, n // 5):
@@ -46,7 +46,7 @@ def random_images(n: int) -> Images:
 def bare_epoch(
     network: nn.Module, x: Tensor, labels: Tensor, batch: int, autocast: bool
 ) -> Callable[[], None]:
-    """A function that trains `network` for one epoch, as plainly as can be."""
+    """A function that trains `network` for one epoch, without anything else."""
     network.train()
     forward = torch.compile(network, dynamic=False) if autocast else network
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
@@ -64,7 +64,7 @@ def bare_epoch(
 
 
 class Turns:
-    """Called at every record of our run: times our epoch, then one of the bare loop."""
+    """Called at every record of lnsim's run: times its epoch, then runs and times a bare one."""
 
     def __init__(self, bare: Callable[[], None], device: torch.device) -> None:
         self._bare, self._device = bare, device
@@ -79,7 +79,7 @@ class Turns:
         return {}
 
     def _stop(self, name: str) -> None:
-        """The time since the last call is that of `name`."""
+        """Adds the time since the last call to the times of `name`."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             self.memory[name] = max(self.memory[name], torch.cuda.max_memory_allocated())
@@ -90,7 +90,7 @@ class Turns:
 
 
 def measure(data: Data, width: int, batch: int, rounds: int) -> Turns:
-    """Runs both loops in turns, `rounds` times after one that is not counted."""
+    """Runs both loops in turns, `rounds` times after one uncounted round."""
     cuda = data.device.type == "cuda"
     n = len(data.train)
     steps = math.ceil(n / batch)

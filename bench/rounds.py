@@ -1,4 +1,4 @@
-"""Timing side by side: all contenders in turn, round after round, and the machine they ran on."""
+"""Interleaved timing, all contenders in turn in every round, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Key = tuple[str, str]
-"""Of a contender: the column of the table it stands in, and its name."""
+"""The column of a contender in the table, and its name."""
 
 Work = Callable[[int], NDArray[np.float64]]
-"""Does so many units of work (steps, kernels) and returns the result on the host."""
+"""Does the given number of units of work (steps, kernels); returns the result on the host."""
 
 PACKAGES = ("lnsim", "numpy", "numba", "torch", "jax", "jaxlib", "neural_tangents")
 
@@ -24,7 +24,7 @@ PACKAGES = ("lnsim", "numpy", "numba", "torch", "jax", "jaxlib", "neural_tangent
 def interleaved(
     contenders: Mapping[Key, Callable[[], float]], rounds: int
 ) -> dict[Key, list[float]]:
-    """What every contender returns, the seconds of its unit of work, called once a round."""
+    """Calls every contender once per round; returns their results, the seconds per unit of work."""
     seconds: dict[Key, list[float]] = {key: [] for key in contenders}
     for _ in range(rounds):
         for key, contender in contenders.items():
@@ -33,9 +33,9 @@ def interleaved(
 
 
 def timer(work: Work, seconds: float, least: int, most: int) -> Callable[[], float]:
-    """Measures the seconds of one unit of `work`, over so many units that it lasts `seconds`.
+    """A function that measures the seconds per unit of `work`, in calls that last `seconds`.
 
-    At least `least` and at most `most` units; what they compile is compiled before this returns.
+    A call does at least `least` and at most `most` units.  All compilation is done before return.
     """
     count = least
     while True:
@@ -52,7 +52,7 @@ def _seconds_a_unit(work: Work, count: int) -> float:
 
 
 def importable(package: str) -> bool:
-    """Whether it is there and fits the others: some releases of one refuse those of another."""
+    """Whether `package` is installed and can be imported with the other packages."""
     try:
         import_module(package)
     except ImportError:
@@ -62,7 +62,7 @@ def importable(package: str) -> bool:
 
 def machine() -> dict[str, str]:
     """Processor, cores this process may use, CUDA device, Python and the packages' versions."""
-    found = {
+    description = {
         "processor": _processor(),
         "cores": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}",
         "CUDA device": cuda_device() or "none",
@@ -70,10 +70,10 @@ def machine() -> dict[str, str]:
     }
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            description[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            description[package] = "not installed"
+    return description
 
 
 def cuda_device() -> str | None:
@@ -86,7 +86,7 @@ def cuda_device() -> str | None:
 
 
 def _processor() -> str:
-    """As Linux names it; elsewhere, what Python knows of it."""
+    """The processor's name from Linux, or what Python knows of it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             return next(line.split(":")[1].strip() for line in lines if "model name" in line)
