@@ -1,4 +1,4 @@
-"""The experiments, a module each, which ends in EXPERIMENT (run/experiment.py)."""
+"""The experiments: one module each, which ends in EXPERIMENT (run/experiment.py)."""
 
 NAMES = (
     "label-noise",
@@ -11,4 +11,4 @@ NAMES = (
     "wide-resnet-sam",
     "resnet",
 )
-"""In the order in which they are listed; their modules have underscores for hyphens."""
+"""The names in the order of `lnsim list`; module names have underscores for hyphens."""

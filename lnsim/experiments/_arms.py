@@ -1,10 +1,10 @@
 """The runs of an experiment, its arms, trained side by side and kept as one trajectory.
 
-On the CPU as many arms run at a time as there are cores for, each on `threads` of them; on a GPU,
-and under torchrun, one after the other.  Neither changes a number, nor what is kept, which is what
-arms trained one after the other give: of those after one that diverged, nothing.  The trajectory's
-state holds of every arm begun so far its records, its network, and what was measured at its end: a
-run that was stopped goes on where its arms stood, and one that is over can be made longer.
+On the CPU as many arms run at a time as the cores allow, each on `threads` of them; on a GPU, and
+under torchrun, they run one after the other.  Both give the same results: those of arms trained one
+after the other, which end at the first arm that diverges.  The trajectory's state holds the
+records, the network and the measurements at the end of every arm that has begun: a run that was
+stopped resumes every arm where it stood, and a finished run can be extended.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PARTS = ("records", "state", "measured")
 
 
 class Arms:
-    """What the arms gave so far.
+    """The arms of a run and their results so far.
 
     `recipes`: the engine's Recipe of each arm, by the arm's name; all have the same `steps` and
     `record_every`.  `assemble(records, measured)` makes the trajectory's arrays of
@@ -70,7 +70,7 @@ class Arms:
         self._lock = RLock()
 
     def restore(self, earlier: Trajectory) -> None:
-        """Takes over what the arms of `earlier` gave.  Raises ValueError for another run's."""
+        """Takes over the results of `earlier`.  Raises ValueError if that is another run."""
         check_continues(earlier, self._config)
         check_not_diverged(earlier.status)
         if not np.array_equal(earlier.state.get("images", ()), self._fingerprint):
@@ -79,7 +79,7 @@ class Arms:
             if f"{name}.status" in earlier.state:
                 parts = {part: _below(earlier.state, f"{name}.{part}.") for part in _PARTS}
                 status = Status(*json.loads(str(earlier.state[f"{name}.status"])))
-                if status.code == Ending.DIVERGED:  # beside one that was stopped: it will once more
+                if status.code == Ending.DIVERGED:  # it diverges again when trained again
                     continue
                 if measured := parts.pop("measured"):
                     self._measured[name] = measured
@@ -98,11 +98,11 @@ class Arms:
         threads: int = 1,
         **driver: Any,
     ) -> Trajectory:
-        """Trains what is left to train, each arm from a network that `start` makes.
+        """Trains the arms that are not finished, each from a network made by `start`.
 
-        `threads` are those that the engine is held to.  `driver` goes to its train; `measure` is
-        asked once an arm is trained.  All of these are called in the thread of an arm; `stop` by
-        several at a time.
+        `threads` is the number of threads of each arm.  `measure` is called with a trained network.
+        `driver` goes to the engine's train.  Callbacks run in the thread of an arm, and `stop` in
+        several threads at a time.
         """
         names = list(self._recipes)
         shown = self._shown(progress)
@@ -141,7 +141,7 @@ class Arms:
     def _side_by_side(
         self, train: Callable[[int], Status], count: int, threads: int
     ) -> list[Status]:
-        """What `train` gives for each arm.  Where one fails, the others fail at their next step."""
+        """The status of each arm.  If one arm raises, the others raise at their next step."""
         if self._device != "cpu" or self._engine.group().size > 1:
             return [train(i) for i in range(count)]
         at_once = max(1, cpu_threads.number() // threads)
@@ -160,23 +160,23 @@ class Arms:
             try:
                 futures = [pool.submit(work, i) for i in range(count)]
                 return [future.result() for future in futures]
-            except BaseException as error:  # a Ctrl-C comes here, not there
+            except BaseException as error:  # a Ctrl-C is raised here, not in an arm
                 self._failure = error
                 raise
 
     def _fail(self) -> None:
-        """Raises what another arm has raised."""
+        """Raises the error of another arm, if there is one."""
         if self._failure is not None:
             raise self._failure
 
     def trajectory(self, status: Status) -> Trajectory:
-        """All that was recorded so far, and the state to go on from."""
+        """All records so far, and the state from which to resume."""
         state: dict[str, NDArray[Any]] = {"images": self._fingerprint}
         for name in filter(self._results.__contains__, self._recipes):
             result = self._results[name]
             state[f"{name}.status"] = np.array(json.dumps([result.status.code, result.status.step]))
-            held = (result.records, result.state, self._measured.get(name, {}))
-            for part, arrays in zip(_PARTS, held, strict=True):
+            parts = (result.records, result.state, self._measured.get(name, {}))
+            for part, arrays in zip(_PARTS, parts, strict=True):
                 state |= {f"{name}.{part}.{key}": value for key, value in arrays.items()}
         records = {name: self._records(name) for name in self._recipes}
         counts = np.array([len(labels) for labels in self._images[1::2]])
@@ -188,11 +188,11 @@ class Arms:
         return Trajectory(arrays, self._config, status, state, about)
 
     def _records(self, name: str) -> Records:
-        """The series of arm `name` at the planned steps, NaN where it has none."""
+        """The series of arm `name` at the planned steps, NaN where it has no record."""
         records = {key: np.full(len(self.steps), np.nan) for key in self._series}
         recorded = self._results[name].records if name in self._results else {}
         if recorded:
-            # Where an earlier, shorter run ended may be none of the planned steps.
+            # The last step of an earlier, shorter run need not be a planned step.
             _, rows, recorded_rows = np.intersect1d(
                 self.steps, recorded["step"], return_indices=True
             )
@@ -200,10 +200,10 @@ class Arms:
                 values[rows] = recorded[key][recorded_rows]
         return records
 
-    def _keeping(
+    def _arm_checkpoint(
         self, name: str, checkpoint: Callable[[Trajectory], object] | None
     ) -> Callable[[Any], object] | None:
-        """What makes a checkpoint of the arm's result so far a checkpoint of all arms."""
+        """A function that turns a checkpoint of one arm into a checkpoint of all arms."""
         if checkpoint is None:
             return None
 
@@ -214,10 +214,10 @@ class Arms:
 
         return keep
 
-    def _shown(
+    def _progress_of(
         self, progress: bool | Callable[[int], object] | None
     ) -> Callable[[str], str | Callable[[int], object] | None]:
-        """The progress of each arm, by its name: a bar so called, or the steps of all arms."""
+        """The progress argument of each arm: a bar with its name, or a count of all steps."""
         if progress is None or isinstance(progress, bool):
             return lambda name: name if progress else None
         report = progress
@@ -232,7 +232,7 @@ class Arms:
 
 
 def _below(state: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    """What `state` holds under names that begin with `prefix`, by the rest of the name."""
+    """The arrays of `state` whose names begin with `prefix`, under names without it."""
     return {k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)}
 
 

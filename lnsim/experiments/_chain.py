@@ -1,4 +1,4 @@
-"""What the two oscillation experiments share: the second layer's chain."""
+"""The dynamics that the two oscillation experiments share: the chain of the second layer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from lnsim.experiments._synthetic import LinearConfig
 
 @dataclass(frozen=True)
 class ChainConfig(LinearConfig):
-    """The setting of Lemma 4.  `amplitude`, left out, is lr^(1/4).
+    """The setting of Lemma 4.  The default `amplitude` is lr^(1/4).
 
-    A chain at 0 at one even step is at 0 at all of them: an odd `record_every` sees it move.
+    A chain at 0 at one even step is at 0 at every even step: only an odd `record_every` shows it
+    move.
     """
 
     reduces: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""What the experiments with networks on images share: presets, the images, the processes."""
+"""What the experiments with networks on images share: presets, images, processes."""
 
 from __future__ import annotations
 
@@ -19,52 +19,52 @@ from lnsim.images.data import Images
 from lnsim.simulation.trajectory import Trajectory
 
 BACKEND = "torch"
-"""The backend of these experiments, unless another is named."""
+"""The default backend of these experiments."""
 
-# A purpose of numpy.random.default_rng([seed, purpose]): that of images/erf_network.py, so that all
-# experiments choose the same images.
+# The purpose in numpy.random.default_rng([seed, purpose]), equal to that of images/erf_network.py,
+# so that all experiments choose the same images.
 _CHOICE_OF_IMAGES = 5
 
 MOST_THREADS = 1024
 
 _NO_CHANGE = ("preset", "data", "data_root", "seed", "threads")
-"""Keys that do not make a run another than its preset's."""
+"""Keys that a caption does not list as changed from the preset."""
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """What all have.  `preset` names where the other values come from, but for those changed.
+    """The keys that all have.  `preset` names the origin of the other values, unless changed.
 
-    `data` is the path of an .npz file, or "cifar10", downloaded below `data_root`.  Of `samples`
-    and `test_samples` images 0 are all there are.  `threads`, of the CPU, are those of each network
-    in training: sums shared among threads are rounded otherwise, so they are part of the run.
+    `data` is the path of an .npz file, or "cifar10", which is downloaded to `data_root`.  `samples`
+    and `test_samples` count images; 0 means all.  `threads` is the number of CPU threads that train
+    each network; it changes the rounding of sums, so it is part of the configuration.
     """
 
-    preset: str = key("small", "small or paper: where the other values come from")
+    preset: str = key("small", "small or paper: the origin of the other values")
     data: str = key("", "FILE.npz of images, or cifar10, which is downloaded")
-    data_root: str = key("data", "where cifar10 is kept")
+    data_root: str = key("data", "folder of cifar10")
     samples: int = key(0, "n, training samples; of images, 0: all")
     test_samples: int = key(0, "samples of the test set; of images, 0: all")
-    seed: int = key(0, "of the data, the network and the noise")
-    threads: int = key(1, "of the CPU, for each network; they change the last bits")
+    seed: int = key(0, "seed of the data, the network and the noise")
+    threads: int = key(1, "CPU threads for each network; they change the last bits")
 
 
 def default_preset(backend: str, device: str | None) -> str:
-    """ "paper" on CUDA, "small" elsewhere; `device` None is the one there is."""
+    """ "paper" on CUDA, "small" elsewhere; None is the default device."""
     device = device or load_networks(backend).default_device()
     return "paper" if device.startswith("cuda") else "small"
 
 
 @contextmanager
 def join(backend: str, device: str | None) -> Iterator[tuple[str, bool]]:
-    """Around a run, alone or started by torchrun: the device of this process, and if it leads."""
+    """Context of a run, also under torchrun: this process's device, and whether it leads."""
     engine = load_networks(backend)
-    with engine.joined(device or engine.default_device()) as own:
-        yield own, engine.group().rank == 0
+    with engine.joined(device or engine.default_device()) as own_device:
+        yield own_device, engine.group().rank == 0
 
 
 def choose(config: ImageConfig) -> Images:
-    """The images that `config` asks for, chosen at random.  Raises ValueError where they are not.
+    """The images of `config`, chosen at random.  Raises ValueError if `data` does not have them.
 
     The same seed chooses the same images as in `linearization`.
     """
@@ -95,20 +95,20 @@ def choose(config: ImageConfig) -> Images:
 def caption(
     trajectory: Trajectory, cls: type[ImageConfig], presets: Mapping[str, Any], words: Sequence[str]
 ) -> str:
-    """What stands below a figure: which preset made it, what was changed of it, on what data.
+    """The caption of a figure: the preset, the keys changed from it, the data, and `words`.
 
-    `words` say what else the run was of class `cls`.
+    `cls` is the class of the run's configuration.
     """
-    given = {k: v for k, v in trajectory.config.items() if k not in ("experiment", "backend")}
-    preset = given["preset"]
-    made = vars(cls(**presets[preset]))
+    values = {k: v for k, v in trajectory.config.items() if k not in ("experiment", "backend")}
+    preset = values["preset"]
+    defaults = vars(cls(**presets[preset]))
     changed = [
         f"{key} = {value}"
-        for key, value in given.items()
-        if key not in _NO_CHANGE and value != made[key]
+        for key, value in values.items()
+        if key not in _NO_CHANGE and value != defaults[key]
     ]
     name = f"Preset {preset}" + (f", changed: {', '.join(changed)}" if changed else "")
     n, n_test = trajectory["images"]
-    data = f"n = {n:,} training and {n_test:,} test images of {Path(given['data']).name}"
-    rest = ", ".join([*words, f"seed {given['seed']}"])
-    return f"{name}. {data}; {rest}."
+    data = f"n = {n:,} training and {n_test:,} test images of {Path(values['data']).name}"
+    details = ", ".join([*words, f"seed {values['seed']}"])
+    return f"{name}. {data}; {details}."

@@ -20,10 +20,10 @@ from lnsim.simulation.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """The setting of the figures.  theta_norm = 0 leaves theta* as drawn.
+    """The setting of the figures.
 
-    `reduces` and `samples_a_step` say what a step costs: whether the network may be trained in the
-    span of the data, and of how many samples a step takes gradients one by one.
+    `reduces` (whether the network may be trained in the span of the data) and `samples_a_step` (the
+    number of samples whose gradients a step takes one by one) determine the cost of a step.
     """
 
     reduces: ClassVar[bool] = True
@@ -34,10 +34,10 @@ class LinearConfig:
     width: int = key(1000, "m, hidden neurons; of resnet, channels of the first group")
     theta_norm: float = key(0.0, "|theta*| to scale the labels to; 0: as drawn")
     lr: float = key(1e-3, "learning rate, eta in the paper")
-    steps: int = key(2_000_000, "how long to train")
+    steps: int = key(2_000_000, "number of training steps")
     record_every: int = key(2_000, "steps between records; for resnet, epochs")
-    tracked: int = key(8, "neurons that are followed one by one")
-    seed: int = key(0, "of the data, the network and the noise")
+    tracked: int = key(8, "number of neurons recorded one by one")
+    seed: int = key(0, "seed of the data, the network and the noise")
 
     @property
     def samples_a_step(self) -> int:
@@ -46,13 +46,13 @@ class LinearConfig:
 
 @dataclass(frozen=True)
 class NoisyConfig(LinearConfig):
-    """The same under label noise SGD."""
+    """The setting of label noise SGD."""
 
     sigma: float = key(4.0, "standard deviation of the label noise")
-    law: str = key("rademacher", "of the label noise: rademacher, gaussian or uniform")
+    law: str = key("rademacher", "label noise: rademacher, gaussian or uniform")
     batch_size: int = key(1, "samples in a step; 0: all of them")
-    momentum: float = key(0.0, "share of the last step that is taken again")
-    weight_decay: float = key(0.0, "share of the weights taken away, times lr")
+    momentum: float = key(0.0, "fraction of the last update that is added again")
+    weight_decay: float = key(0.0, "fraction of the weights subtracted per step, times lr")
 
     @property
     def samples_a_step(self) -> int:
@@ -76,7 +76,7 @@ def start(config: LinearConfig) -> tuple[Problem, Network]:
 
 
 def label_noise_sgd(config: NoisyConfig) -> SGD:
-    """The dynamics of a noisy setting."""
+    """The dynamics of `config`."""
     return SGD(
         config.lr,
         LabelNoise(config.sigma, config.law),
@@ -96,7 +96,7 @@ def train(
 ) -> Trajectory:
     """Trains from `start`; the trajectory's config names the experiment and repeats the run.
 
-    `device` becomes part of the backend; `driver` goes to `simulate` as it is.
+    `device` becomes part of the backend; `driver` goes to `simulate`.
     """
     problem, network = start(config)
     driver = {"seed": config.seed, "tracked": config.tracked, **driver}
@@ -115,7 +115,7 @@ def train(
 
 
 def config_of(cls: type[C], keys: Mapping[str, Any]) -> C:
-    """The configuration of class `cls` from a run's `keys`; those unknown to it are passed over."""
+    """The configuration of class `cls` from a run's `keys`; keys unknown to it are ignored."""
     known = cls.__dataclass_fields__
     return cls(**{key: value for key, value in keys.items() if key in known})
 
@@ -127,9 +127,9 @@ def series(trajectory: Trajectory, name: str) -> FloatArray:
 
 
 def window_changes(trajectory: Trajectory, period: int) -> tuple[FloatArray, FloatArray]:
-    """How the mean norm changed over each window of `period` steps: while on, while off.
+    """The change of the mean norm over each window of `period` steps: on-windows, off-windows.
 
-    Between records the norm is interpolated.
+    The norm is interpolated between records.
     """
     steps, norm = trajectory.steps, series(trajectory, "norm_mean")
     borders = np.unique(np.append(np.arange(0, steps[-1] + 1, period), steps[-1]))
@@ -138,14 +138,14 @@ def window_changes(trajectory: Trajectory, period: int) -> tuple[FloatArray, Flo
 
 
 def first_below(trajectory: Trajectory, level: float) -> float:
-    """The first record with (1/m) sum |w_i|^2 <= level, NaN if there is none.  Lemma 4."""
+    """The step of the first record with (1/m) sum |w_i|^2 <= level (Lemma 4), NaN if none."""
     squares = series(trajectory, "norm_squared") / trajectory["final_W"].shape[-2]
     below = np.flatnonzero(squares <= level)
     return float(trajectory.steps[below[0]]) if below.size else float("nan")
 
 
 def report(trajectory: Trajectory) -> list[str]:
-    """What a person wants to know first, a line each."""
+    """The lines that `lnsim run` prints about a run."""
     return [f(trajectory) for f in (escape_line, norm_line, alignment_line, loss_line)]
 
 
@@ -155,12 +155,12 @@ def escape_line(trajectory: Trajectory) -> str:
     first, last = (float(np.ravel(t)[0]) for t in (phases.first_escape, phases.last_escape))
     if np.isnan(first):
         return "lazy escape   no neuron left the lazy regime"
-    then = "not all of them" if np.isnan(last) else f"last near {round(last):,}"
-    return f"lazy escape   first neuron near step {round(first):,}, {then}"
+    end = "not all of them" if np.isnan(last) else f"last near {round(last):,}"
+    return f"lazy escape   first neuron near step {round(first):,}, {end}"
 
 
 def norm_line(trajectory: Trajectory) -> str:
-    """The mean norm at both ends."""
+    """The mean norm at the start and the end."""
     norm = series(trajectory, "norm_mean")
     return (
         f"mean norm     {norm[0]:.4g} at the start, {norm[-1]:.4g} at step {trajectory.steps[-1]:,}"
@@ -168,7 +168,7 @@ def norm_line(trajectory: Trajectory) -> str:
 
 
 def alignment_line(trajectory: Trajectory) -> str:
-    """The mean alignment at both ends."""
+    """The mean alignment at the start and the end."""
     alignment, cosine = (series(trajectory, f"{name}_mean") for name in ("alignment", "cosine"))
     return (
         f"alignment     {alignment[0]:.4g} at the start, {alignment[-1]:.4g} at the end"
@@ -183,6 +183,6 @@ def loss_line(trajectory: Trajectory) -> str:
 
 
 def window_line(trajectory: Trajectory, period: int) -> str:
-    """How the mean norm changed in all on-windows and in all off-windows."""
+    """The total change of the mean norm in all on-windows and in all off-windows."""
     on, off = window_changes(trajectory, period)
     return f"windows       mean norm {on.sum():+.4g} in all while on, {off.sum():+.4g} while off"

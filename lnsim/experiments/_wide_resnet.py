@@ -2,14 +2,14 @@
 
 A Wide ResNet in NTK parameterisation without normalisation, squared loss (1 / 2nC) sum (f - y)^2,
 full-batch gradient descent, each set of images normalised by its own mean and deviation as in the
-notebook.  Beside it the linearised network is trained by the same descent: with K the tangent
-kernel of all outputs at the start, f_t - y = (1 - lr K / nC)^t (f_0 - y), of which one
-eigendecomposition gives every t (linearization/descent.py).  A resumed run goes on bit for bit.
+notebook.  The linearised network is trained by the same descent: with K the tangent kernel of all
+outputs at the start, f_t - y = (1 - lr K / nC)^t (f_0 - y), and one eigendecomposition of K gives
+every t (linearization/descent.py).  A resumed run continues bit for bit.
 
-The paper leaves depth, width, learning rate and time open.  Preset "paper" has those of the
-architecture's source (block_size 4, k 1) and the notebook's 10,000 steps; preset "small" a block to
-each group.  Both learning rates are 0.3 to 0.4 of the largest at which the linearised network's
-descent is stable.
+The paper leaves depth, width, learning rate and time open.  Preset "paper" has the sizes of the
+architecture's source (block_size 4, k 1) and the notebook's 10,000 steps; preset "small" has one
+block per group.  Both learning rates are 0.3 to 0.4 of the largest at which the linearised
+network's descent is stable.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SERIES = quantities.names(quantities.WIDE_RESNET)
-"""What is recorded of every arm, (records,), under its name and an underscore."""
+"""The series of every arm, (records,), named by the arm, an underscore and this name."""
 
 KERNEL = "ntk_distance"
-"""That of SERIES which is recorded at `kernel_step` alone."""
+"""The one of SERIES that is recorded only at `kernel_step`."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {},
@@ -57,8 +57,8 @@ LABELS = {"clean": "clean", "noisy": "noisy", "sam": "SAM", "linearized": "linea
 class WideResNetConfig(_images.ImageConfig):
     """The network is wide_resnet(block_size, k, alpha=alpha); `alpha` scales its output.
 
-    The kernel, dearer than some ten steps, is measured every `kernel_every` steps, a multiple of
-    `record_every`; 0 for never.  `compile`: by torch.compile, on CUDA.
+    The kernel, which costs more than ten steps, is measured every `kernel_every` steps, a multiple
+    of `record_every`, or never if that is 0.  `compile` uses torch.compile, on CUDA.
     """
 
     samples: int = key(64, "n, training samples; of images, 0: all")
@@ -67,7 +67,7 @@ class WideResNetConfig(_images.ImageConfig):
     k: int = key(1, "widening factor")
     alpha: float = key(1.0, "scale of the network's output at the start")
     lr: float = key(2.0, "learning rate, eta in the paper")
-    steps: int = key(900, "how long to train")
+    steps: int = key(900, "number of training steps")
     record_every: int = key(25, "steps between records; for resnet, epochs")
     kernel_every: int = key(150, "steps between measurements of the tangent kernel; 0: never")
     compile: bool = key(False, "compile the network; needs CUDA")
@@ -82,9 +82,9 @@ def run(
     resume: Trajectory | None = None,
     **driver: Any,
 ) -> Trajectory:
-    """Trains an arm for each of `arms`, which has what it changes of gradient descent.
+    """Trains an arm for each of `arms`, which maps its name to its changes of the plan.
 
-    `resume` and `driver` mean what they mean for `lnsim.simulate`.  Raises ValueError or TypeError
+    `resume` and `driver` are as for `lnsim.simulate`.  Raises ValueError or TypeError
     for bad input.
     """
     engine = load_networks(backend)
@@ -99,15 +99,15 @@ def run(
         recorder = _Recorder(engine, config, data)
         kept = Arms(engine, recipes, images, SERIES, recorder.assemble, identity, device)
         if resume is not None:
-            kept.restore(resume)
-        return kept.train(
+            all_arms.restore(resume)
+        return all_arms.train(
             recorder.start, data, execution, observe=recorder.observe, threads=config.threads,
             **driver,
         )  # fmt: skip
 
 
 def report(trajectory: Trajectory) -> list[str]:
-    """What a person wants to know first, a line each."""
+    """The lines that `lnsim run` prints about a run."""
     curves = [curve for curve in LABELS if f"{curve}_train_loss" in trajectory.arrays]
     arms = [curve for curve in curves if curve != "linearized"]
     step = f"(clean labels, step {trajectory.steps[-1]:,})"
@@ -141,7 +141,7 @@ def figure(trajectory: Trajectory, cls: type[WideResNetConfig], *words: str) -> 
 
 
 def _each(values: Mapping[str, Any], form: str) -> str:
-    """The values with their names; none for an arm that has diverged, or never began."""
+    """The values with the names of their arms; "-" for an arm that diverged or never began."""
     texts = {curve: "-" if np.isnan(v) else f"{v:{form}}" for curve, v in values.items()}
     return ", ".join(f"{text} {LABELS[curve]}" for curve, text in texts.items())
 
@@ -163,13 +163,13 @@ def _recipe(engine: NetworkEngine, config: WideResNetConfig, changes: Mapping[st
 
 
 class _Recorder:
-    """The network at the start, its linearisation, and what is observed of an arm."""
+    """The network at the start, its linearisation, and the observations of an arm."""
 
     def __init__(self, engine: NetworkEngine, config: WideResNetConfig, data: Any) -> None:
         self._engine, self._config = engine, config
         self._steps = np.array(record_steps(config.steps, config.record_every))
         every = config.kernel_every
-        self._kernel_here = np.array([every > 0 and step % every == 0 for step in self._steps])
+        self._is_kernel_step = np.array([every > 0 and step % every == 0 for step in self._steps])
         network = self.start()
         self._tangent = engine.Tangent(network, data)
         losses = self._tangent.losses(network, config.lr, self._steps.tolist())
@@ -194,10 +194,10 @@ class _Recorder:
         """The trajectory's arrays."""
         arrays: dict[str, NDArray[Any]] = {
             **self._linearized,
-            "kernel_step": self._steps[self._kernel_here],
+            "kernel_step": self._steps[self._is_kernel_step],
             "largest_stable_lr": np.array(self._tangent.largest_stable_lr),
         }
         for name, of_arm in records.items():
             arrays |= {f"{name}_{key}": of_arm[key] for key in SERIES}
-            arrays[f"{name}_{KERNEL}"] = of_arm[KERNEL][self._kernel_here]
+            arrays[f"{name}_{KERNEL}"] = of_arm[KERNEL][self._is_kernel_step]
         return arrays

@@ -1,6 +1,6 @@
-"""A setting of the two-layer linear network, what its runs begin with, and what theory says of it.
+"""A setting of the two-layer linear network, its start, and the predictions of theory for it.
 
-The theory is of label noise SGD, and every setting is read as one of it: without label noise sigma
+The theory is about label noise SGD, and every setting is read as such: without label noise sigma
 is 0.  `gaps`, `beyond_noise` and `covered_noise` say which settings the statements do not cover.
 """
 
@@ -26,26 +26,26 @@ from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import modes, paper
 
 LARGEST_EXPANSION = 1.0
-"""The small parameter of the law of modes from which on it is no prediction (modes.py)."""
+"""The law of modes predicts nothing if its small parameter is larger (modes.py)."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The problem and the network with which runs of `config` begin, made when first asked for."""
+    """The problem and the network at the start of runs of `config`, made on first use."""
 
     config: LinearConfig
 
     @cached_property
-    def _made(self) -> tuple[Problem, Network]:
+    def _pair(self) -> tuple[Problem, Network]:
         return _synthetic.start(self.config)
 
     @property
     def problem(self) -> Problem:
-        return self._made[0]
+        return self._pair[0]
 
     @property
     def network(self) -> Network:
-        return self._made[1]
+        return self._pair[1]
 
     @property
     def theta_star(self) -> FloatArray:
@@ -54,12 +54,12 @@ class Start:
 
     @cached_property
     def learnt_at_rest(self) -> tuple[float, float]:
-        """|W|_F^2, of what training inputs reach, and |a|^2 at rest.  ValueError for none."""
+        """|W|_F^2 in the span of the training inputs, and |a|^2, at rest.  May raise ValueError."""
         return paper.stationary_norms(self.theta_star, self.problem.gram)
 
     @cached_property
     def unreached(self) -> float:
-        """|W|_F^2 of what no training input reaches, which stays; rounding may bring it below 0."""
+        """|W|_F^2 orthogonal to the training inputs, a constant; rounding may make it negative."""
         X, W = self.problem.X, self.network.W
         return float(np.sum(W**2) - np.sum((W @ np.linalg.pinv(X) @ X) ** 2))
 
@@ -75,7 +75,7 @@ class Start:
 class Case:
     """A setting of `experiment`, its start, and a run of it or None.  Made by the methods `of_...`.
 
-    `rho` is the radius of SAM, 0 without.  Of an ensemble, what is measured is the first replica's.
+    `rho` is the radius of SAM, 0 without SAM.  Measurements of an ensemble are the first replica's.
     """
 
     config: NoisyConfig
@@ -86,7 +86,7 @@ class Case:
 
     @classmethod
     def of_setting(cls, config: NoisyConfig) -> Case:
-        """Without a run.  Raises ValueError or TypeError for what a run would refuse."""
+        """A case without a run.  Raises ValueError or TypeError for what a run would refuse."""
         _synthetic.label_noise_sgd(config)
         checks.integer("steps", config.steps, 0, checks.MOST_STEPS)
         checks.integer("record_every", config.record_every, 1)
@@ -94,16 +94,16 @@ class Case:
 
     @classmethod
     def of_keys(cls, experiment: str, keys: Mapping[str, Any], start: Start | None = None) -> Case:
-        """Of the keys of an experiment's configuration; keys of no meaning here are passed over.
+        """A case from the keys of an experiment's configuration; keys unknown here are ignored.
 
-        `start`: that of another case that differs in neither sizes, nor seed, nor theta_norm.
+        `start` may be that of another case with the same sizes, seed and theta_norm.
         """
         config = config_of(NoisyConfig, {"sigma": 0.0, **keys})
         return cls(config, start or Start(config), experiment, keys.get("rho", 0.0))
 
     @classmethod
     def of_run(cls, trajectory: Trajectory) -> Case:
-        """The setting a run was made with.  Raises ValueError for other than two-layer networks."""
+        """The case of a run.  Raises ValueError if the run is not of a two-layer linear network."""
         keys = trajectory.config
         missing = [key for key in ("samples", "dim", "width", "lr") if key not in keys]
         if missing:
@@ -119,30 +119,30 @@ class Case:
 
     @property
     def theta_norm(self) -> float:
-        return math.hypot(*self.start.theta_star)  # whose squares a float need not hold
+        return math.hypot(*self.start.theta_star)  # hypot: the squares may overflow
 
     @property
     def length(self) -> int:
-        """Steps of the run: of those taken if there is one, else of those configured."""
+        """Number of steps that the run took; without a run, the configured number."""
         return self.config.steps if self.trajectory is None else self.trajectory.status.step
 
     @property
     def gaps(self) -> list[str]:
-        """What in the setting no statement covers."""
+        """The parts of the setting that no statement covers."""
         gaps = [] if self.experiment == "label-noise" else [f"the dynamics of {self.experiment}"]
         gaps += ["momentum"] if self.config.momentum > 0 else []
         return gaps + (["weight decay"] if self.config.weight_decay > 0 else [])
 
     @property
     def beyond_noise(self) -> str:
-        """Why the paper's statements on label noise do not cover it, or nothing."""
+        """Why the paper's statements on label noise do not cover the setting, or ""."""
         if self.config.batch_size > 1:
             return "stated for one sample a step"
         return "" if self.config.law == "rademacher" else "stated for noise of +sigma or -sigma"
 
     @property
     def covered_noise(self) -> float | None:
-        """sigma, where the statements on label noise cover the setting, else None.
+        """sigma if the statements on label noise cover the setting, else None.
 
         SAM without rho is label noise SGD.
         """
@@ -165,7 +165,7 @@ class Case:
 
     @property
     def escape_bound(self) -> float:
-        """T_1 of Theorem 2; NaN for a width of 1, of which it says nothing."""
+        """T_1 of Theorem 2; NaN for a width of 1, where it is undefined."""
         config = self.config
         if config.width < 2:
             return math.nan
@@ -181,7 +181,7 @@ class Case:
 
     @property
     def premise(self) -> str:
-        """Why Phase II as the paper defines it does not begin, or nothing if it may."""
+        """Why Phase II, as the paper defines it, cannot begin, or "" if it can."""
         at_rest = math.sqrt(self.stationary[0] / self.config.width)
         if self.config.sigma == 0:
             return "no label noise: the neurons stay large"
@@ -193,22 +193,22 @@ class Case:
 
     @property
     def stationary(self) -> tuple[float, float]:
-        """|W|_F^2 and |a|^2 at rest, with what of W no training input reaches."""
+        """|W|_F^2 and |a|^2 at rest, with the part of W orthogonal to the training inputs."""
         first, second = self.start.learnt_at_rest
         return max(0.0, first + self.start.unreached), second
 
     @property
     def decay_time(self) -> float:
-        """When |W|_F^2 has fallen by e, at leading order."""
+        """The time in which |W|_F^2 falls by e, at leading order."""
         return paper.decay_time(self.config.lr, self.config.sigma)
 
     @property
     def instability(self) -> float:
-        """(lr/2) tr(A Sigma) at the start: from 1 on the noise in the loss feeds itself."""
+        """(lr/2) tr(A Sigma) at the start: from 1 on the loss noise amplifies itself."""
         return self.config.lr * self.start.curvature / 2
 
     def modes_at(self, steps: FloatArray) -> modes.ModeCurve:
-        """The law of modes at `steps` : (T,).  Raises ValueError or ArithmeticError for none."""
+        """The law of modes at `steps` : (T,).  Raises ValueError or ArithmeticError if none."""
         config, start = self.config, self.start
         return modes.integrate_modes(
             start.problem.X, start.theta_star, start.network.W, start.network.a,

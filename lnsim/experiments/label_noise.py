@@ -1,7 +1,7 @@
 """Figure 2: label noise SGD leaves the lazy regime, shrinks the neurons and turns them to theta*.
 
 The paper shows 100,000 steps; |W|_F^2 decays by a factor e about every 1/(lr sigma)^2 = 62,500
-steps, so two million show both phases to their end.
+steps, so two million steps show both phases completely.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 class Config(_synthetic.NoisyConfig):
     """The paper's setting.  `ledger` keeps the norm ledger of every neuron (ledger.py)."""
 
-    ledger: bool = key(False, "keep what moved every neuron's norm (Lemma 3)")
+    ledger: bool = key(False, "record what changed each neuron's norm (Lemma 3)")
 
 
 def run(config: Config, *, backend: str = "numba", device: str = "", **driver: Any) -> Trajectory:
-    """Draws the problem and the network and trains; `driver` goes to `simulate` as it is.
+    """Draws the problem and the network and trains; `driver` goes to `simulate`.
 
     Raises ValueError or TypeError for values out of range.
     """
@@ -45,17 +45,17 @@ def figure(trajectory: Trajectory) -> Figure:
 
 
 def figures(trajectory: Trajectory) -> dict[str, Figure]:
-    """Figure 2 and, where it was kept, the norm ledger's, by file name."""
+    """Figure 2 and, if the run kept the norm ledger, its figure, by file name."""
     from lnsim.figures import ledger
 
-    drawn = {"figure": figure(trajectory)}
+    by_name = {"figure": figure(trajectory)}
     if "ledger_removed" in trajectory.arrays:
-        drawn["ledger"] = ledger.ledger(trajectory, Case.of_run(trajectory).lemma_3)
-    return drawn
+        by_name["ledger"] = ledger.ledger(trajectory, Case.of_run(trajectory).lemma_3)
+    return by_name
 
 
 def report(trajectory: Trajectory) -> list[str]:
-    """What a person wants to know first, a line each."""
+    """The lines that `lnsim run` prints about a run."""
     return _synthetic.report(trajectory)
 
 

@@ -47,34 +47,34 @@ SERIES = (
 """The recorded arrays beside `step`, each (records,)."""
 
 STEPS_AT_ONCE = 1000
-"""Steps whose labels are held at a time."""
+"""Number of steps whose labels are in memory at a time."""
 
 SAME = 1e-6
-"""Relative difference up to which the start of a resumed run is that of the earlier one."""
+"""Relative difference up to which the start of a resumed run equals that of the earlier run."""
 
 
 @dataclass(frozen=True)
 class Config:
     """The notebook's setting.
 
-    `data` is the path of an .npz file, or "cifar10", downloaded below `data_root`.  Of `samples`
-    and `test_samples` images 0 are all there are.  `tau` is the probability that a label is drawn
-    anew at a step, `flip` from which classes: "any" of all (the notebook) or "other" than the true
-    one (the README).  `dtype` is that of single gradients.
+    `data` is the path of an .npz file, or "cifar10", which is downloaded to `data_root`.  `samples`
+    and `test_samples` count images; 0 means all.  `tau` is the probability that a label is drawn
+    anew at a step; `flip` "any" draws it from all classes (the notebook), "other" from those other
+    than the true one (the README).  `dtype` is the type of single gradients.
     """
 
     data: str = key("", "FILE.npz of images, or cifar10, which is downloaded")
-    data_root: str = key("data", "where cifar10 is kept")
+    data_root: str = key("data", "folder of cifar10")
     samples: int = key(64, "n, training samples; of images, 0: all")
     test_samples: int = key(64, "samples of the test set; of images, 0: all")
     width: int = key(512, "m, hidden neurons; of resnet, channels of the first group")
     lr: float = key(1e-3, "learning rate, eta in the paper")
-    steps: int = key(10_000, "how long to train")
+    steps: int = key(10_000, "number of training steps")
     record_every: int = key(100, "steps between records; for resnet, epochs")
     tau: float = key(0.5, "probability that a label is drawn anew each time it is used")
-    flip: str = key("any", "a noisy label is drawn from any class, or from the other ones")
-    dtype: str = key("float32", "of the gradients: float32 or float64")
-    seed: int = key(0, "of the data, the network and the noise")
+    flip: str = key("any", "any or other: the classes from which a noisy label is drawn")
+    dtype: str = key("float32", "type of the gradients: float32 or float64")
+    seed: int = key(0, "seed of the data, the network and the noise")
 
 
 def run(
@@ -88,7 +88,7 @@ def run(
     checkpoint_every: float = 60.0,
     stop: Callable[[], bool] | None = None,
 ) -> Trajectory:
-    """Trains both runs; the keywords mean what they mean for `lnsim.simulate`.
+    """Trains both runs; the keywords are as for `lnsim.simulate`.
 
     Raises ValueError or TypeError for bad input.
     """
@@ -113,7 +113,7 @@ def figure(trajectory: Trajectory) -> Figure:
 
 
 def report(trajectory: Trajectory) -> list[str]:
-    """What a person wants to know first, a line each."""
+    """The lines that `lnsim run` prints about a run."""
     lines = []
     for part, label in (("train", "training loss"), ("test", "test loss")):
         ends = {curve: trajectory[f"{curve}_{part}_loss"][-1] for curve in CURVES}
@@ -147,13 +147,13 @@ def _check(config: Config) -> None:
 
 
 class _Run:
-    """Both runs: moves them, takes down what is observed of them, makes a trajectory of it."""
+    """Both runs: advances them, records their observables, and makes the trajectory."""
 
     diverged_at: int | None = None
 
     def __init__(self, config: Config, backend: str, device: str, engine: Engine) -> None:
-        self._setting, self._engine = config, engine
-        self._config = {"experiment": "linearization", "backend": backend, **asdict(config)}
+        self._config, self._engine = config, engine
+        self._identity = {"experiment": "linearization", "backend": backend, **asdict(config)}
         self._device = device
         source = images.load(config.data, config.data_root)
         self.task = erf_network.choose(
@@ -171,7 +171,7 @@ class _Run:
         self._arrays = {name: np.full(len(self._plan), np.nan) for name in SERIES}
 
     def events(self, step: int) -> list[int]:
-        """The steps that are still to be recorded."""
+        """The steps that remain to be recorded."""
         return self._plan[self._count :]
 
     def advance(self, step: int, target: int) -> Iterator[int]:
@@ -180,23 +180,23 @@ class _Run:
             count = min(target - step, STEPS_AT_ONCE)
             self._engine.advance(
                 self.state, self.start, self._labels(count),
-                self._setting.lr, dtype=self._setting.dtype, device=self._device,
+                self._config.lr, dtype=self._config.dtype, device=self._device,
             )  # fmt: skip
             step += count
             yield step
 
     def _labels(self, count: int) -> NDArray[np.int64]:
-        """What both runs train on in the next `count` steps, (2, T, n)."""
-        labels, config = self.task.labels, self._setting
+        """The labels on which both runs train in the next `count` steps, (2, T, n)."""
+        labels, config = self.task.labels, self._config
         drawn = self._words.take(count * len(labels)).reshape(count, len(labels))
         noisy = flip_labels(labels, drawn, config.tau, config.flip, CLASSES)
         return np.stack([np.broadcast_to(labels, noisy.shape), noisy])
 
     def observe(self, step: int) -> bool:
-        """Takes down both runs at `step`; nothing where one diverged."""
+        """Records both runs at `step`; returns False and records nothing if one diverged."""
         with np.errstate(all="ignore"):
             values = self._values(step)
-        # Not the same as >=: NaN is above all.
+        # "not <" and not ">=", so that NaN counts as diverged.
         if not max(values["clean_train_loss"], values["noisy_train_loss"]) < DIVERGED_ABOVE:
             self.diverged_at = step
             return False
@@ -206,7 +206,7 @@ class _Run:
         return True
 
     def _values(self, step: int) -> dict[str, float]:
-        """Every one of SERIES at the present state."""
+        """The value of every one of SERIES at the present state."""
         state, start, task = self.state, self.start, self.task
         H, H_test = erf_network.preactivations(state, start)
         norms = erf_network.neuron_norms(H, state, start)
@@ -234,33 +234,33 @@ class _Run:
         return np.linalg.norm(moved, axis=(1, 2)) / np.linalg.norm(start)
 
     def result(self, status: Status) -> Trajectory:
-        """All that was recorded so far, and the state to go on from."""
+        """All records so far, and the state from which to resume."""
         arrays: dict[str, Any] = {
             name: value[: self._count].copy() for name, value in self._arrays.items()
         }
         arrays["step"] = np.array(self._plan[: self._count])
         state = {name: value.copy() for name, value in vars(self.state).items()}
-        about = {**provenance(self._config), "device": self._device}
-        return Trajectory(arrays, self._config, status, state, about)
+        about = {**provenance(self._identity), "device": self._device}
+        return Trajectory(arrays, self._identity, status, state, about)
 
     def restore(self, earlier: Trajectory) -> int:
-        """Takes over records and state of `earlier`; returns the step it ended at."""
-        kept = records_kept(earlier, self._config, self._plan)
+        """Takes over the records and the state of `earlier`; returns its last step."""
+        count = records_kept(earlier, self._identity, self._plan)
         self._check_same(earlier)
         for name, values in self._arrays.items():
-            values[:kept] = earlier[name][:kept]
+            values[:count] = earlier[name][:count]
         for name, value in vars(self.state).items():
             value[...] = earlier.state[name]
-        self._count, step = kept, earlier.status.step
-        self._words = streams.WordStream(self._setting.seed, 1, step * len(self.task.labels))
+        self._count, step = count, earlier.status.step
+        self._words = streams.WordStream(self._config.seed, 1, step * len(self.task.labels))
         return step
 
     def _check_same(self, earlier: Trajectory) -> None:
-        """Refuses a trajectory that did not start where this one does, or went by other rules."""
-        now = self._values(0)
+        """Refuses a trajectory with another start, or a state of other names or shapes."""
+        start_values = self._values(0)
         for name in SERIES:
             if name not in earlier.arrays or not np.isclose(
-                earlier[name][0], now[name], rtol=SAME, atol=0.0
+                earlier[name][0], start_values[name], rtol=SAME, atol=0.0
             ):
                 raise ValueError("cannot resume: the earlier run had other data or another network")
         for name, value in vars(self.state).items():

@@ -1,7 +1,7 @@
 """Lemma 4: the first layer under full-batch descent, every second-layer weight a random chain.
 
-The lemma asks for m = 1/sqrt(lr), about 32 at lr = 0.001; the paper's figures have m = 1000, and so
-has this.  It bounds the time by 1/lr^2 = 10^6 steps, which are all run.
+The lemma requires m = 1/sqrt(lr), about 32 at lr = 0.001; here m = 1000 as in the paper's figures.
+The run lasts for the lemma's time bound of 1/lr^2 = 10^6 steps.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EARLY = 40
-"""Steps of the second-layer weights that the figure shows one by one."""
+"""Number of first steps of which the figure shows the second-layer weights."""
 
 
 @dataclass(frozen=True)
 class Config(_chain.ChainConfig):
     """The setting of the figures."""
 
-    steps: int = key(1_000_000, "how long to train")
+    steps: int = key(1_000_000, "number of training steps")
     record_every: int = key(1_001, "steps between records; for resnet, epochs")
 
 
 def run(config: Config, *, backend: str = "numba", device: str = "", **driver: Any) -> Trajectory:
-    """Draws the problem and the network and trains; `driver` goes to `simulate` as it is.
+    """Draws the problem and the network and trains; `driver` goes to `simulate`.
 
     Raises ValueError or TypeError for values out of range.
     """
@@ -46,7 +46,7 @@ def figure(trajectory: Trajectory) -> Figure:
     from lnsim.figures import oscillation
 
     config = _synthetic.config_of(Config, trajectory.config)
-    # The draws of a step do not depend on what is recorded, so this is the same run.
+    # The draws do not depend on the records, so this is the same run.
     steps = min(EARLY, trajectory.status.step)
     early = replace(config, steps=steps, record_every=1)
     chains = run(early, backend=trajectory.config["backend"])
@@ -54,7 +54,7 @@ def figure(trajectory: Trajectory) -> Figure:
 
 
 def report(trajectory: Trajectory) -> list[str]:
-    """What a person wants to know first, a line each."""
+    """The lines that `lnsim run` prints about a run."""
     return [
         _synthetic.escape_line(trajectory),
         _synthetic.norm_line(trajectory),
@@ -64,15 +64,15 @@ def report(trajectory: Trajectory) -> list[str]:
 
 
 def _lemma(lr: float) -> paper.Lemma4 | None:
-    """Lemma 4, which is of steps below 1."""
+    """Lemma 4, which requires lr < 1, or None."""
     return paper.lemma_4(lr) if lr < 1 else None
 
 
 def _lemma_line(trajectory: Trajectory) -> str:
-    """When the level of Lemma 4 was reached, and by when it should be."""
+    """The step at which the level of Lemma 4 was reached, and the lemma's bound on it."""
     lemma = _lemma(trajectory.config["lr"])
     if lemma is None:
-        return "Lemma 4       says nothing of lr >= 1"
+        return "Lemma 4       does not apply to lr >= 1"
     reached = _synthetic.first_below(trajectory, lemma.level)
     when = "not reached" if np.isnan(reached) else f"reached at step {int(reached):,}"
     return f"Lemma 4       mean |w|^2 <= {lemma.level:.4g} {when} (bound {lemma.latest:,.0f})"

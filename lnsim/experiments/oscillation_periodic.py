@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 class Config(_chain.ChainConfig):
     """The setting of the figures."""
 
-    steps: int = key(100_000, "how long to train")
+    steps: int = key(100_000, "number of training steps")
     record_every: int = key(51, "steps between records; for resnet, epochs")
-    period: int = key(5000, "steps for which it is on, and as many for which it is off")
+    period: int = key(5000, "length of each on-window and each off-window, in steps")
 
 
 def run(config: Config, *, backend: str = "numba", device: str = "", **driver: Any) -> Trajectory:
-    """Draws the problem and the network and trains; `driver` goes to `simulate` as it is.
+    """Draws the problem and the network and trains; `driver` goes to `simulate`.
 
     Raises ValueError or TypeError for values out of range.
     """
@@ -45,7 +45,7 @@ def figure(trajectory: Trajectory) -> Figure:
 
 
 def report(trajectory: Trajectory) -> list[str]:
-    """What a person wants to know first, a line each."""
+    """The lines that `lnsim run` prints about a run."""
     return [
         _synthetic.escape_line(trajectory),
         _synthetic.norm_line(trajectory),

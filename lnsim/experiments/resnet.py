@@ -2,15 +2,15 @@
 
 Stochastic gradient descent on the cross-entropy loss, in mini-batches, with no momentum and no
 weight decay; with probability tau a label is drawn anew, from the other classes, each time its
-image is drawn.  One network for each tau, from the same weights and with the same batches.  At the
-end the largest weights are kept, some percent of them, the others set to zero (global magnitude
-pruning, pruning.py), and the test accuracy is taken without training again.
+image is drawn.  One network is trained for each tau, from the same weights and with the same
+batches.  At the end a percentage of the weights, the largest, is kept and the others are set to
+zero (global magnitude pruning, pruning.py); the test accuracy is measured without further training.
 
-Preset "paper" has the paper's sizes: all of CIFAR-10, width 64, lr 0.1, 160 epochs.  It leaves open
-the batch (128 here), the loss and the augmentation (none here; augment=true crops and flips), the
-decay of the smoothed accuracy and how it prunes.  Preset "small" is for the CPU: a thousand images,
-an eighth of the width, 120 epochs, tau = 0 and 0.1, and batches of 16: label noise acts step by
-step, and small batches have more steps to a minute.
+Preset "paper" has the paper's sizes: all of CIFAR-10, width 64, lr 0.1, 160 epochs.  The paper
+leaves open the batch size (128 here), the loss, the augmentation (no augmentation here;
+augment=true crops and flips), the decay of the smoothed accuracy, and the pruning.  Preset "small"
+is for the CPU: a thousand images, an eighth of the width, 120 epochs, tau = 0 and 0.1, and batches
+of 16, as label noise acts at each step and small batches allow more steps per minute.
 """
 
 from __future__ import annotations
@@ -62,28 +62,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Config(_images.ImageConfig):
-    """`tau`: one network for each.  `flip`: from which classes a label is drawn anew.
+    """One network is trained for each `tau`.  `flip` says from which classes a label is drawn anew.
 
-    `width` is that of ResNet-18's first group; `record_every` is in epochs.  `smoothing`: how the
-    smoothed accuracy decays from record to record.  The training loss is taken of `train_measured`
-    images (0: all).  `kept_percent`: of the weights, in the pruning curve.  `precision` "bfloat16"
-    and `compile` need CUDA.
+    `width` is that of ResNet-18's first group; `record_every` is in epochs.  `smoothing` is the
+    decay of the smoothed accuracy per record.  The training loss is measured on `train_measured`
+    images (0: all).  `kept_percent` are the percentages of weights in the pruning curve.
+    `precision` "bfloat16" and `compile` need CUDA.
     """
 
     samples: int = key(1000, "n, training samples; of images, 0: all")
     test_samples: int = key(750, "samples of the test set; of images, 0: all")
     width: int = key(8, "m, hidden neurons; of resnet, channels of the first group")
     tau: list = key([0.0, 0.1], "probability that a label is drawn anew each time it is used")
-    flip: str = key("other", "a noisy label is drawn from any class, or from the other ones")
+    flip: str = key("other", "any or other: the classes from which a noisy label is drawn")
     lr: float = key(0.1, "learning rate, eta in the paper")
     batch_size: int = key(16, "samples in a step; 0: all of them")
     epochs: int = key(120, "passes over the training images")
     record_every: int = key(4, "steps between records; for resnet, epochs")
     augment: bool = key(False, "random crops and flips of the training images")
-    momentum: float = key(0.0, "share of the last step that is taken again")
-    weight_decay: float = key(0.0, "share of the weights taken away, times lr")
+    momentum: float = key(0.0, "fraction of the last update that is added again")
+    weight_decay: float = key(0.0, "fraction of the weights subtracted per step, times lr")
     smoothing: float = key(0.9, "decay of the smoothed accuracy from record to record")
-    train_measured: int = key(250, "images the training loss is taken of; 0: all")
+    train_measured: int = key(250, "images on which the training loss is measured; 0: all")
     kept_percent: list = key(
         [100, 90, 80, 70, 60, 50, 40, 30, 20, 15, 10, 7, 5, 3, 2, 1],
         "shares of the weights that pruning keeps",
@@ -97,7 +97,7 @@ def run(
 ) -> Trajectory:
     """Trains and prunes a network for each tau; `driver` as for `lnsim.simulate`.
 
-    `device` is, if not given, CUDA where there is one.  Raises ValueError or TypeError for bad
+    The default `device` is CUDA if there is one.  Raises ValueError or TypeError for bad
     input.
     """
     engine = load_networks(backend)
@@ -140,7 +140,7 @@ def figure(trajectory: Trajectory) -> Figure:
 
 
 def report(trajectory: Trajectory) -> list[str]:
-    """What a person wants to know first, a line each: of every tau at the end."""
+    """The lines that `lnsim run` prints: test loss and accuracy of every tau at the end."""
     lines = []
     for i, tau in enumerate(trajectory["tau"]):
         loss, raw, smooth = (
@@ -158,11 +158,11 @@ def report(trajectory: Trajectory) -> list[str]:
 
 
 def _pruned_line(trajectory: Trajectory, arm: int) -> str:
-    """How few weights leave an arm nine tenths of its accuracy."""
+    """The smallest share of weights with which an arm keeps nine tenths of its accuracy."""
     order = np.argsort(trajectory["kept_percent"])[::-1]
     pruned = trajectory[PRUNED][arm, order]
-    lost = ~(pruned >= 0.9 * trajectory["test_accuracy"][arm, -1])
-    percentages = trajectory["kept_percent"][order][: np.argmax(lost) if lost.any() else None]
+    below = ~(pruned >= 0.9 * trajectory["test_accuracy"][arm, -1])
+    percentages = trajectory["kept_percent"][order][: np.argmax(below) if below.any() else None]
     if percentages.size == 0:
         return "not pruned"
     return f"9/10 of it with {percentages[-1]:g}% of the weights"
@@ -215,14 +215,14 @@ def _recipes(engine: NetworkEngine, config: Config, n: int) -> dict[str, Any]:
 def _assemble(
     config: Config, records: Mapping[str, Records], measured: Mapping[str, Records]
 ) -> dict[str, NDArray[Any]]:
-    """The trajectory's arrays: those of the arms one above the other."""
+    """The trajectory's arrays: those of all arms, stacked."""
     percentages = np.array(config.kept_percent, dtype=np.float64)
-    nothing = {PRUNED: np.full(percentages.shape, np.nan)}
+    not_pruned = {PRUNED: np.full(percentages.shape, np.nan)}
     return {
         "tau": np.array(config.tau, dtype=np.float64),
         "epoch": np.array(record_steps(config.epochs, config.record_every, "epochs")),
         "kept_percent": percentages,
-        PRUNED: np.stack([measured.get(name, nothing)[PRUNED] for name in records]),
+        PRUNED: np.stack([measured.get(name, not_pruned)[PRUNED] for name in records]),
         **{key: np.stack([of_arm[key] for of_arm in records.values()]) for key in SERIES},
     }
 

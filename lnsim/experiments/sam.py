@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 class Config(_synthetic.LinearConfig):
     """The setting of the figures; label noise may be added."""
 
-    steps: int = key(1_000_000, "how long to train")
+    steps: int = key(1_000_000, "number of training steps")
     record_every: int = key(1_000, "steps between records; for resnet, epochs")
     rho: float = key(0.1, "radius of sharpness-aware minimisation")
     sigma: float = key(0.0, "standard deviation of the label noise")
-    law: str = key("rademacher", "of the label noise: rademacher, gaussian or uniform")
+    law: str = key("rademacher", "label noise: rademacher, gaussian or uniform")
     batch_size: int = key(1, "samples in a step; 0: all of them")
 
     @property
@@ -36,7 +36,7 @@ class Config(_synthetic.LinearConfig):
 
 
 def run(config: Config, *, backend: str = "numba", device: str = "", **driver: Any) -> Trajectory:
-    """Draws the problem and the network and trains; `driver` goes to `simulate` as it is.
+    """Draws the problem and the network and trains; `driver` goes to `simulate`.
 
     Raises ValueError or TypeError for values out of range.
     """
@@ -53,7 +53,7 @@ def figure(trajectory: Trajectory) -> Figure:
 
 
 def report(trajectory: Trajectory) -> list[str]:
-    """What a person wants to know first, a line each."""
+    """The lines that `lnsim run` prints about a run."""
     return _synthetic.report(trajectory)
 
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(_wide_resnet.WideResNetConfig):
-    """`tau`: the probability that a label is drawn anew at a step, `flip` from which classes."""
+    """`tau` is the probability that a label is drawn anew at a step, from the classes of `flip`."""
 
     tau: float = key(0.5, "probability that a label is drawn anew each time it is used")
-    flip: str = key("any", "a noisy label is drawn from any class, or from the other ones")
+    flip: str = key("any", "any or other: the classes from which a noisy label is drawn")
 
 
 def run(
@@ -34,8 +34,7 @@ def run(
 ) -> Trajectory:
     """Trains both arms; `driver`: progress, resume, checkpoint, ... as for `lnsim.simulate`.
 
-    `device` is, if not given, CUDA where there is one.  Raises ValueError or TypeError for bad
-    input.
+    The default `device` is CUDA if there is one.  Raises ValueError or TypeError for bad input.
     """
     arms = {"clean": {}, "noisy": {"tau": config.tau, "flip": config.flip}}
     return _wide_resnet.run("wide-resnet", config, arms, backend, device, **driver)

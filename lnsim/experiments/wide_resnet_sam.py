@@ -1,7 +1,7 @@
 """Figure 5: a Wide ResNet under sharpness-aware minimisation, gradient descent, and linearised.
 
 Full-batch SAM, theta <- theta - lr g(theta + rho g / |g|), takes the place of label noise: without
-any noise it too shrinks the first layer and leaves the linearised network.  The paper leaves rho
+noise, it also shrinks the first layer and leaves the linearised network.  The paper leaves rho
 open.
 
 Network, setting and presets: _wide_resnet.py.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(_wide_resnet.WideResNetConfig):
-    """`rho`: how far SAM climbs before it takes the gradient."""
+    """`rho` is the length of SAM's ascent step."""
 
     rho: float = key(1.0, "radius of sharpness-aware minimisation")
 
@@ -33,8 +33,7 @@ def run(
 ) -> Trajectory:
     """Trains both arms; `driver`: progress, resume, checkpoint, ... as for `lnsim.simulate`.
 
-    `device` is, if not given, CUDA where there is one.  Raises ValueError or TypeError for bad
-    input.
+    The default `device` is CUDA if there is one.  Raises ValueError or TypeError for bad input.
     """
     arms = {"clean": {}, "sam": {"rho": config.rho}}
     return _wide_resnet.run("wide-resnet-sam", config, arms, backend, device, **driver)
