@@ -1,1 +1,1 @@
-"""The command line, a file for each command that needs one."""
+"""The command line: one file for each larger command."""

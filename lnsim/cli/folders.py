@@ -1,4 +1,4 @@
-"""What a run folder holds, and how a command goes on with it."""
+"""Loading a run folder, and the command that resumes its run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ CHECKPOINT = "checkpoint.npz"
 
 
 def newest(folder: Path) -> Trajectory:
-    """What a run folder holds: the checkpoint of a run that was stopped, or the finished run."""
+    """Loads a run folder: the checkpoint of a run that was stopped, or the finished run."""
     stopped = (folder / CHECKPOINT).is_file()
     return Trajectory.load(folder, CHECKPOINT if stopped else "trajectory.npz")
 
 
 def how_to_resume(out: Path) -> str:
-    """The command that goes on with the run in folder `out`."""
+    """The command that resumes the run in folder `out`."""
     return f"lnsim run --resume --out {in_shell(out)}"
 
 
 @contextmanager
 def hinting(out: Path) -> Iterator[None]:
-    """Adds to what the system could not do that there is a checkpoint."""
+    """Adds to an OSError raised inside how to resume from the checkpoint, if there is one."""
     try:
         yield
     except OSError as error:

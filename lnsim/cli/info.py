@@ -1,4 +1,4 @@
-"""What is installed, what trains on what, and what to do about the rest."""
+"""Reports versions, backends and devices, and how to install what is missing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lnsim.base.threads import cores
 WIDTH = 80
 INDENT = 16
 CORE = ("numpy", "numba", "scipy", "matplotlib")
-OURS = "lnsim_"
-"""How the name of a backend's package begins."""
+BACKEND_PREFIX = "lnsim_"
+"""The prefix of the package name of a backend."""
 
 
 class Optional(NamedTuple):
-    """A package that is not needed, what it is for, and what to give to pip install."""
+    """An optional package, its purpose, and the argument of pip install."""
 
     package: str
     purpose: str
@@ -40,7 +40,7 @@ OPTIONAL = (
 
 
 def report() -> list[str]:
-    """The lines of `lnsim info`, of at most WIDTH characters but for a longer path."""
+    """The lines of `lnsim info`, at most WIDTH characters long unless a path is longer."""
     return [line for name, text in _entries() for line in _wrapped(name, text)]
 
 
@@ -52,7 +52,7 @@ def _wrapped(name: str, text: str) -> list[str]:
 
 
 def _entries() -> Iterator[tuple[str, str]]:
-    """What is said, under what name."""
+    """The names of the entries, and their texts."""
     yield "lnsim", f"{_version('lnsim') or 'not installed'}, {os.path.dirname(lnsim.__file__)}"
     yield "python", f"{platform.python_version()}, {sys.executable}"
     yield "system", platform.platform()
@@ -64,15 +64,17 @@ def _entries() -> Iterator[tuple[str, str]]:
     yield "devices", _devices()
     yield "cache", _cache()
     for package, purpose, install in OPTIONAL:
-        asked = f"'{install}'" if "[" in install else install
-        missing = f"not installed: pip install {asked}"
+        argument = f"'{install}'" if "[" in install else install
+        missing = f"not installed: pip install {argument}"
         yield package, f"{_version(package) or missing} ({purpose})"
 
 
 def backend_names() -> list[str]:
     """The backends that come with lnsim, and those of other packages lnsim_<name>."""
     modules = {module.name for module in pkgutil.iter_modules()} | sys.modules.keys()
-    names = {name.removeprefix(OURS) for name in modules if name.startswith(OURS)}
+    names = {
+        name.removeprefix(BACKEND_PREFIX) for name in modules if name.startswith(BACKEND_PREFIX)
+    }
     return sorted({"numba", "torch"} | {name for name in names if "." not in name})
 
 
@@ -116,7 +118,7 @@ def _devices() -> str:
 
 
 def _cache() -> str:
-    """Where the compiled kernels are kept."""
+    """The folder of the compiled kernels."""
     cache, broken = _tried(lambda: importlib.import_module("lnsim.base.compiled"))
     if broken:
         return broken
@@ -129,15 +131,15 @@ def _cache() -> str:
 
 
 def _tried(work: Callable[[], Any]) -> tuple[Any, str]:
-    """What `work` gives, or None, and how it is broken.  A ValueError, lnsim's own, goes through.
+    """The result of `work` and "", or None and how it is broken.  ValueError passes through.
 
-    To load a package is to run its code: a library of another machine or version raises OSError,
-    ImportError, AttributeError, RuntimeError or anything else.  Telling that is what `info` is for,
-    so any exception but the user's interrupt is caught here, and shown.
+    Loading a package runs its code: a library of another machine or version may raise OSError,
+    ImportError, AttributeError, RuntimeError or anything else.  `info` exists to report this, so
+    every exception except the user's interrupt is caught here and shown.
     """
     try:
         return work(), ""
     except ValueError:
         raise
-    except Exception as error:  # foreign code ran, and may raise anything: it is shown, not hidden
+    except Exception as error:  # foreign code may raise anything: the report shows it
         return None, f"broken: {type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,4 +1,4 @@
-"""What `lnsim list EXPERIMENT` prints."""
+"""The lines of `lnsim list EXPERIMENT`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands: arguments in, exit codes (exits.py) out."""
+"""The commands: they take arguments and return exit codes (exits.py)."""
 
 from __future__ import annotations
 
@@ -61,22 +61,22 @@ def _command(argv: Sequence[str] | None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"lnsim: {message} (see {self.prog} --help)\n")
 
 
 class _Version(argparse.Action):
-    """Looks the version up only when it is asked for, which takes a while."""
+    """Looks up the version only on request, as that takes a while."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *asked: object) -> NoReturn:
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: object) -> NoReturn:
         from importlib import metadata
 
         try:
             print(f"lnsim {metadata.version('lnsim')}")
-        except metadata.PackageNotFoundError:  # found on the path, as sources or in an archive
-            print("lnsim of a version unknown, as it is not installed")
+        except metadata.PackageNotFoundError:  # imported from sources or an archive
+            print("lnsim, version unknown: it is not installed")
         parser.exit()
 
 
@@ -85,35 +85,33 @@ def _parser() -> argparse.ArgumentParser:
         prog="lnsim",
         description="How noise in training carries a network from the lazy to the rich regime.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="say which lnsim this is")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="name the experiments, or the keys of one")
+    listing = commands.add_parser("list", help="list the experiments, or the keys of one")
     listing.set_defaults(command=_list)
-    listing.add_argument("experiment", nargs="?", help="say what its keys are, and mean")
+    listing.add_argument("experiment", nargs="?", help="list the keys of this experiment")
 
     run = commands.add_parser(
         "run",
         help="run an experiment and write its run folder",
-        description="Runs an experiment; writes its numbers, its figure and how to repeat it.",
+        description="Runs an experiment; writes its numbers, its figure and its configuration.",
     )
     run.set_defaults(command=_run)
-    run.add_argument("experiment", nargs="?", help="one of those that `lnsim list` names")
+    run.add_argument("experiment", nargs="?", help="a name that `lnsim list` prints")
     _add_assignments(run)
     run.add_argument(
         "--config", type=Path, metavar="FILE.toml", help="read keys from a file, such as a run's"
     )
     run.add_argument("--seed", type=int, help="short for --set seed=SEED")
+    run.add_argument("--backend", help="numba (default), or torch (default for networks on images)")
     run.add_argument(
-        "--backend", help="what trains: numba (default), or torch (default for networks on images)"
-    )
-    run.add_argument(
-        "--device", help="where torch trains: cpu (default), cuda or cuda:N (cuda is the default"
-        " for networks on images where there is one)",
+        "--device", help="device of torch: cpu (default), cuda or cuda:N (cuda is the default for"
+        " networks on images if there is one)",
     )  # fmt: skip
     run.add_argument(
         "--preset", help="for networks on images: paper (default on cuda) or small (default on"
-        " the cpu); --set and --config go over it",
+        " the cpu); --set and --config override it",
     )  # fmt: skip
     run.add_argument(
         "--out",
@@ -122,8 +120,8 @@ def _parser() -> argparse.ArgumentParser:
         help="the run folder (default: runs/EXPERIMENT, or -2, -3, ...)",
     )
     existing = run.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
-    existing.add_argument("--force", action="store_true", help="write over what is in DIR")
+    existing.add_argument("--resume", action="store_true", help="resume from the checkpoint in DIR")
+    existing.add_argument("--force", action="store_true", help="overwrite the files in DIR")
     run.add_argument(
         "--checkpoint-every", type=float, default=60.0, metavar="SECONDS",
         help="write a checkpoint this often (default: %(default)g)",
@@ -133,19 +131,19 @@ def _parser() -> argparse.ArgumentParser:
     verifying = commands.add_parser(
         "verify",
         help="recompute a random segment of a run and compare",
-        description="Recomputes a random segment of a run from a state kept inside it, and compares"
+        description="Recomputes a random segment of a run from a state saved in it, and compares"
         " every number.",
     )
     verifying.set_defaults(command=_verify)
     verifying.add_argument("folder", type=Path, metavar="RUN_FOLDER")
-    verifying.add_argument("--seed", type=int, help="choose the segment by this seed")
+    verifying.add_argument("--seed", type=int, help="seed of the choice of the segment")
     verifying.add_argument(
-        "--seconds", type=float, default=60.0, help="stop after so long (default: %(default)g)"
+        "--seconds", type=float, default=60.0, help="time limit (default: %(default)g)"
     )
 
     theory = commands.add_parser(
         "theory",
-        help="what the theory says of a setting, beside what a run measured",
+        help="print the theory of a setting, beside the measurements of a run",
         description="Prints conditions, times and bounds for a setting; for a run folder, measured"
         " beside predicted.",
     )
@@ -164,26 +162,26 @@ def _parser() -> argparse.ArgumentParser:
 
     plotting = commands.add_parser(
         "plot",
-        help="draw a sweep, a run again or as a film, or runs compared",
+        help="draw a sweep or a run, compare runs, or animate a run",
         description="Draws a sweep: a phase diagram over two swept keys, a curve with its power law"
-        " over one. Of a run folder it draws the run's figures again; of several, their curves,"
-        " named by what their configurations differ in, as curves.png.",
+        " over one. For one run folder it draws the run's figures again; for several it draws their"
+        " curves, labelled by the keys in which they differ, as curves.png.",
     )
     plot.add_plot(plotting)
 
     everything = commands.add_parser(
         "reproduce",
         help="run every synthetic experiment and write one page of claims and verdicts",
-        description="Runs every synthetic experiment of the paper; writes index.html, with each"
-        " claim, our figure, measured against predicted, and a verdict.",
+        description="Runs every synthetic experiment of the paper; writes index.html with the"
+        " figures and, for each claim, prediction, measurement and verdict.",
     )
     everything.set_defaults(command=_reproduce)
     everything.add_argument("--out", type=Path, required=True, metavar="DIR")
-    everything.add_argument("--force", action="store_true", help="write over what is in DIR")
+    everything.add_argument("--force", action="store_true", help="overwrite the files in DIR")
     everything.add_argument("--backend", default="numba", help="default: %(default)s")
 
     about = commands.add_parser(
-        "info", help="versions, backends, devices, and what to do about what is missing"
+        "info", help="print versions, backends, devices, and how to install what is missing"
     )
     about.set_defaults(command=_info)
     plot.add_style(everything)
@@ -193,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_assignments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="assignments",
-        help="change keys of the configuration; may be given many times",
+        help="set keys of the configuration; may be repeated",
     )  # fmt: skip
 
 
@@ -207,40 +205,40 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    made_by, backend, config = _configured(arguments)
-    train = partial(made_by.run, config, backend=backend)
-    if made_by.parallel is None:
-        return _write_run(arguments, made_by, partial(train, device=arguments.device or ""))
-    with made_by.parallel(backend, arguments.device) as (device, leads):
+    chosen, backend, config = _configured(arguments)
+    train = partial(chosen.run, config, backend=backend)
+    if chosen.parallel is None:
+        return _write_run(arguments, chosen, partial(train, device=arguments.device or ""))
+    with chosen.parallel(backend, arguments.device) as (device, leads):
         train = partial(train, device=device)
-        return _write_run(arguments, made_by, train) if leads else _follow(arguments, train)
+        return _write_run(arguments, chosen, train) if leads else _follow(arguments, train)
 
 
 def _configured(arguments: argparse.Namespace) -> tuple[Experiment, str, Any]:
-    """The experiment, the backend, and the configuration asked for."""
+    """The experiment, the backend and the configuration of the arguments."""
     values: dict[str, Any] = {}
     if arguments.resume and arguments.out is None:
-        raise ValueError("--resume needs --out DIR, the run folder to go on with")
+        raise ValueError("--resume needs --out DIR, the run folder to resume")
     source = arguments.config or (arguments.out if arguments.resume else None)
     if arguments.config is not None:
         values = configs.read_toml(arguments.config)
     elif arguments.resume:
         values = dict(newest(arguments.out).config)
-    named = values.pop("experiment", None)
-    # After --set KEY=VALUE the experiment's name would be read as one more assignment.
+    source_experiment = values.pop("experiment", None)
+    # argparse takes an experiment's name after --set KEY=VALUE for another assignment.
     words = [text for text in arguments.assignments if "=" not in text]
     if arguments.experiment is None and words:
         arguments.experiment = words[0]
         arguments.assignments.remove(words[0])
-    name = arguments.experiment or named
+    name = arguments.experiment or source_experiment
     if not isinstance(name, str | None):
         raise TypeError(f"experiment must be a name, got {name!r}")
     if name is None:
         raise ValueError("name an experiment, or a --config FILE.toml that names one")
-    if named not in (None, name):
-        raise ValueError(f"{source} is of experiment {named!r}, not {name!r}")
-    made_by = experiment.load(name)
-    backend = arguments.backend or values.pop("backend", made_by.backend)
+    if source_experiment not in (None, name):
+        raise ValueError(f"{source} is of experiment {source_experiment!r}, not {name!r}")
+    chosen = experiment.load(name)
+    backend = arguments.backend or values.pop("backend", chosen.backend)
     values.pop("backend", None)
     if not isinstance(backend, str):
         raise TypeError(f"backend must be a name, got {backend!r}")
@@ -251,22 +249,22 @@ def _configured(arguments: argparse.Namespace) -> tuple[Experiment, str, Any]:
     values |= assigned
     if arguments.seed is not None:
         values["seed"] = arguments.seed
-    values = made_by.with_preset(preset, values, backend, arguments.device)
-    return made_by, backend, configs.build(made_by.Config, values)
+    values = chosen.with_preset(preset, values, backend, arguments.device)
+    return chosen, backend, configs.build(chosen.Config, values)
 
 
 def _follow(arguments: argparse.Namespace, train: Callable[..., Trajectory]) -> int:
-    """Trains beside the process that leads, which alone writes and prints."""
+    """Trains together with the leading process, which alone writes and prints."""
     with interrupted() as stop:
         trajectory = train(stop=stop, resume=newest(arguments.out) if arguments.resume else None)
     return {"OK": 0, "STOPPED": stop.code, "DIVERGED": DIVERGED}[trajectory.status.code]
 
 
 def _write_run(
-    arguments: argparse.Namespace, made_by: Experiment, train: Callable[..., Trajectory]
+    arguments: argparse.Namespace, chosen: Experiment, train: Callable[..., Trajectory]
 ) -> int:
-    """Trains, writes the run folder, and says what came of it."""
-    out = arguments.out or free_path(Path("runs"), made_by.name)
+    """Trains, writes the run folder, and prints a report."""
+    out = arguments.out or free_path(Path("runs"), chosen.name)
     reuse = arguments.resume or arguments.force
     with RunFolder(out, reuse=reuse), locked(out), hinting(out), interrupted() as stop:
         trajectory = train(
@@ -283,7 +281,7 @@ def _write_run(
         trajectory.save(out)
         (out / CHECKPOINT).unlink(missing_ok=True)
         undrawn = figure_files.write(trajectory, out)
-    for line in made_by.report(trajectory):
+    for line in chosen.report(trajectory):
         print(line)
     print(f"run folder    {out}")
     if undrawn:

@@ -1,4 +1,4 @@
-"""The command `plot`: arguments in, exit codes out."""
+"""The command `plot`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lnsim.run.folder import RunFolder
 from lnsim.run.record import Ending
 from lnsim.sweeps.sweep import Sweep
 
-CURVES = "curves"
-"""The file name of a figure of named curves, or of several runs: it leaves a run's own alone."""
+CURVES_STEM = "curves"
+"""File name of a figure of chosen curves, or of several runs; a run's own figure stays."""
 
 
 def add_style(parser: argparse.ArgumentParser) -> None:
-    """--style, which cli.main obeys."""
+    """Adds --style, which cli.main applies."""
     parser.add_argument(
-        "--style", choices=("paper", "screen"), help="figures at print size, which is the default,"
-        " or larger for slides and pages",
+        "--style", choices=("paper", "screen"), help="draw figures at print size (default), or"
+        " larger for slides and web pages",
     )  # fmt: skip
 
 
 def add_plot(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `plot`."""
+    """Adds the arguments of `plot`."""
     parser.set_defaults(command=_plot)
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR",
@@ -37,8 +37,8 @@ def add_plot(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--column", action="extend", nargs="+", default=[], metavar="NAME", dest="columns",
-        help="what to draw, one panel each: of a sweep (default: regime, or last_escape), or of"
-        " runs, such as norm_mean",
+        help="columns to draw, one panel each: of a sweep (default: regime, or last_escape), or"
+        " of runs, such as norm_mean",
     )  # fmt: skip
     parser.add_argument(
         "--where", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
@@ -49,7 +49,7 @@ def add_plot(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--animate", type=Path, metavar="FILE",
-        help="write a film of a run's neurons to FILE, a .gif, or an .mp4 where there is ffmpeg",
+        help="write an animation of a run's neurons to FILE, a .gif, or an .mp4 with ffmpeg",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where the figure goes (default: the first folder)"
@@ -74,11 +74,11 @@ def _plot_sweeps(arguments: argparse.Namespace) -> int:
     where: dict[str, Any] = dict(configs.parse_assignment(text) for text in arguments.where)
     for folder in arguments.folders:
         if not (folder / FILE).is_file():
-            raise ValueError(f"{folder} is no folder of a run or a sweep: it has no {FILE}")
+            raise ValueError(f"{folder} is not a folder of a run or a sweep: it has no {FILE}")
     sweeps = [Sweep.load(folder).where(where) for folder in arguments.folders]
     if arguments.csv is not None:
         if len(sweeps) > 1:
-            raise ValueError(f"--csv is of one sweep folder, got {len(sweeps)}")
+            raise ValueError(f"--csv takes one sweep folder, got {len(sweeps)}")
         if arguments.csv == "-":
             sys.stdout.write(sweeps[0].csv())
         else:
@@ -87,14 +87,14 @@ def _plot_sweeps(arguments: argparse.Namespace) -> int:
     with guarded():
         from lnsim.sweeps import figure as figures_sweep
 
-    # The file says what is drawn, so that no figure is written over another's.
+    # The file name contains the options, so that no figure overwrites another.
     parts = [*arguments.columns, *arguments.where]
     stem = "-".join(re.sub(r"[^\w.=+-]", "_", part) for part in parts) or "figure"
     return _save(arguments, lambda: {stem: figures_sweep.figure(sweeps, arguments.columns)})
 
 
 def _plot_runs(arguments: argparse.Namespace) -> int:
-    """Draws a run's figures again, from its files alone, or the curves or the film asked for."""
+    """Draws a run's figures again from its files, or the requested curves or animation."""
     _refuse(arguments, ("where", "csv"), "sweep", "runs")
     runs = [newest(folder) for folder in arguments.folders]
     if arguments.animate is not None:
@@ -108,7 +108,7 @@ def _plot_runs(arguments: argparse.Namespace) -> int:
     for i, status in enumerate(run.status for run in runs):
         if status.code != Ending.OK:
             labels[i] += f" ({status.code.lower()} at {status.step:,})"
-    return _save(arguments, lambda: {CURVES: curves.figure(runs, labels, arguments.columns)})
+    return _save(arguments, lambda: {CURVES_STEM: curves.figure(runs, labels, arguments.columns)})
 
 
 def _animate(arguments: argparse.Namespace, runs: Sequence[Any]) -> int:
@@ -116,9 +116,11 @@ def _animate(arguments: argparse.Namespace, runs: Sequence[Any]) -> int:
         from lnsim.figures import animation
 
     if len(runs) > 1:
-        raise ValueError(f"--animate is of one run folder, got {len(runs)}")
+        raise ValueError(f"--animate takes one run folder, got {len(runs)}")
     if arguments.columns:
-        raise ValueError("--column chooses curves, and --animate shows neurons: give either")
+        raise ValueError(
+            "--column chooses curves and --animate shows neurons: give only one of them"
+        )
     if not arguments.animate.parent.is_dir():
         raise ValueError(f"cannot write {arguments.animate}: No such file or directory")
     with guarded(ValueError):
@@ -134,15 +136,15 @@ def _refuse(arguments: argparse.Namespace, options: Sequence[str], kind: str, go
 
 
 def _save(arguments: argparse.Namespace, draw: Callable[[], dict[str, Any]]) -> int:
-    """Writes the figures that `draw` gives by file name; a ValueError of its is bad input."""
+    """Writes the figures that `draw` returns by file name; its ValueError means bad input."""
 
     out = arguments.out or arguments.folders[0]
     with guarded(ValueError):
         from lnsim.figures import canvas
 
-        drawn = draw()
+        figures = draw()
     with RunFolder(out, reuse=True), guarded():
-        for stem, figure in drawn.items():
+        for stem, figure in figures.items():
             canvas.save(figure, out, stem)
-    print(f"figure        {out / next(iter(drawn))}.png")
+    print(f"figure        {out / next(iter(figures))}.png")
     return 0

@@ -1,6 +1,6 @@
-"""What stands around a command: streams closed, full or short of letters, other programs' settings.
+"""The environment of a command: closed or full streams, limited encodings, matplotlib's backend.
 
-None of it fails a command whose work is done, nor changes what it draws.
+None of these makes a command fail after its work is done, or changes its figures.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from lnsim.cli.exits import LOST
 
 
 class Output:
-    """A text stream that takes everything: `fault` is why something could not be written, or None.
+    """A text stream that never raises: `fault` is the first error in writing, or None.
 
-    Letters that its encoding lacks are written as escapes.
+    Characters that its encoding lacks are written as escapes.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -25,7 +25,7 @@ class Output:
         self.fault: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Writes `text`, or escapes, or notes why not."""
+        """Writes `text`, with escapes if needed, or records the error."""
         try:
             try:
                 self._stream.write(text)
@@ -37,20 +37,20 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
-        """Writes what was kept back; what cannot be written is dropped, now and from now on."""
+        """Flushes the buffer; after an error this and all later output is dropped."""
         try:
             self._stream.flush()
         except OSError as error:
             self.fault = self.fault or error
         if self.fault is not None:
-            # Python would try again when it ends, and exit with a code of its own.
+            # Otherwise Python would flush again at exit, fail, and change the exit code.
             with suppress(OSError), open(os.devnull, "wb") as nothing:
                 os.dup2(nothing.fileno(), self._stream.fileno())
 
     def code(self, code: int) -> int:
-        """The exit code of a command that ended with `code` and wrote to this.
+        """The exit code of a command that ended with `code` and wrote to this stream.
 
-        A reader that has had enough, such as head, is no fault.
+        A reader that closes the pipe early, such as head, is not an error.
         """
         broken = self.fault is not None and not isinstance(self.fault, BrokenPipeError)
         return LOST if broken and code == 0 else code
@@ -61,7 +61,7 @@ class Output:
 
 @contextmanager
 def settled() -> Iterator[Output]:
-    """Inside, the standard streams are open and take everything; gives standard output.
+    """Inside, the standard streams are open and never raise; yields standard output.
 
     A matplotlib imported inside draws without a display, whatever MPLBACKEND says: a notebook's
     backend may not be installed here, and matplotlib then refuses to be imported.
@@ -92,10 +92,10 @@ def settled() -> Iterator[Output]:
 
 @contextmanager
 def _nothing(mode: str) -> Iterator[Any]:
-    """The null device, in the place of a closed standard stream.
+    """The null device, in place of a closed standard stream.
 
-    It takes the stream's number, which the next file opened would have taken, with all that
-    libraries write to that stream.  Processes started by this one have it too.
+    It takes the stream's file number.  Otherwise the next file opened would take that number and
+    receive everything that libraries write to the stream.  Child processes inherit it.
     """
     with open(os.devnull, mode, encoding="utf-8") as stream:
         os.set_inheritable(stream.fileno(), True)

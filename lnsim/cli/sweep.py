@@ -1,4 +1,4 @@
-"""The command `sweep`: arguments in, exit codes out."""
+"""The command `sweep`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lnsim.sweeps.sweep import sweep
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `sweep`; --set is main.py's."""
+    """Adds the arguments of `sweep`, except --set, which main.py adds."""
     parser.set_defaults(command=_sweep)
-    parser.add_argument("experiment", help="one of those on the two-layer linear network")
+    parser.add_argument("experiment", help="an experiment on the two-layer linear network")
     parser.add_argument(
         "--grid", action="extend", nargs="+", required=True, metavar="KEY=VALUES",
-        help="FIRST:LAST:COUNT, FIRST:LAST:COUNT:log or V1,V2,...; may be given many times",
+        help="FIRST:LAST:COUNT, FIRST:LAST:COUNT:log or V1,V2,...; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="run every point with N seeds"
@@ -27,7 +27,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the sweep folder")
     parser.add_argument(
         "--scheduler", metavar="ADDRESS",
-        help="run on a Dask cluster: its address, or local for one on this machine",
+        help="run on a Dask cluster: its address, or local for a cluster on this machine",
     )  # fmt: skip
     parser.add_argument("--backend", default="numba", help="default: %(default)s")
 
@@ -54,7 +54,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if result.missing:
         print(f"stopped with {result.missing:,} points to go; the same command goes on")
         return stop.code
-    earlier = "" if result.new else ": nothing to do, all were there"
+    earlier = "" if result.new else ": nothing to do, all were stored"
     print(f"points        {len(result.rows):,}, {result.new:,} of them run now{earlier}")
     counts = Counter(str(row["regime"]) for row in result.rows)
     print(f"regimes       {', '.join(f'{word} {counts[word]:,}' for word in sorted(counts))}")

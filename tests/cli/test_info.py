@@ -142,7 +142,7 @@ def test_a_version_that_nobody_wrote_down_is_unknown(without, capsys):
     without("lnsim")  # as where it is imported from an archive of its sources
     with pytest.raises(SystemExit, match="0"):
         main.main(["--version"])
-    assert capsys.readouterr().out == "lnsim of a version unknown, as it is not installed\n"
+    assert capsys.readouterr().out == "lnsim, version unknown: it is not installed\n"
 
 
 def test_load_says_the_same_as_info(without):

@@ -75,14 +75,14 @@ def test_a_gif_has_a_frame_for_each_cloud_and_is_the_same_every_time(tmp_path, c
     assert sorted(path.name for path in folder.iterdir()) == before
     for arguments, says in (
         (["film.png"], "must end in .gif or .mp4, got '.png'"),
-        (["film.gif", "--column", "norm_mean"], "give either"),
+        (["film.gif", "--column", "norm_mean"], "give only one of them"),
         ([str(tmp_path / "none" / "film.gif")], "No such file or directory"),
     ):
         assert main(["plot", str(folder), "--animate", *arguments]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1, error
     assert main(["plot", str(folder), str(folder), "--animate", "film.gif"]) == 2
-    assert "--animate is of one run folder, got 2" in capsys.readouterr().err
+    assert "--animate takes one run folder, got 2" in capsys.readouterr().err
 
 
 @pytest.mark.small

@@ -271,10 +271,10 @@ def test_the_command_line_draws_and_exports_sweeps_and_runs(tmp_path, capsys):
     assert main(["plot", str(run)]) == 0
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     for arguments, says in (
-        ([str(tmp_path)], "is no folder of a run or a sweep"),
+        ([str(tmp_path)], "is not a folder of a run or a sweep"),
         ([str(out), "--column", "sigma"], "unknown column"),
         ([str(out), "--where", "width=3"], "'width' is not swept"),
-        ([str(out), str(out), "--csv", "-"], "--csv is of one sweep folder, got 2"),
+        ([str(out), str(out), "--csv", "-"], "--csv takes one sweep folder, got 2"),
         ([str(run), "--csv", "-"], "--csv is for sweep folders, not for runs"),
         ([str(run), "--column", "regime"], "no curve 'regime'"),
         ([str(run), str(out)], "is no run folder"),
