@@ -97,7 +97,7 @@ def run(
     with engine.held(config.threads):
         data = engine.place(images, device, normalization="global")
         recorder = _Recorder(engine, config, data)
-        kept = Arms(engine, recipes, images, SERIES, recorder.assemble, identity, device)
+        all_arms = Arms(engine, recipes, images, SERIES, recorder.assemble, identity, device)
         if resume is not None:
             all_arms.restore(resume)
         return all_arms.train(

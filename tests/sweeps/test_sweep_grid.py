@@ -74,14 +74,14 @@ def test_a_range_has_its_ends_and_values_as_they_are_printed(ends, count, log):
         ({"law": "1:3:5"}, TypeError, "law must be of type str"),
         ({"sigma": []}, ValueError, "sigma has no values"),
         ({"sigma": [None]}, TypeError, "sigma must be of type float, got None"),
-        ({"seed": "0:3:4"}, ValueError, "how many seeds"),
+        ({"seed": "0:3:4"}, ValueError, "the number of seeds"),
         ({"width": "1:2000:2000", "lr": "1e-3:1:2000", "dim": "1,2,3"}, ValueError, "10000000"),
         ({"lr": "0,1e-3"}, ValueError, "lr must be finite and above 0, got 0.0"),
         ({"sigma": "0,-1"}, ValueError, "sigma must be finite and at least 0, got -1.0"),
         ({"momentum": [0.5, 1.0]}, ValueError, "momentum must be below 1"),
         ({"width": [0, 5]}, ValueError, "width must be at least 1, got 0"),
         ({"law": "gaussian,cauchy"}, ValueError, "law must be one of"),
-        ({"dim": "3,4"}, ValueError, "dim is swept and set to 3: give either"),
+        ({"dim": "3,4"}, ValueError, "dim is swept and set to 3: give only one of them"),
     ],
 )
 def test_bad_grids_are_refused_before_anything_is_written(tmp_path, grid, error, says):
@@ -165,7 +165,7 @@ def test_points_that_bend_are_told_from_points_that_scatter():
     ("x", "y", "says"),
     [
         ([1.0, 2.0], [1.0, 2.0], "3 points"),
-        ([2.0, 2.0, 2.0], [1.0, 2.0, 3.0], "3 points of different x"),
+        ([2.0, 2.0, 2.0], [1.0, 2.0, 3.0], "3 points with different x"),
         ([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], "x must be finite and above 0"),
         ([1.0, 2.0, 3.0], [1.0, -2.0, 3.0], "y must be finite and above 0"),
         ([1.0, 2.0, 3.0], [1.0, 2.0], "y must have shape"),
