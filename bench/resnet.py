@@ -103,7 +103,7 @@ def measure(data: Data, width: int, batch: int, rounds: int) -> Turns:
     )  # fmt: skip
     execution = Execution(precision="bfloat16" if cuda else "float32", compile=cuda)
     train(networks.resnet18(width=width), data, recipe, execution, observe=turns)
-    # The first record is no epoch, the first epoch compiles.
+    # The first record precedes all epochs; the first epoch includes compilation.
     turns.times = {name: times[2:] for name, times in turns.times.items()}
     return turns
 

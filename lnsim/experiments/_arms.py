@@ -39,11 +39,11 @@ _PARTS = ("records", "state", "measured")
 class Arms:
     """The arms of a run and their results so far.
 
-    `recipes`: the engine's Recipe of each arm, by the arm's name; all have the same `steps` and
-    `record_every`.  `assemble(records, measured)` makes the trajectory's arrays of
-    what each arm gave: its records of every one of `series`, (records,), NaN from where it has not
-    got to, and what was measured at its end, if it is there.  Beside them stand `step` and, as
-    `images`, how many there are for training and for the test.  `config` and `device` are kept too.
+    `recipes` maps the name of each arm to its Recipe of the engine; all have the same `steps` and
+    `record_every`.  `assemble(records, measured)` makes the trajectory's arrays from the records of
+    each arm, (records,) for each of `series` with NaN where it has not arrived, and from the
+    measurements at the end of each arm that has got there.  The trajectory also has `step`, and in
+    `images` the numbers of training and test images.  `config` and `device` are kept in it.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Arms:
         several threads at a time.
         """
         names = list(self._recipes)
-        shown = self._shown(progress)
+        progress_of = self._progress_of(progress)
         self._wanted, self._failure = len(names), None
 
         def train(i: int) -> Status:
@@ -115,7 +115,7 @@ class Arms:
             network = start()
             result = self._engine.train(
                 network, data, self._recipes[name], execution, resume=self._results.get(name),
-                progress=shown(name), checkpoint=self._keeping(name, checkpoint),
+                progress=progress_of(name), checkpoint=self._arm_checkpoint(name, checkpoint),
                 stop=lambda: i >= self._wanted or (stop is not None and stop()),
                 each=self._fail, **driver,
             )  # fmt: skip
