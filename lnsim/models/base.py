@@ -158,3 +158,9 @@ def span(X: FloatArray) -> FloatArray | None:
     threshold = singular[0] * max(X.shape) * np.finfo(np.float64).eps
     rank = max(1, int(np.count_nonzero(singular > threshold)))
     return None if rank == X.shape[1] else np.ascontiguousarray(Vt[:rank].T)
+
+
+def orthonormal(rng: np.random.Generator, rows: int, columns: int) -> FloatArray:
+    """A uniformly drawn matrix (rows, columns) with orthonormal columns."""
+    Q, R = np.linalg.qr(rng.standard_normal((rows, columns)))
+    return np.asarray(Q * np.sign(np.diagonal(R)))

@@ -25,7 +25,7 @@ import numpy as np
 from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
-from lnsim.models.base import Coordinates, Model, span
+from lnsim.models.base import Coordinates, Model, orthonormal, span
 
 
 @dataclass(frozen=True)
@@ -172,21 +172,15 @@ def deep_init(
     rng = streams.generator(seed, "init")
     weights = []
     ranks = min(sizes)
-    basis = _orthonormal(rng, sizes[0], ranks)
+    basis = orthonormal(rng, sizes[0], ranks)
     for before, after in itertools.pairwise(sizes):
         if start == "ntk":
             W = rng.standard_normal((after, before)) / np.sqrt(before)
         elif start == "identity":
             W = np.eye(after, before)
         else:
-            following = _orthonormal(rng, after, ranks)
+            following = orthonormal(rng, after, ranks)
             W = following @ basis.T
             basis = following
         weights.append(scale * W)
     return DeepLinear(tuple(weights), residual)
-
-
-def _orthonormal(rng: np.random.Generator, rows: int, columns: int) -> FloatArray:
-    """A uniformly drawn matrix (rows, columns) with orthonormal columns."""
-    Q, R = np.linalg.qr(rng.standard_normal((rows, columns)))
-    return np.asarray(Q * np.sign(np.diagonal(R)))

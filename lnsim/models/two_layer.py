@@ -11,7 +11,7 @@ import numpy as np
 from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
-from lnsim.models.base import Coordinates, Model, span
+from lnsim.models.base import Coordinates, Model, orthonormal, span
 
 
 @dataclass(frozen=True, init=False)
@@ -134,7 +134,7 @@ def ntk_init(
     "mean-field": a_i ~ N(0, 1/m^2), so that f = (1/m) sum_i ... (learning rates grow with m).
     "small": NTK times 0.01, rich.
     "balanced": W W^T + `balance` I = A^T A, singular values of W of 1 (Braun et al. 2022; needs
-    m <= d and m <= C where balance > 0, and balance >= -1).
+    balance >= -1, and m <= d and m <= C where balance is not 0).
     "unbalanced": every neuron has |A_i|^2 - |w_i|^2 = `balance` (Kunin et al. 2024).
 
     Raises ValueError for sizes out of range, and a start that the sizes do not have.
@@ -154,7 +154,7 @@ def ntk_init(
         W *= 0.01
         A *= 0.01
     elif start == "balanced":
-        W, A = _balanced(W, A, balance)
+        W, A = _balanced(rng, width, dim, C, balance)
     elif start == "unbalanced":
         squares = np.einsum("md,md->m", W, W) + balance
         if (squares < 0.0).any():
@@ -177,21 +177,20 @@ def _number(name: str, value: float) -> float:
     return number
 
 
-def _balanced(W: FloatArray, A: FloatArray, balance: float) -> tuple[FloatArray, FloatArray]:
-    """W = O U^T, A = sqrt(1 + balance) V O^T with uniformly drawn factors, from Gaussian W and A.
+def _balanced(
+    rng: np.random.Generator, width: int, dim: int, outputs: int, balance: float
+) -> tuple[FloatArray, FloatArray]:
+    """W = O U^T and A = sqrt(1 + balance) V O^T with independent, uniformly drawn factors.
 
     O : (m, k), U : (d, k), V : (C, k), k = min(m, d, C); A^T A - W W^T = balance O O^T.
     """
-    rank = min(len(W), W.shape[1], len(A))
-    if balance != 0.0 and rank < len(W):
+    rank = min(width, dim, outputs)
+    if balance != 0.0 and rank < width:
         raise ValueError(
-            f"balance must be 0 for m = {len(W)} neurons, d = {W.shape[1]} inputs and"
-            f" C = {len(A)} outputs: A^T A - W W^T = balance I needs m <= d and m <= C"
+            f"balance must be 0 for m = {width} neurons, d = {dim} inputs and"
+            f" C = {outputs} outputs: A^T A - W W^T = balance I needs m <= d and m <= C"
         )
     if balance < -1.0:
         raise ValueError(f"balance must be at least -1, got {balance:g}")
-    O, _ = np.linalg.qr(W @ W.T if len(W) <= W.shape[1] else W)
-    U, _ = np.linalg.qr(W.T)
-    V, _ = np.linalg.qr(A)
-    O, U, V = O[:, :rank], U[:, :rank], V[:, :rank]
+    O, U, V = (orthonormal(rng, rows, rank) for rows in (width, dim, outputs))
     return O @ U.T, np.sqrt(1.0 + balance) * V @ O.T
