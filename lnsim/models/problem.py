@@ -106,15 +106,16 @@ class Problem:
     def classes(self) -> int | None:
         """The number of classes, or None where labels are no classes.
 
-        Under the squared loss labels are classes if they are -1 and 1, or rows of an identity.
+        Under the squared loss labels are classes if they are -1 and 1, or rows of an identity of
+        two classes or more.
         """
         if self.loss == "cross-entropy":
             last = self.y if self.y_test is None else np.append(self.y, self.y_test)
             return max(2, int(last.max()) + 1)
         if self.y.ndim == 1:
             return 2 if np.isin(self.y, (-1.0, 1.0)).all() else None
-        one = (self.y == 1.0).sum(axis=1) + (self.y == 0.0).sum(axis=1) == self.y.shape[1]
-        return self.y.shape[1] if one.all() and (self.y.sum(axis=1) == 1.0).all() else None
+        one_hot = np.isin(self.y, (0.0, 1.0)).all() and (self.y.sum(axis=1) == 1.0).all()
+        return self.y.shape[1] if one_hot and self.y.shape[1] > 1 else None
 
     def labels(self, y: FloatArray) -> NDArray[np.int64]:
         """The class numbers, (n,), of labels `y` as this problem has them."""
