@@ -89,6 +89,14 @@ def real(name: str, value: Any, *, least: float = -math.inf, above: float = -mat
     return entries
 
 
+def number(name: str, value: Any) -> float:
+    """`value` as one finite float."""
+    result = real(name, value)
+    if not isinstance(result, float):
+        raise TypeError(f"{name} must be one number, got {value!r}")
+    return result
+
+
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     """`value`, which must be one of the `allowed` words."""
     words = sorted(allowed)

@@ -163,9 +163,12 @@ def deep_init(
 
     `start`: "ntk" (N(0, 1/m_{l-1})), "identity" (ones on the diagonal, zero elsewhere) or
     "balanced" (W_{l+1}^T W_{l+1} = W_l W_l^T: orthogonal factors with singular values `scale`).
-    Raises ValueError for sizes or a start out of range.
+    Raises ValueError for sizes or a start out of range, TypeError for wrong types.
     """
     checks.choice("start", start, ("ntk", "identity", "balanced"))
+    scale = checks.number("scale", scale)
+    if isinstance(widths, str) or not isinstance(widths, Sequence | np.ndarray):
+        raise TypeError(f"widths must be a sequence of integers, got {widths!r}")
     sizes = [checks.integer("dim", dim, 1, checks.MOST_ENTRIES)]
     sizes += [checks.integer("width", width, 1, checks.MOST_ENTRIES) for width in widths]
     sizes.append(checks.integer("outputs", outputs, 1, checks.MOST_ENTRIES))

@@ -113,7 +113,7 @@ def diagonal_init(dim: int, scale: float = 0.1, form: str = "product", power: in
     out of range.
     """
     dim = checks.integer("dim", dim, 1, checks.MOST_ENTRIES)
-    alike = np.full(dim, checks.real("scale", scale))
+    alike = np.full(dim, checks.number("scale", scale))
     checks.choice("form", form, FORMS)
     if form == "product":
         return Diagonal(alike, np.zeros(dim))

@@ -143,8 +143,8 @@ def ntk_init(
     dim = checks.integer("dim", dim, 1, checks.MOST_ENTRIES)
     checks.choice("start", start, STARTS)
     C = 1 if outputs is None else checks.integer("outputs", outputs, 1, checks.MOST_ENTRIES)
-    balance = _number("balance", balance)
-    scale = _number("scale", scale)
+    balance = checks.number("balance", balance)
+    scale = checks.number("scale", scale)
     rng = streams.generator(seed, "init")
     W = rng.standard_normal((width, dim)) / np.sqrt(dim)
     A = rng.standard_normal((C, width)) / np.sqrt(width)
@@ -168,13 +168,6 @@ def ntk_init(
 
 STARTS = ("ntk", "mean-field", "small", "balanced", "unbalanced")
 """The starts of `ntk_init`."""
-
-
-def _number(name: str, value: float) -> float:
-    number = checks.real(name, value)
-    if not isinstance(number, float):
-        raise TypeError(f"{name} must be one number, got {value!r}")
-    return number
 
 
 def _balanced(
