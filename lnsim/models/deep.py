@@ -167,6 +167,8 @@ def deep_init(
     """
     checks.choice("start", start, ("ntk", "identity", "balanced"))
     scale = checks.number("scale", scale)
+    if residual and start == "balanced":
+        raise ValueError("start must be 'ntk' or 'identity' with skips: they break the balance")
     if isinstance(widths, str) or not isinstance(widths, Sequence | np.ndarray):
         raise TypeError(f"widths must be a sequence of integers, got {widths!r}")
     sizes = [checks.integer("dim", dim, 1, checks.MOST_ENTRIES)]

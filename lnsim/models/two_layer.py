@@ -144,6 +144,8 @@ def ntk_init(
     checks.choice("start", start, STARTS)
     C = 1 if outputs is None else checks.integer("outputs", outputs, 1, checks.MOST_ENTRIES)
     balance = checks.number("balance", balance)
+    if balance != 0.0 and start not in ("balanced", "unbalanced"):
+        raise ValueError(f"balance must be 0 for the start {start!r}, got {balance:g}")
     scale = checks.number("scale", scale)
     rng = streams.generator(seed, "init")
     W = rng.standard_normal((width, dim)) / np.sqrt(dim)

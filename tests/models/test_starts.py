@@ -236,3 +236,14 @@ def test_deep_start_is_refused(arguments, error, message):
 def test_diagonal_start_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         lnsim.diagonal_init(**{"dim": 2} | arguments)
+
+
+@pytest.mark.parametrize("start", ["ntk", "mean-field", "small"])
+def test_a_balance_that_a_start_does_not_have_is_refused(start):
+    with pytest.raises(ValueError, match=f"balance must be 0 for the start '{start}', got 0.5"):
+        lnsim.ntk_init(4, 3, start=start, balance=0.5)
+
+
+def test_a_balanced_start_has_no_skips():
+    with pytest.raises(ValueError, match="start must be 'ntk' or 'identity' with skips"):
+        lnsim.deep_init(3, (3, 3), 3, start="balanced", residual=True)
