@@ -11,6 +11,8 @@ draws tB ... tB+B-1.  From the 64-bit word w:
     other laws     v = ((w mod 2^32) + 1/2) / 2^32, uniform on (0, 1), through the inverse
                    distribution function
 
+Further noises, several outputs and samples drawn without replacement: lnsim/dynamics/draws.py.
+
 So a trajectory depends on (seed, replica) and on nothing else: not on the backend, the chunk
 size, the threads, how often it is recorded, or whether it was stopped and resumed.
 
