@@ -1,5 +1,11 @@
 """Networks linearised at their parameters, and their gradient descent in closed form."""
 
-from lnsim_torch.linearization.descent import linearize, mse_predictor
+from lnsim_torch.linearization.descent import (
+    effective_rank,
+    kernel_change,
+    label_alignment,
+    linearize,
+    mse_predictor,
+)
 
-__all__ = ["linearize", "mse_predictor"]
+__all__ = ["effective_rank", "kernel_change", "label_alignment", "linearize", "mse_predictor"]
