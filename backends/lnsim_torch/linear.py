@@ -20,12 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lnsim import streams
-from lnsim.backend import Gradient, State, kernel_of
+from lnsim.backend import Gradient, ModelState, State, kernel_of
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
 from lnsim.dynamics import FULL_BATCH, Dynamics, Oscillation
+from lnsim.dynamics.draws import Draws
+from lnsim.models.base import Model
 from lnsim.models.problem import Problem
 from lnsim.models.twin import Twin
 from lnsim_torch.devices import check_device
+from lnsim_torch.general import train_model
+from lnsim_torch.tensors import ratio, to_numpy
 from lnsim_torch.threads import held
 
 BLOCK = 64
@@ -95,11 +99,26 @@ class TorchEngine:
             if rates.sharpness_aware:
                 move = z @ A
                 norm = (z * move).sum(dim=1, keepdim=True).clamp(min=0.0).sqrt()
-                z, _ = draws.gradient(theta + _ratio(rates.rho[:, None], norm) * move, t)
+                z, _ = draws.gradient(theta + ratio(rates.rho[:, None], norm) * move, t)
             new_V = rates.momentum[:, None] * V + z @ A + rates.decay[:, None] * (theta + start)
             V = torch.where(alive, new_V, V)
             theta = torch.where(alive, theta - rates.lr[:, None] * new_V, theta)
-        linearized.theta[:], linearized.velocity[:] = _numpy(theta), _numpy(V)
+        linearized.theta[:], linearized.velocity[:] = to_numpy(theta), to_numpy(V)
+
+    @held(1)
+    def train(
+        self,
+        state: ModelState,
+        model: Model,
+        X: FloatArray,
+        loss: str,
+        dynamics: Dynamics,
+        draws: Draws,
+        steps: int,
+        first_step: int,
+    ) -> None:
+        """See lnsim.backend.LinearEngine.train.  Uses one CPU thread: see threads.py."""
+        train_model(state, model, X, loss, dynamics, draws, steps, first_step, self.tensor)
 
     def gradient(self, state: State, problem: Problem) -> Gradient:
         """See lnsim.backend.LinearEngine.gradient."""
@@ -107,7 +126,7 @@ class TorchEngine:
         predictions = (a[:, None, :] @ W)[:, 0] @ self.tensor(problem.X).T
         loss = 0.5 * (predictions - self.tensor(problem.y)).square().mean(dim=1).sum()
         grad_W, grad_a = torch.autograd.grad(loss, (W, a))
-        return Gradient(_numpy(grad_W), _numpy(grad_a))
+        return Gradient(to_numpy(grad_W), to_numpy(grad_a))
 
     def tensor(self, array: FloatArray) -> Tensor:
         """A copy of `array` on the device, in the engine's precision."""
@@ -197,7 +216,7 @@ class _DescentKernel:
         grad_W, grad_a, deciding = self._gradients(self.W, self.a, t)
         if self._rates.sharpness_aware:
             norm = (grad_W.square().sum(dim=(1, 2)) + grad_a.square().sum(dim=1)).sqrt()
-            h = _ratio(self._rates.rho, norm)
+            h = ratio(self._rates.rho, norm)
             ascended = self.W + h[:, None, None] * grad_W, self.a + h[:, None] * grad_a
             grad_W, grad_a, _ = self._gradients(*ascended, t)
         return grad_W, grad_a, deciding
@@ -244,9 +263,9 @@ class _DescentKernel:
 
     def store(self, state: State) -> None:
         """Writes the weights, the velocities and the steps of divergence into `state`."""
-        state.W[:], state.a[:] = _numpy(self.W), _numpy(self.a)
+        state.W[:], state.a[:] = to_numpy(self.W), to_numpy(self.a)
         if state.W_velocity is not None and state.a_velocity is not None:
-            state.W_velocity[:], state.a_velocity[:] = _numpy(self._V_W), _numpy(self._V_a)
+            state.W_velocity[:], state.a_velocity[:] = to_numpy(self._V_W), to_numpy(self._V_a)
         state.diverged_at[:] = self._diverged_at.cpu().numpy()
 
 
@@ -322,16 +341,7 @@ def chain_states(start: FloatArray, words: Words, amplitude: FloatArray) -> Floa
     return states
 
 
-def _ratio(numerator: Tensor, norm: Tensor) -> Tensor:
-    """numerator / norm, and 0 where the norm is 0."""
-    return torch.where(norm > 0, numerator / torch.where(norm > 0, norm, 1.0), 0.0)
-
-
 def _moves(W: Tensor, a: Tensor, new_W: Tensor, new_a: Tensor) -> tuple[FloatArray, FloatArray]:
     """v and |g| a of a step that changed a by -v and W by -a g^T (lnsim.ledger), (S, p) each."""
-    length = _ratio((new_W - W).square().sum(dim=(1, 2)).sqrt(), a.square().sum(dim=1).sqrt())
-    return _numpy(a - new_a), _numpy(length[:, None] * a)
-
-
-def _numpy(tensor: Tensor) -> FloatArray:
-    return tensor.detach().cpu().numpy().astype(np.float64)
+    length = ratio((new_W - W).square().sum(dim=(1, 2)).sqrt(), a.square().sum(dim=1).sqrt())
+    return to_numpy(a - new_a), to_numpy(length[:, None] * a)
