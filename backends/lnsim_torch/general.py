@@ -171,8 +171,7 @@ class _Descent:
         X = self._X[None] if self._index is None else self._X[_at(self._index, t)]
         keep = None if self._keep is None else self._parted(_at(self._keep, t))
         X, y = self._parted(X), self._parted(_at(self._targets, t))
-        theta = self.theta.repeat_interleave(self._parts, dim=0) if self._parts > 1 else self.theta
-        theta, f = self._predicted(theta, X, keep)
+        theta, f = self._predicted(self._for_parts(self.theta), X, keep)
         square = (f.detach() - y if self._squared else f.detach()).square().sum(dim=-1)
         g = self._loss_derivative(f, y)
         if self._sharpness_aware:
@@ -203,11 +202,15 @@ class _Descent:
 
     def _ascent(self, gradient: Tensor) -> Tensor:
         """What SAM adds to the weights: rho times the gradient, or times its direction."""
-        rho = self._rho.repeat_interleave(self._parts, dim=0)
+        rho = self._for_parts(self._rho)
         gradient = gradient * self._moving
         if self._normalized:
             rho = ratio(rho, gradient.square().sum(dim=1, keepdim=True).sqrt())
         return rho * gradient
+
+    def _for_parts(self, each: Tensor) -> Tensor:
+        """What every replica has, (S, N), for each of its micro-batches, (S parts, N)."""
+        return each[:, None].expand(-1, self._parts, -1).reshape(-1, each.shape[1])
 
     def _parted(self, batch: Tensor) -> Tensor:
         """`batch` : (S or 1, B, ...) with micro-batches as replicas, (S parts, B / parts, ...)."""
