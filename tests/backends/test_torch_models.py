@@ -171,7 +171,7 @@ def every(test):
 
 @every
 def test_the_first_steps_agree(model, loss, dynamics):
-    for noise in NOISES:
+    for noise in NOISES if dynamics in ("gd", "sgd", "sam, full batch") else NOISES[1:]:
         agree((model, loss, dynamics, noise), 4, 1e-13)
 
 
@@ -202,7 +202,7 @@ def test_cuda_agrees(case):
     agree(case, 1_000, 1e-11, ("torch", "torch:cuda"))
 
 
-@pytest.mark.parametrize("case", SOME[::3], ids=", ".join)
+@pytest.mark.parametrize("case", SOME[::4], ids=", ".join)
 def test_float32_agrees_to_its_precision(case):
     one, other = (state(case, 100, backend) for backend in ("numba", "torch:cpu:float32"))
     assert 1e-9 < difference(one, other) < 1e-4
@@ -238,8 +238,8 @@ def test_a_replica_that_diverges_stays_where_it_was(model, make):
     form |= {"momentum": 0.5} if make is lnsim.SGD else {"rho": 0.1, "micro_batch": 2}
     runs = [
         lnsim.simulate(
-            problem(1, "squared"), MODELS[model](1), make(rates, **form), steps=300,
-            record_every=100, replicas=REPLICAS, backend=backend,
+            problem(1, "squared"), MODELS[model](1), make(rates, **form), steps=60,
+            record_every=20, replicas=REPLICAS, backend=backend,
         ).state
         for backend in ("numba", "torch")
     ]  # fmt: skip
@@ -253,8 +253,8 @@ def test_no_step_waits_for_the_device(monkeypatch):
         linear.TorchEngine, "tensor", lambda self, array: torch.tensor(array, device="meta")
     )
     monkeypatch.setattr(general._Descent, "store", lambda *_: None)
-    for case in SOME:
-        state(case, 2, "torch")
+    for case in SOME[::2]:
+        state(case, 1, "torch")
 
 
 @pytest.mark.gpu
