@@ -4,11 +4,12 @@ A model is a frozen description of a network's weights.  While it trains, its pa
 after another in a flat vector theta : (P,), in the order of `parameters`, the first layer first.
 An engine has, by the name `kernel`, the two functions of a model that every dynamics is written on:
 the prediction f : (C,) of a sample, and the pull-back J^T g of a derivative g = dl/df : (C,) of the
-loss through J = df/dtheta.
+loss through J = df/dtheta.  Where gradients are autograd's, as in lnsim_torch, it has the first
+alone.
 
 `reduced` gives coordinates in which the same training is smaller, where the model has a symmetry.
 
-To add a model, write a file here, and its two functions in every engine that is to run it.
+To add a model, write a file here, and its functions in every engine that is to run it.
 """
 
 from __future__ import annotations
