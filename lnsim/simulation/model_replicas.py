@@ -63,9 +63,9 @@ class ModelReplicas(Moving):
             coordinates,
             problem,
             sizes,
-            problem.targets(problem.y),
+            _of_outputs(problem.targets(problem.y), sizes.outputs),
             problem.labels(problem.y) if classes else None,
-            problem.class_targets if classes else None,
+            _of_outputs(problem.class_targets, sizes.outputs) if classes else None,
         )
 
     def advance(
@@ -96,3 +96,11 @@ class ModelReplicas(Moving):
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything by name, not copied."""
         return dict(vars(self.state))
+
+
+def _of_outputs(targets: FloatArray, outputs: int) -> FloatArray:
+    """Targets (n, classes) of a network with `outputs` >= classes: 0 for the outputs without one.
+
+    Only cross-entropy has more outputs than its labels have classes.
+    """
+    return np.pad(targets, ((0, 0), (0, outputs - targets.shape[1])))
