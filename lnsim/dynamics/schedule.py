@@ -79,6 +79,9 @@ class Piecewise(Factor):
             )
         object.__setattr__(self, "boundaries", boundaries)
         values = tuple(checks.real("values", value, least=0.0) for value in self.values)
+        replicas = {np.size(value) for value in values if np.ndim(value)}
+        if len(replicas) > 1:
+            raise ValueError(f"values must be of as many replicas each, got {sorted(replicas)}")
         object.__setattr__(self, "values", values)
 
     def at(self, steps: NDArray[np.int64]) -> FloatArray:
@@ -159,10 +162,10 @@ class Scheduled(Schedule):
                 if not isinstance(factor, Factor):
                     raise TypeError(f"{name} must be Factors such as WarmUp, got {factor!r}")
             object.__setattr__(self, name, factors)
-        # A strength that is out of range is found here, not in the middle of a run.
-        for factor in self._piecewise:
-            for value in factor.values if factor in self.noise else ():  # type: ignore[operator]
-                self.dynamics.at(0)[0].scaled(1.0, value)
+        # A number that is out of range is found here, not in the middle of a run.
+        base, _ = self.dynamics.at(0)
+        for step in (0, *(step for factor in self._piecewise for step in factor.boundaries)):
+            base.scaled(*self._constant(step))
 
     @property
     def _piecewise(self) -> tuple[Piecewise, ...]:
@@ -179,9 +182,13 @@ class Scheduled(Schedule):
         """With the factors that are piecewise constant, until the next of them changes."""
         dynamics, until = self.dynamics.at(step)
         until = min([until, *(factor.next_change(step) for factor in self._piecewise)])
+        return dynamics.scaled(*self._constant(step)), until
+
+    def _constant(self, step: int) -> tuple[Scalar, Scalar]:
+        """The product of the factors that are piecewise constant, for lr and for the noise."""
         now = np.array([step])
         lr, noise = (_product(factors, now, True) for factors in (self.lr, self.noise))
-        return dynamics.scaled(_one(lr), _one(noise)), until
+        return _one(lr), _one(noise)
 
     def factors(self, first_step: int, count: int) -> tuple[FloatArray | None, FloatArray | None]:
         """The product of the factors that change at every step."""
