@@ -112,7 +112,7 @@ class Problem:
         if self.loss == "cross-entropy":
             last = self.y if self.y_test is None else np.append(self.y, self.y_test)
             return max(2, int(last.max()) + 1)
-        if self.y.ndim == 1:
+        if self.outputs == 1:
             return 2 if np.isin(self.y, (-1.0, 1.0)).all() else None
         one_hot = np.isin(self.y, (0.0, 1.0)).all() and (self.y.sum(axis=1) == 1.0).all()
         return self.y.shape[1] if one_hot and self.y.shape[1] > 1 else None
@@ -121,7 +121,7 @@ class Problem:
         """The class numbers, (n,), of labels `y` as this problem has them."""
         if self.loss == "cross-entropy":
             return y.astype(np.int64)
-        return (y > 0.0).astype(np.int64) if y.ndim == 1 else y.argmax(axis=1)
+        return (y.ravel() > 0.0).astype(np.int64) if self.outputs == 1 else y.argmax(axis=1)
 
     @cached_property
     def class_targets(self) -> FloatArray:
