@@ -106,8 +106,8 @@ class Problem:
     def classes(self) -> int | None:
         """The number of classes, or None where labels are no classes.
 
-        Under the squared loss labels are classes if they are -1 and 1, or rows of an identity of
-        two classes or more.
+        Under the squared loss labels of one output are classes if all are -1 or 1, those of more if
+        they are rows of an identity.
         """
         if self.loss == "cross-entropy":
             last = self.y if self.y_test is None else np.append(self.y, self.y_test)
@@ -115,7 +115,7 @@ class Problem:
         if self.outputs == 1:
             return 2 if np.isin(self.y, (-1.0, 1.0)).all() else None
         one_hot = np.isin(self.y, (0.0, 1.0)).all() and (self.y.sum(axis=1) == 1.0).all()
-        return self.y.shape[1] if one_hot and self.y.shape[1] > 1 else None
+        return self.y.shape[1] if one_hot else None
 
     def labels(self, y: FloatArray) -> NDArray[np.int64]:
         """The class numbers, (n,), of labels `y` as this problem has them."""

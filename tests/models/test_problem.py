@@ -98,8 +98,10 @@ ONE_HOT = np.eye(4)[CLASSES]
         (2 * ONE_HOT, "squared", None, 4, None),
         (ONE_HOT + np.eye(4)[0], "squared", None, 4, None),
         (0 * ONE_HOT, "squared", None, 4, None),
-        # One column of ones is a regression: the identity of one class tells nothing apart.
-        (np.ones((7, 1)), "squared", None, 1, None),
+        # One column is what it is without its axis.
+        (SIGNS[:, None], "squared", 2, 1, (SIGNS > 0).astype(int)),
+        (np.ones((7, 1)), "squared", 2, 1, np.ones(7, dtype=int)),
+        (np.zeros((7, 1)), "squared", None, 1, None),
     ],
 )
 def test_classes_outputs_and_labels(y, loss, classes, outputs, labels):
