@@ -318,7 +318,8 @@ class Recorder:
         }
         if clouds:
             arrays |= {name: value[:, : len(clouds)].copy() for name, value in self._of_clouds()}
-            arrays |= self._last_networks(append=clouds[-1] != self.count - 1, arrays=arrays)
+            with np.errstate(over="ignore", invalid="ignore"):  # as _compute
+                arrays |= self._last_networks(append=clouds[-1] != self.count - 1, arrays=arrays)
         if self._escape.size:
             arrays["lazy_escape"] = self._escape.copy()
         if len(self._moving) == 1:
