@@ -162,8 +162,12 @@ class Scheduled(Schedule):
                 if not isinstance(factor, Factor):
                     raise TypeError(f"{name} must be Factors such as WarmUp, got {factor!r}")
             object.__setattr__(self, name, factors)
-        # A number that is out of range is found here, not in the middle of a run.
         base, _ = self.dynamics.at(0)
+        if self.lr and "lr" not in base.ranges:
+            raise ValueError(
+                f"lr must be left out for a {type(base).__name__}, which has no learning rate"
+            )
+        # A number that is out of range is found here, not in the middle of a run.
         for step in (0, *(step for factor in self._piecewise for step in factor.boundaries)):
             base.scaled(*self._constant(step))
 
