@@ -4,7 +4,9 @@ Step t takes D words in this order; B is the batch, or n where all samples are t
 
     draws       B times k words.  Of mini-batches word 0 gives the sample by its high half; without
                 replacement it is, at place j of an epoch of n draws, one of the n - j samples not
-                yet drawn in it (Fisher-Yates).  Epochs follow one another whatever B.
+                yet drawn in it: an order that is 0 ... n - 1 when the epoch begins has the places
+                j and j + ((w >> 32) (n - j) >> 32) exchanged, and place j is the sample
+                (Fisher-Yates).  Epochs follow one another whatever B.
       none      k = 1, and no words at all where all samples are taken
       label noise, Rademacher: output c has bit c mod 32 of the low half of word c // 32
       label noise, other laws: output c has the low half of word c

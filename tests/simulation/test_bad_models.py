@@ -133,6 +133,10 @@ def test_inputs_that_do_not_fit(model):
             "values must be .* at least 0, got -1",
         ),
         (
+            lambda: lnsim.Scheduled(lnsim.CustomDynamics(print), lr=lnsim.WarmUp(5)),
+            "lr must be left out for a CustomDynamics, which has no learning rate",
+        ),
+        (
             lambda: lnsim.Piecewise((5,), (np.ones(2), np.ones(3))),
             r"values must be of as many replicas each, got \[2, 3\]",
         ),

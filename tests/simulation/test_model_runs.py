@@ -317,3 +317,66 @@ def test_a_run_that_diverges_says_so_and_leaves_the_others(name):
     losses = trajectory["train_loss"]
     assert np.isfinite(losses[[0, 2]]).all() and np.isnan(losses[1, -1])
     assert run(data(model.outputs), model, lnsim.GD(1e3), 60).status.code == "DIVERGED"
+
+
+@pytest.mark.small
+def test_the_last_networks_of_a_run_that_diverges_warn_of_nothing():
+    model, given = two_layer(2, width=1)[0], data(2, "cross-entropy")
+    noises = (lnsim.LabelFlips(0.3), lnsim.Dropout(0.9))
+    trajectory = run(given, model, lnsim.SGD(1e7, noises, 2, weight_decay=1e5), 20, replicas=2)
+    assert trajectory.status.code in ("OK", "DIVERGED")
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("batch", [1, 3, 0])
+@pytest.mark.parametrize("noise", ["none", "label", "flips"])
+def test_a_rule_of_ones_own_has_the_draws_of_sgd(noise, batch):
+    made, given = MODELS["product"](), data(1, classes=noise == "flips")
+
+    def rule(u, v, X, y, t):
+        z = X.T @ (X @ (u * v) - y[:, 0]) / len(X)
+        return u - 0.03 * v * z, v - 0.03 * u * z
+
+    oracle = {
+        "none": {},
+        "label": {"label": (0.5, "rademacher", None)},
+        "flips": {"flips": (0.3, "other", given.number, given.rows)} if noise == "flips" else {},
+    }[noise]
+    agrees(given, made, lnsim.CustomDynamics(rule, NOISES[noise], batch), lr=0.03, batch=batch,
+           **oracle)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["product", "residual", "relu"])
+def test_a_run_goes_on_from_its_file(name, tmp_path):
+    model = MODELS[name]()[0]
+    given = data(model.outputs)
+    sgd = lnsim.SGD(0.01, NOISES["all"], 2, momentum=0.5, replacement=False)
+    whole = run(given, model, sgd, 17, record_every=2)
+    run(given, model, sgd, 17, record_every=2, stop=_after(4)).save(tmp_path / "run.npz")
+    saved = lnsim.Trajectory.load(tmp_path / "run.npz")
+    resumed = run(given, model, sgd, 17, record_every=2, resume=saved)
+    for key, array in whole.final.parameters.items():
+        assert np.array_equal(resumed.final.parameters[key], array)
+    assert np.array_equal(resumed["train_loss"], whole["train_loss"])
+
+
+def test_a_schedule_around_noise_that_alternates():
+    made, (factor, witness) = two_layer(3), FACTORS["linear"]
+    sgd = lnsim.Alternating(lnsim.SGD(0.03, lnsim.LabelNoise(0.7), 2), 6)
+    agrees(
+        data(3), made, lnsim.Scheduled(sgd, lr=factor, noise=lnsim.Piecewise((8,), (1.0, 0.5))),
+        lr=0.03, batch=2, label=(0.7, "rademacher", None), lr_factor=witness,
+        noise_factor=lambda t: (1.0 - t // 6 % 2) * (1.0 if t < 8 else 0.5),
+    )  # fmt: skip
+
+
+@pytest.mark.small
+def test_class_numbers_and_signs_are_the_same_logistic_labels():
+    model, given = two_layer(1)[0], data(1, "logistic")
+    sgd = lnsim.SGD(0.1, lnsim.LabelFlips(0.3), 2)
+    numbers = lnsim.Problem(given.X, given.number.astype(float), loss="logistic")
+    ends = [
+        lnsim.simulate(problem, model, sgd, steps=20, record_every=20).final.W
+        for problem in (given.problem, numbers)
+    ]
+    assert np.array_equal(*ends)
