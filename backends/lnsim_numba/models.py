@@ -58,6 +58,54 @@ def _product(A, B, out):  # type: ignore[no-untyped-def]
     np.dot(A, B, out)
 
 
+@compiled(**BARE)
+def _times(W, x, out):  # type: ignore[no-untyped-def]
+    """out = W x.  Four rows at a time: four sums wait for one another less than one does."""
+    rows, columns = W.shape
+    whole = rows - rows % 4
+    for k in range(0, whole, 4):
+        w0, w1, w2, w3 = W[k], W[k + 1], W[k + 2], W[k + 3]
+        s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+        for j in range(columns):
+            s0 += w0[j] * x[j]
+            s1 += w1[j] * x[j]
+            s2 += w2[j] * x[j]
+            s3 += w3[j] * x[j]
+        out[k], out[k + 1], out[k + 2], out[k + 3] = s0, s1, s2, s3
+    for k in range(whole, rows):
+        s0, w0 = 0.0, W[k]
+        for j in range(columns):
+            s0 += w0[j] * x[j]
+        out[k] = s0
+
+
+@compiled(**BARE)
+def _times_transposed(W, g, out):  # type: ignore[no-untyped-def]
+    """out = W^T g, four rows at a time: `out` is loaded and stored a quarter as often."""
+    rows, columns = W.shape
+    for j in range(columns):
+        out[j] = 0.0
+    whole = rows - rows % 4
+    for k in range(0, whole, 4):
+        w0, w1, w2, w3 = W[k], W[k + 1], W[k + 2], W[k + 3]
+        g0, g1, g2, g3 = g[k], g[k + 1], g[k + 2], g[k + 3]
+        for j in range(columns):
+            out[j] += g0 * w0[j] + g1 * w1[j] + g2 * w2[j] + g3 * w3[j]
+    for k in range(whole, rows):
+        w0, g0 = W[k], g[k]
+        for j in range(columns):
+            out[j] += g0 * w0[j]
+
+
+@compiled(**BARE)
+def _add_outer(scale, g, x, out):  # type: ignore[no-untyped-def]
+    """out += scale g x^T.  Row by row: LLVM does not tell two rows that are written apart."""
+    for k in range(out.shape[0]):
+        row, slope = out[k], scale * g[k]
+        for j in range(x.size):
+            row[j] += slope * x[j]
+
+
 @compiled(**FAST)
 def _two_layer_work(model, batch):  # type: ignore[no-untyped-def]
     """phi(h), phi'(h) and b = (A^T g) phi'(h), (B, m) each; a place for a gradient's product."""
@@ -95,12 +143,7 @@ def _two_layer_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyp
     if X.shape[0] > 1:
         _product(X, W.T, units)
     else:
-        x = X[0]
-        for k in range(m):
-            total, row = 0.0, W[k]
-            for j in range(d):
-                total += row[j] * x[j]
-            units[0, k] = total
+        _times(W, X[0], units[0])
     if model.activation >= 0:
         _activate(model.activation, units, work[1])
     if keep.size > 0:
@@ -110,12 +153,7 @@ def _two_layer_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyp
     if X.shape[0] > 1:
         _product(units, A.T, f)
     else:
-        active = units[0]
-        for c in range(C):
-            total, row = 0.0, A[c]
-            for k in range(m):
-                total += row[k] * active[k]
-            f[0, c] = total
+        _times(A, units[0], f[0])
 
 
 @compiled(**BARE)
@@ -128,13 +166,7 @@ def _two_layer_pull_back(model, theta, X, keep, work, g, scale, out):  # type: i
     if X.shape[0] > 1:
         _product(g, A, back)
     else:
-        going, row, slope = back[0], A[0], g[0, 0]
-        for k in range(m):
-            going[k] = slope * row[k]
-        for c in range(1, C):
-            row, slope = A[c], g[0, c]
-            for k in range(m):
-                going[k] += slope * row[k]
+        _times_transposed(A, g[0], back[0])
     if keep.size > 0:
         for b in range(X.shape[0]):
             for k in range(m):
@@ -153,15 +185,8 @@ def _two_layer_pull_back(model, theta, X, keep, work, g, scale, out):  # type: i
             for k in range(m):
                 out_A[c, k] += scale * like_A[c, k]
     else:
-        x, active = X[0], units[0]
-        for k in range(m):
-            slope, row = scale * back[0, k], out_W[k]
-            for j in range(d):
-                row[j] += slope * x[j]
-        for c in range(C):
-            slope, row = scale * g[0, c], out_A[c]
-            for k in range(m):
-                row[k] += slope * active[k]
+        _add_outer(scale, back[0], X[0], out_W)
+        _add_outer(scale, g[0], units[0], out_A)
 
 
 @compiled(**FAST)
@@ -177,6 +202,14 @@ def _diagonal_forward(model, theta, X, keep, work, f):  # type: ignore[no-untype
     d = model.dim
     u, v, beta, _ = work
     first, second = theta[:d], theta[theta.size - d :]
+    if X.shape[0] == 1 and keep.size == 0 and model.form != 1:
+        total, x = 0.0, X[0]
+        for j in range(d):
+            u[j] = first[j]
+            v[j] = second[j]
+            total += first[j] * second[j] * x[j]
+        f[0, 0] = total
+        return
     for j in range(d):
         u[j] = first[j]
         v[j] = second[j]
@@ -204,6 +237,11 @@ def _diagonal_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ig
     u, v, _, moment = work
     out_u, out_v = out[:d], out[theta.size - d :]
     x, slope = X[0], scale * g[0, 0]
+    if X.shape[0] == 1 and keep.size == 0 and model.form == 0:
+        for j in range(d):
+            out_u[j] += slope * x[j] * v[j]
+            out_v[j] += slope * x[j] * u[j]
+        return
     for j in range(d):
         moment[j] = slope * x[j]
     if keep.size > 0:
@@ -260,12 +298,7 @@ def _deep_forward(model, theta, X, keep, work, f):  # type: ignore[no-untyped-de
         if batch > 1:
             _product(before, W.T, after)
         else:
-            units_before = before[0]
-            for row in range(j):
-                total, weights = 0.0, W[row]
-                for column in range(k):
-                    total += weights[column] * units_before[column]
-                after[0, row] = total
+            _times(W, before[0], after[0])
         if model.skips[layer - 1]:
             for b in range(batch):
                 for row in range(j):
@@ -304,13 +337,7 @@ def _deep_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore
             if batch > 1:
                 _product(back, W, earlier)
             else:
-                going = earlier[0]
-                for column in range(k):
-                    going[column] = 0.0
-                for row in range(j):
-                    weights, slope = W[row], back[0, row]
-                    for column in range(k):
-                        going[column] += slope * weights[column]
+                _times_transposed(W, back[0], earlier[0])
             if model.skips[layer - 1]:
                 for b in range(batch):
                     for column in range(k):
@@ -327,11 +354,7 @@ def _deep_pull_back(model, theta, X, keep, work, g, scale, out):  # type: ignore
                 for column in range(k):
                     out_W[row, column] += scale * like_W[row, column]
         else:
-            units_before = before[0]
-            for row in range(j):
-                weights, slope = out_W[row], scale * back[0, row]
-                for column in range(k):
-                    weights[column] += slope * units_before[column]
+            _add_outer(scale, back[0], before[0], out_W)
         back = earlier
         end -= j * k
         place -= batch * k
