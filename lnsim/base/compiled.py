@@ -36,7 +36,7 @@ from numba.core import caching, compiler, serialize
 VARIABLE = "NUMBA_CACHE_DIR"
 COMPILED = {
     "lnsim.base": ("checks", "philox"),
-    "lnsim.dynamics": ("shuffle",),
+    "lnsim.dynamics": ("labels", "shuffle"),
     "lnsim.simulation": ("custom_loop", "neuron_loop"),
     "lnsim_numba": None,
 }

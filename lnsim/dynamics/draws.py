@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from lnsim import streams
 from lnsim.base.checks import FloatArray, Scalar
+from lnsim.base.threads import in_blocks
 from lnsim.dynamics.base import FULL_BATCH, Dynamics
-from lnsim.dynamics.flips import flip_labels
 from lnsim.dynamics.noise import (
     Dropout,
     GradientNoise,
@@ -162,45 +162,89 @@ def _labels(
     noise = next((noise for noise in dynamics.noises if noise.on_labels), None)
     if full and noise is None:
         return None, targets[None, None]
-    of_draws = dynamics.batch_size or sizes.samples
     if isinstance(noise, LabelNoise) and noise.labels is not None:
-        of_draws = noise.labels
-    words = words.reshape(replicas, steps, of_draws, -1)
+        words = words.reshape(replicas, steps, noise.labels, -1)
+        unit = _unit(words, noise.law, sizes.outputs)
+        epsilon = _times(noise.sigma, strength, unit)
+        return None, _on_some(sizes, words[..., 0], targets, epsilon, noise.labels)
+    of_draws = dynamics.batch_size or sizes.samples
+    each = words.shape[2] // of_draws
     index = None
     if not full:
-        index = _samples(dynamics, sizes, words[..., 0], order, first_step)
-    match noise:
-        case LabelFlips():
-            assert labels is not None and class_targets is not None
-            true = labels if index is None else labels[index]
-            tau = _times(noise.tau, strength, np.ones((replicas, steps, 1)))
-            flipped = flip_labels(true, words[..., -1], tau, noise.to, len(class_targets))
-            return index, class_targets[flipped]
-        case LabelNoise():
-            unit = _unit(words, noise.law, sizes.outputs)
-            epsilon = _times(noise.sigma, strength, unit)
-            if noise.labels is None:
-                return index, (targets if index is None else targets[index]) + epsilon
-            return None, _on_some(sizes, words[..., 0], targets, epsilon, noise.labels)
-    assert index is not None
-    return index, targets[index]
+        index = _samples(dynamics, sizes, words, each, order, first_step)
+    if isinstance(noise, LabelNoise) and noise.law != "rademacher":
+        unit = streams.unit_noise(words.reshape(replicas, steps, of_draws, -1), noise.law)
+        epsilon = _times(noise.sigma, strength, unit)
+        return index, (targets if index is None else targets[index]) + epsilon
+    samples = np.empty((replicas, 0, 0), dtype=np.int64) if index is None else index
+    by_class = isinstance(noise, LabelFlips)
+    outputs = (class_targets if by_class else targets).shape[1]
+    shown = np.empty((replicas, steps, of_draws, outputs))
+    _show(noise, words, each, targets, labels, class_targets, samples, strength, shown)
+    return index, shown
+
+
+def _show(
+    noise: Noise | None,
+    words: Words,
+    each: int,
+    targets: FloatArray,
+    labels: NDArray[np.int64] | None,
+    class_targets: FloatArray | None,
+    index: NDArray[np.int64],
+    strength: FloatArray | None,
+    shown: FloatArray,
+) -> None:
+    """Writes what the loss compares with under flips, Rademacher noise or none (labels.py)."""
+    # Numba takes most of a second to import: only when something runs.
+    from lnsim.dynamics import labels as loops
+
+    replicas, steps = shown.shape[:2]
+    scalar = np.empty(replicas)
+    scalar[:] = 0.0 if noise is None else noise.scalar
+    factors = np.empty((replicas, 0 if strength is None else steps))
+    if strength is not None:
+        factors[:] = strength
+
+    def of_block(block: slice) -> None:
+        of = words[block], each
+        drawn = index[block], scalar[block], factors[block]
+        match noise:
+            case LabelFlips():
+                assert labels is not None and class_targets is not None
+                loops.show_flips(
+                    *of, labels, class_targets, *drawn, noise.to == "other", shown[block]
+                )
+            case LabelNoise():
+                loops.show_signs(*of, targets, *drawn, shown[block])
+            case _:
+                loops.show_targets(targets, index[block], shown[block])
+
+    in_blocks(of_block, replicas)
 
 
 def _samples(
     dynamics: Dynamics,
     sizes: Sizes,
     words: Words,
+    each: int,
     order: NDArray[np.int64],
     first_step: int,
 ) -> NDArray[np.int64]:
-    """The sample of every word (S, T, B)."""
-    if dynamics.replacement:
-        return streams.sample_index(words, sizes.samples)
+    """The sample (S, T, B) of every draw of words (S, T, D), `each` a draw."""
     # Numba takes most of a second to import: only when something runs.
+    from lnsim.dynamics.labels import draw_samples
     from lnsim.dynamics.shuffle import without_replacement
 
-    index = np.empty(words.shape, dtype=np.int64)
-    without_replacement(words, order, first_step * words.shape[2] % sizes.samples, index)
+    batch = dynamics.batch_size
+    index = np.empty((*words.shape[:2], batch), dtype=np.int64)
+    if dynamics.replacement:
+        in_blocks(
+            lambda block: draw_samples(words[block], each, sizes.samples, index[block]), len(words)
+        )
+    else:
+        place = first_step * batch % sizes.samples
+        without_replacement(words[..., ::each], order, place, index)
     return index
 
 

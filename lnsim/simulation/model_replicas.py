@@ -17,6 +17,9 @@ from lnsim.models.problem import Problem
 from lnsim.simulation.replicas import Moving
 from lnsim.streams import WordStream
 
+NUMBERS_PER_WORD = 4
+"""Numbers to compare with that are held at a time, for each word that may be (Moving.room)."""
+
 
 @dataclass
 class ModelReplicas(Moving):
@@ -81,7 +84,7 @@ class ModelReplicas(Moving):
         """Takes at most `most` steps from `step`, as many as go at once; returns how many."""
         now, until = dynamics.at(step)
         numbers = (now.batch_size or self.sizes.samples) * self.sizes.outputs
-        count = min(most, until - step, self.room(max(draws, numbers)))
+        count = min(most, until - step, self.room(max(draws, numbers // NUMBERS_PER_WORD)))
         words = stream.take(count * draws).reshape(len(self), count, draws)
         given = drawn(
             now, self.sizes, words, self.targets, self.labels, self.class_targets,
