@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray
 from lnsim.models.base import Coordinates, Model
@@ -109,6 +110,12 @@ class ModelView:
         self.models = [
             frame.coordinates.lift(one, float(s)) for one, s in zip(theta, scale, strict=True)
         ]
+
+    def only(self, numbers: NDArray[np.int64]) -> ModelView:
+        """The models of these numbers alone."""
+        view = ModelView(self.frame, np.empty((0, 0)), np.empty(0))
+        view.models = [self.models[b] for b in numbers]
+        return view
 
     @cached_property
     def neurons(self) -> FloatArray:

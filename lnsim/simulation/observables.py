@@ -25,6 +25,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray, Noting
 from lnsim.models.base import Model
@@ -122,6 +123,11 @@ class View:
         self.reduced_W = W
         self.reduced_a = a
         self.scale = scale
+
+    def only(self, numbers: NDArray[np.int64]) -> View:
+        """The networks of these numbers alone."""
+        arrays = self.reduced_W, self.reduced_a, self.scale, self.twin_theta
+        return View(self.frame, *(array[numbers] for array in arrays))
 
     @cached_property
     def second_layer(self) -> FloatArray:

@@ -246,22 +246,28 @@ class Recorder:
 
     def _keep(self, snapshots: _Snapshots) -> None:
         """Writes the observables of these networks into the record arrays."""
-        replica, record, step = snapshots.replica, snapshots.record, snapshots.step
-        view = self._view(replica, step, snapshots.weights, snapshots.twin_theta)
-        for b, (s, i, t) in enumerate(zip(replica, record, step.tolist(), strict=True)):
+        view = self._view(
+            snapshots.replica, snapshots.step, snapshots.weights, snapshots.twin_theta
+        )
+        for b, (s, t) in enumerate(zip(snapshots.replica, snapshots.step.tolist(), strict=True)):
             if t in self._watched:
                 self._watch(s, t, view.displacements[b])
+        recorded = np.flatnonzero(snapshots.record != WATCHED_ONLY)
+        if recorded.size == 0:
+            return
+        if recorded.size < len(snapshots.record):
+            snapshots, view = snapshots.at(recorded), view.only(recorded)
+        replica, record = snapshots.replica, snapshots.record
+        for b, (s, i) in enumerate(zip(replica, record, strict=True)):
             if i in self._cloud_of_record:
                 cloud = self._cloud_of_record[i]
                 self._clouds[:, s, cloud] = [f(view)[b] for f in self._of_neurons.values()]
                 if self._moving.ledger is not None:
                     weights = [array[b] for array in snapshots.weights]
                     self._lemma_3[:, s, cloud] = self._shares(s, *weights)
-        recorded = record != WATCHED_ONLY
-        at = replica[recorded], record[recorded]
-        self._scalars[:, *at] = [f(view)[recorded] for f in self._of_networks.values()]
+        self._scalars[:, replica, record] = [f(view) for f in self._of_networks.values()]
         for path, function in zip(self._paths, self._of_tracked.values(), strict=True):
-            path[at] = function(view)[recorded, : path.shape[-1]]
+            path[replica, record] = function(view)[:, : path.shape[-1]]
 
     def _watch(self, s: int, step: int, moved: FloatArray) -> None:
         """Notes when neurons left the lazy radius, interpolating since the last watch."""
