@@ -121,14 +121,16 @@ def _train(  # type: ignore[no-untyped-def]
         rate = rates["lr"] * lr[t] if lr.size > 0 else rates["lr"]
         shown = targets[t] if targets.shape[0] > 1 else targets[0]
         mask = keep[t] if keep.size > 0 else none
-        if index.size > 0:
-            _gather(X, index[t], xs)
         if in_place:
-            forward(model, theta, xs, mask, here, f)
+            i = index[t, 0] if index.size > 0 else 0
+            x = X[i : i + 1]
+            forward(model, theta, x, mask, here, f)
             if has_diverged(derivative(form.loss, f, shown, g)):
                 return t
-            pull_back(model, theta, xs, mask, here, g, -rate, theta)
+            pull_back(model, theta, x, mask, here, g, -rate, theta)
         else:
+            if index.size > 0:
+                _gather(X, index[t], xs)
             _fill(grad, 0.0)
             for part in range(form.parts):
                 x, y = xs[part * k : (part + 1) * k], shown[part * k : (part + 1) * k]
