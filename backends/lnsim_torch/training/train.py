@@ -43,7 +43,13 @@ from lnsim.run.resume import check_before, count_kept
 from lnsim_torch.distributed import group, synchronised
 from lnsim_torch.samples import Data, place
 from lnsim_torch.training.augment import crop_and_flip
-from lnsim_torch.training.batches import MOST_CLASSES, Batch, batches
+from lnsim_torch.training.batches import Batch, batches
+from lnsim_torch.training.checks import (
+    check_layout,
+    check_outputs,
+    check_run,
+    memory_errors_explained,
+)
 from lnsim_torch.training.evaluation import evaluate, inputs, outputs, summed_loss, sums
 from lnsim_torch.training.progress import training_progress
 from lnsim_torch.training.randomness import RECORD, STEP, Randomness
@@ -108,7 +114,7 @@ def train(
     if not isinstance(data, Data):
         raise TypeError(f"data must be the Data that `place` returns, got {type(data).__name__}")
     # Gradients are on even if the caller has turned them off.
-    with _memory_errors_explained(data, recipe), torch.inference_mode(False), torch.enable_grad():
+    with memory_errors_explained(data, recipe), torch.inference_mode(False), torch.enable_grad():
         run = _Run(network, data, recipe, execution, observe)
         step = 0 if resume is None else run.restore(resume)
         leader = group().rank == 0
@@ -157,17 +163,17 @@ class _Run:
         observe: Observe | None,
     ) -> None:
         self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
-        _check(self.parameters, data, recipe, execution)
+        check_run(self.parameters, data, recipe, execution)
         check_no_extra_state(network)
         self.network, self.data, self.recipe, self.execution = network, data, recipe, execution
         self.randomness = Randomness(network, recipe.seed, data.device)
         network.to(data.device)
         if execution.channels_last:
-            _check_layout(network, data.device)
+            check_layout(network, data.device)
             network.to(memory_format=torch.channels_last)
         self.dtype = self.parameters[0].dtype
         with self.randomness.of(RECORD, 0), buffers_restored(network):
-            _check_outputs(network, data, self.dtype)
+            check_outputs(network, data, self.dtype)
         # Compiled once for each batch size: there are few.
         self.forward = torch.compile(network, dynamic=False) if execution.compile else network
         self.optimizer = torch.optim.SGD(
@@ -322,83 +328,6 @@ def _ascended(network: nn.Module, parameters: list[Tensor], rho: float) -> Itera
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
-
-
-@contextmanager
-def _memory_errors_explained(data: Data, recipe: Recipe) -> Iterator[None]:
-    """Turns an out-of-memory error into a ValueError that says what to lower."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _out_of_memory(error):
-            raise
-        size = recipe.batch_size or len(data.train)
-        raise ValueError(
-            f"not enough memory on {data.device} for batch_size {size}:"
-            " lower batch_size, or the network's width"
-        ) from error
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _check(parameters: list[Tensor], data: Data, recipe: Recipe, execution: Execution) -> None:
-    """Raises ValueError for arguments that do not fit together."""
-    if not parameters:
-        raise ValueError("network must have parameters that require grad, but has none")
-    if any(p.is_inference() for p in parameters):
-        raise ValueError(
-            "network must be made outside inference_mode: inference tensors cannot be trained"
-        )
-    execution.check(data.device.type)
-    n, processes = len(data.train), group().size
-    if recipe.batch_size > n:
-        raise ValueError(f"batch_size must be at most the {n} samples, got {recipe.batch_size}")
-    if (recipe.batch_size or n) < processes:
-        raise ValueError(
-            f"batch_size must be at least the {processes} processes, got {recipe.batch_size or n}"
-        )
-    if recipe.sigma > 0 and data.classes > MOST_CLASSES:
-        raise ValueError(
-            f"sigma must be 0 with more than {MOST_CLASSES} classes, got {recipe.sigma}"
-        )
-    if recipe.augment and data.train.images.ndim != 4:
-        raise ValueError(
-            "augment needs images (N, height, width, channels),"
-            f" got shape {tuple(data.train.images.shape)}"
-        )
-
-
-def _check_layout(network: nn.Module, device: torch.device) -> None:
-    """Raises ValueError where oneDNN in torch 2.13 and 2.15 writes past the end of its memory.
-
-    It does so in the backward pass of strided 1x1 convolutions of few channels, channels last.
-    """
-    for name, module in network.named_modules():
-        strided = isinstance(module, nn.Conv2d) and max(module.stride) > max(module.kernel_size)
-        if strided and device.type == "cpu":
-            raise ValueError(
-                f"channels_last must be off on cpu: {name!r} is a strided 1x1 convolution"
-            )
-
-
-@torch.no_grad()
-def _check_outputs(network: nn.Module, data: Data, dtype: torch.dtype) -> None:
-    """Raises ValueError unless the network maps an image to one output for each class."""
-    x = data.train.inputs(slice(0, 1), dtype)
-    try:
-        f = network.eval()(x)
-    except RuntimeError as error:
-        if _out_of_memory(error):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"network does not take images {tuple(x.shape[1:])}: {reason}") from error
-    if f.shape != (1, data.classes):
-        raise ValueError(
-            f"network must return {data.classes} outputs, one for each class,"
-            f" got {tuple(f.shape[1:])}"
-        )
 
 
 def _check_schedule(earlier: Result, recipe: Recipe) -> None:
