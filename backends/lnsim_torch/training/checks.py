@@ -42,13 +42,7 @@ def check_run(parameters: list[Tensor], data: Data, recipe: Recipe, execution: E
             "network must be made outside inference_mode: inference tensors cannot be trained"
         )
     execution.check(data.device.type)
-    n, processes = len(data.train), group().size
-    if recipe.batch_size > n:
-        raise ValueError(f"batch_size must be at most the {n} samples, got {recipe.batch_size}")
-    if (recipe.batch_size or n) < processes:
-        raise ValueError(
-            f"batch_size must be at least the {processes} processes, got {recipe.batch_size or n}"
-        )
+    recipe.check_batches(len(data.train), group().size)
     if recipe.sigma > 0 and data.classes > MOST_CLASSES:
         raise ValueError(
             f"sigma must be 0 with more than {MOST_CLASSES} classes, got {recipe.sigma}"

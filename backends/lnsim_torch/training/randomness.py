@@ -61,10 +61,11 @@ class Randomness:
             self._shared.append(torch.cuda.default_generators[device.index or 0])
 
     @contextmanager
-    def of(self, purpose: int, step: int) -> Iterator[None]:
+    def of(self, purpose: int, step: int, share: int | None = None) -> Iterator[None]:
         """Inside, the generators are seeded for this step; afterwards they are as before.
 
-        Every entry gives the same draws: both passes of a SAM step use the same.
+        Every entry gives the same draws: both passes of a SAM step use the same.  `share` numbers
+        the parts of a step that draw by themselves, by default one for each process.
         """
         if self._quiet:
             yield
@@ -72,7 +73,7 @@ class Randomness:
         with _LOCK:
             states = [generator.get_state() for generator in self._shared]
             python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-            self._reseed(purpose, step)
+            self._reseed(purpose, step, group().rank if share is None else share)
             try:
                 yield
             finally:
@@ -81,8 +82,8 @@ class Randomness:
                 random.setstate(python_state)
                 np.random.set_state(numpy_state)  # noqa: NPY002
 
-    def _reseed(self, purpose: int, step: int) -> None:
-        address = [self._seed, _INSIDE, step, purpose, group().rank]
+    def _reseed(self, purpose: int, step: int, share: int) -> None:
+        address = [self._seed, _INSIDE, step, purpose, share]
         generators = [*self._shared, *self._own]
         seeds = np.random.SeedSequence(address).generate_state(2 + len(generators)).tolist()
         random.seed(seeds[0])

@@ -12,6 +12,7 @@ from lnsim.streams import check_seed
 
 LOSSES = ("cross_entropy", "squared")
 SCHEDULES = ("constant", "cosine")
+PERTURBATIONS = ("batch", "process")
 PRECISIONS = ("bfloat16", "float32")
 
 
@@ -20,7 +21,12 @@ class Recipe:
     """The hyperparameters and the seed of a run, which determine its numbers.
 
     `steps` of size `lr`, recorded every `record_every`; `batch_size` 0 is the full batch.
-    `schedule`: "constant", or "cosine" from lr to 0 over all steps.  `rho` > 0 makes it SAM.
+    `schedule`: "constant", or "cosine" from lr to 0 over all steps.
+    `rho` > 0 makes it SAM.  `normalized`: the weights are moved by rho along the gradient, rather
+    than by rho times the gradient.  `micro_batch`: the number of samples that are perturbed
+    together (m-SAM), each number of them by its own gradient; 0 for the whole batch.
+    `perturbation`: "batch", where several processes train like one, or "process", where each
+    perturbs by the gradient of its own share of the batch.  With rho = 0 these change nothing.
     `tau`: the probability that a label is redrawn, `flip`: from which classes ("other" than the
     true one, or "any"); `sigma`: the noise of the targets, for the squared loss.  `augment`: crop
     and flip.  `smoothing`: see train.smoothed.  `train_measured`: the number of training images,
@@ -45,9 +51,12 @@ class Recipe:
     smoothing: float = 0.9
     train_measured: int = 0
     seed: int = 0
+    normalized: bool = True
+    micro_batch: int = 0
+    perturbation: str = "batch"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "train_measured"):
+        for name in ("steps", "batch_size", "train_measured", "micro_batch"):
             checks.integer(name, getattr(self, name), 0)
         checks.integer("record_every", self.record_every, 1)
         _number("lr", self.lr, above=0.0)
@@ -59,10 +68,44 @@ class Recipe:
         checks.choice("schedule", self.schedule, SCHEDULES)
         checks.choice("loss", self.loss, LOSSES)
         checks.choice("flip", self.flip, FLIPS)
+        checks.choice("perturbation", self.perturbation, PERTURBATIONS)
         check_tau(self.tau)
         check_seed(self.seed)
         if self.sigma > 0 and self.loss != "squared":
             raise ValueError(f"sigma must be 0 unless loss is squared, got {self.sigma}")
+
+    def check_batches(self, samples: int, processes: int = 1) -> None:
+        """Raises ValueError for batches that this many samples and processes do not allow."""
+        batch = self.batch_size or samples
+        if batch > samples:
+            raise ValueError(f"batch_size must be at most the {samples} samples, got {batch}")
+        if batch < processes:
+            raise ValueError(f"batch_size must be at least the {processes} processes, got {batch}")
+        micro_batch = self.micro_batch or batch
+        if batch % micro_batch:
+            raise ValueError(
+                f"micro_batch must divide the batch of {batch} samples, got {micro_batch}"
+            )
+        if self.perturbation == "batch":
+            return
+        if batch % processes:
+            raise ValueError(
+                f"perturbation 'process' needs a batch that {processes} processes share equally,"
+                f" got {batch} samples"
+            )
+        if self.micro_batch and batch // processes % self.micro_batch:
+            raise ValueError(
+                f"micro_batch must divide the {batch // processes} samples of each of {processes}"
+                f" processes, got {self.micro_batch}"
+            )
+
+    def perturbed_together(self, samples: int, processes: int = 1) -> int:
+        """The number of samples of a batch that SAM perturbs together; all of them without SAM."""
+        batch = self.batch_size or samples
+        if self.rho == 0:
+            return batch
+        by_process = batch // processes if self.perturbation == "process" else batch
+        return self.micro_batch or by_process
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step number `step`, counted from 0."""

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ from lnsim_torch.training.evaluation import evaluate, inputs, outputs, summed_lo
 from lnsim_torch.training.progress import training_progress
 from lnsim_torch.training.randomness import RECORD, STEP, Randomness
 from lnsim_torch.training.recipe import PLAIN, Execution, Recipe
+from lnsim_torch.training.sam import AddGradient, MicroBatch, StepGradient
 from lnsim_torch.training.state import (
     buffers_restored,
     check_no_extra_state,
@@ -121,7 +122,8 @@ def train(
         shown = training_progress(
             progress if leader else None, run.images_per_step, recipe.steps, step
         )
-        with synchronised(network), shown as reports:
+        shared = not run.gradient.division.is_dealt
+        with synchronised(network) if shared else nullcontext(), shown as reports:
             run.show = reports.record
 
             def report(step: int) -> None:
@@ -183,8 +185,11 @@ class _Run:
         n = len(data.train)
         full = recipe.batch_size in (0, n)
         self.images_per_step = n if full else n / math.ceil(n / recipe.batch_size)
-        # The full batch is the same in every step, unless it is augmented.
-        self.full_batch = self._inputs(group().share(0, n)) if full and not recipe.augment else None
+        self.gradient = StepGradient(network, self.parameters, recipe, n)
+        self.full_batch: Tensor | None = None
+        if full and not recipe.augment and self.gradient.division.is_whole:
+            # It is the same in every step.
+            self.full_batch = self._inputs(group().share(0, n))
         self.steps_to_record = record_steps(recipe.steps, recipe.record_every)
         self.rows: list[dict[str, float]] = []
         self._observe = observe
@@ -229,26 +234,25 @@ class _Run:
     def _descend(self, batch: Batch, step: int) -> None:
         """Takes step number `step` on `batch`."""
         size = len(batch.samples)
-        share = batch.part(group().share(0, size))
+        self.gradient.set(size, lambda micro_batch: self._prepared(batch, micro_batch, step))
+        self.optimizer.param_groups[0]["lr"] = self.recipe.lr_at(step)
+        self.optimizer.step()
+
+    def _prepared(self, batch: Batch, micro_batch: MicroBatch, step: int) -> AddGradient:
+        """What adds the gradient of the loss on a micro-batch of the batch of this step."""
+        share = batch.part(micro_batch.mine)
         x = self._inputs(share.samples) if self.full_batch is None else self.full_batch
         if share.moves is not None:
             x = crop_and_flip(x, share.moves)
         noise = None if share.signs is None else self.recipe.sigma * share.signs
-        with self.randomness.of(STEP, step):
-            self._gradient(x, share.labels, noise, size)
-        if self.recipe.rho > 0:
-            ascended = _ascended(self.network, self.parameters, self.recipe.rho)
-            with ascended, self.randomness.of(STEP, step):
-                self._gradient(x, share.labels, noise, size)
-        self.optimizer.param_groups[0]["lr"] = self.recipe.lr_at(step)
-        self.optimizer.step()
 
-    def _gradient(self, x: Tensor, labels: Tensor, noise: Tensor | None, size: int) -> None:
-        """Sets the parameters' gradients to those of the mean loss over all `size` samples."""
-        self.optimizer.zero_grad()
-        f = outputs(self.forward, x, self.execution)
-        (summed_loss(f, labels, self.recipe.loss, noise) / size).backward()
-        group().add_up(_gradients(self.parameters))
+        def add_gradient(divisor: float) -> None:
+            with self.randomness.of(STEP, step, micro_batch.draws):
+                f = outputs(self.forward, x, self.execution)
+                loss = summed_loss(f, share.labels, self.recipe.loss, noise)
+                (loss / divisor).backward()
+
+        return add_gradient
 
     def _measure(self) -> dict[str, float]:
         """MEASURES of the network.  The sums stay on the device and are read once."""
@@ -304,30 +308,6 @@ class _Run:
                 state = self.optimizer.state[p]
                 by_name[f"momentum.{i}"] = state.setdefault("momentum_buffer", torch.zeros_like(p))
         return by_name
-
-
-@contextmanager
-def _ascended(network: nn.Module, parameters: list[Tensor], rho: float) -> Iterator[None]:
-    """Inside, the parameters are `rho` further along their gradient; afterwards as before.
-
-    The running statistics stay those of the first pass.
-    """
-    with torch.no_grad():
-        before = [p.clone() for p in parameters]
-        gradients = _gradients(parameters)
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        factor = rho / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-        moving = [p for p in parameters if p.grad is not None]
-        torch._foreach_add_(moving, torch._foreach_mul(gradients, factor))
-    with buffers_restored(network):
-        yield
-    with torch.no_grad():
-        for p, value in zip(parameters, before, strict=True):
-            p.copy_(value)
-
-
-def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _check_schedule(earlier: Result, recipe: Recipe) -> None:
