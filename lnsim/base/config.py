@@ -18,12 +18,28 @@ import numpy as np
 C = TypeVar("C")
 
 
-def key(default: Any, meaning: str) -> Any:
-    """A key of a configuration: the field's default, and what `lnsim list` says that it means."""
-    metadata = {"meaning": meaning}
+def key(default: Any, meaning: str, *, later: bool = False) -> Any:
+    """A key of a configuration: the field's default, and what `lnsim list` says that it means.
+
+    `later`: it came after the first files of its experiment were written (see `recorded`).
+    """
+    metadata = {"meaning": meaning, "later": later}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def recorded(config: Any) -> dict[str, Any]:
+    """The keys and values that a run keeps of its configuration, by which it is resumed.
+
+    Of the keys that came later only those that differ from their default, so that runs before and
+    after them have the same.
+    """
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if not field.metadata.get("later") or getattr(config, field.name) != field.default
+    }
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ network's descent is stable.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from lnsim.backend import NetworkEngine, load_networks
 from lnsim.base import checks
-from lnsim.base.config import key
+from lnsim.base.config import key, recorded
 from lnsim.experiments import _images
 from lnsim.experiments._arms import Arms, Records
 from lnsim.run import quantities
@@ -93,7 +93,9 @@ def run(
     recipes = {name: _recipe(engine, config, changes) for name, changes in arms.items()}
     execution = engine.Execution(compile=config.compile)
     images = _images.choose(config)
-    identity = {"experiment": experiment, "backend": backend, **asdict(config)}
+    for recipe in recipes.values():
+        recipe.check_batches(len(images.train_labels), engine.group().size)
+    identity = {"experiment": experiment, "backend": backend, **recorded(config)}
     with engine.held(config.threads):
         data = engine.place(images, device, normalization="global")
         recorder = _Recorder(engine, config, data)

@@ -2,7 +2,7 @@
 
 Full-batch SAM, theta <- theta - lr g(theta + rho g / |g|), takes the place of label noise: without
 noise, it also shrinks the first layer and leaves the linearised network.  The paper leaves rho
-open.
+open, and whether parts of the batch are perturbed separately.
 
 Network, setting and presets: _wide_resnet.py.
 """
@@ -23,9 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(_wide_resnet.WideResNetConfig):
-    """`rho` is the length of SAM's ascent step."""
+    """`rho` is the length of SAM's ascent step, or, un-normalised, its step size.
+
+    `micro_batch` samples are perturbed by their own gradient; with `perturbation` "process", each
+    process that torchrun started perturbs by the gradient of its own share of the batch.
+    """
 
     rho: float = key(1.0, "radius of sharpness-aware minimisation")
+    normalized: bool = key(True, "whether SAM divides the gradient by its norm", later=True)
+    micro_batch: int = key(0, "samples that SAM perturbs together; 0: the whole batch", later=True)
+    perturbation: str = key(
+        "batch", "batch, or process: each process perturbs by its own share of it", later=True
+    )
 
 
 def run(
@@ -35,14 +44,22 @@ def run(
 
     The default `device` is CUDA if there is one.  Raises ValueError or TypeError for bad input.
     """
-    arms = {"clean": {}, "sam": {"rho": config.rho}}
+    names = ("rho", "normalized", "micro_batch", "perturbation")
+    arms = {"clean": {}, "sam": {name: getattr(config, name) for name in names}}
     return _wide_resnet.run("wide-resnet-sam", config, arms, backend, device, **driver)
 
 
 def figure(trajectory: Trajectory) -> Figure:
     """Figure 5 of this run, and how far the kernel moved."""
-    rho = trajectory.config["rho"]
-    return _wide_resnet.figure(trajectory, Config, rf"SAM with $\rho$ = {rho:g}")
+    config = trajectory.config
+    words = [rf"SAM with $\rho$ = {config['rho']:g}"]
+    if not config.get("normalized", True):
+        words.append("un-normalised")
+    if micro_batch := config.get("micro_batch", 0):
+        words.append(f"micro-batches of {micro_batch}")
+    if config.get("perturbation", "batch") == "process":
+        words.append("each process perturbs by its own share")
+    return _wide_resnet.figure(trajectory, Config, ", ".join(words))
 
 
 EXPERIMENT = Experiment(

@@ -19,6 +19,7 @@ from small_training import (  # noqa: F401
     _one_thread,
     naive_inputs,
     norm,
+    same,
     small_data,
     small_images,
     small_mlp,
@@ -65,25 +66,37 @@ def naive_train(network, images, recipe):
             y += torch.tensor([[recipe.sigma * (1 if w >> c & 1 else -1) for c in range(CLASSES)]
                                for w in words])  # fmt: skip
 
-        def gradient(batch=batch, labels=labels, y=y):
-            f = network(x[batch])
+        def gradient(chosen, batch=batch, labels=labels, y=y):
+            f = network(x[batch[chosen]])
             if recipe.loss == "squared":
-                loss = 0.5 * ((f - y) ** 2).mean()
+                loss = 0.5 * ((f - y[chosen]) ** 2).mean()
             else:
-                loss = F.cross_entropy(f, torch.tensor(labels))
+                loss = F.cross_entropy(f, torch.tensor(labels[chosen]))
             return torch.autograd.grad(loss, weights)
 
-        g = gradient()
-        with torch.no_grad():
-            if recipe.rho:
-                before = [w.clone() for w in weights]
-                norm = sum((part**2).sum() for part in g) ** 0.5
+        def perturbed_gradient(chosen, gradient=gradient):
+            g = gradient(chosen)
+            before = [w.clone() for w in weights]
+            norm = sum((part**2).sum() for part in g) ** 0.5 if recipe.normalized else 1.0
+            with torch.no_grad():
                 for w, part in zip(weights, g, strict=True):
                     w += recipe.rho * part / norm
-                with torch.enable_grad():
-                    g = gradient()
+            g = gradient(chosen)
+            with torch.no_grad():
                 for w, value in zip(weights, before, strict=True):
                     w.copy_(value)
+            return g
+
+        if recipe.rho:
+            g = [torch.zeros_like(w) for w in weights]
+            together = recipe.micro_batch or len(batch)
+            for start in range(0, len(batch), together):
+                of_part = perturbed_gradient(slice(start, start + together))
+                count = min(together, len(batch) - start)
+                g = [a + count / len(batch) * b for a, b in zip(g, of_part, strict=True)]
+        else:
+            g = gradient(slice(None))
+        with torch.no_grad():
             lr = recipe.lr
             if recipe.schedule == "cosine":
                 lr *= (1 + np.cos(np.pi * step / recipe.steps)) / 2
@@ -101,6 +114,11 @@ VARIANTS = {
     "targets": {"sigma": 0.5},
     "sam": {"rho": 0.4, "tau": 0.2},
     "sam gd": {"rho": 0.4, "batch_size": 0},
+    "sam un-normalised": {"rho": 0.4, "normalized": False, "tau": 0.2},
+    "m-sam": {"rho": 0.4, "batch_size": 6, "micro_batch": 2, "tau": 0.2},  # 25 = 4 * 6 + 1
+    "m-sam with a part left": {"rho": 0.4, "batch_size": 9, "micro_batch": 3},  # 7 = 2 * 3 + 1
+    "m-sam gd": {"rho": 0.4, "batch_size": 0, "micro_batch": 5, "sigma": 0.3},
+    "1-sam gd": {"rho": 0.2, "batch_size": 0, "micro_batch": 1, "normalized": False},
     "all": {"momentum": 0.7, "weight_decay": 0.01, "schedule": "cosine", "rho": 0.1},
     "entropy": {"loss": "cross_entropy", "tau": 0.3},
 }
@@ -136,6 +154,54 @@ def test_sam_takes_running_statistics_from_the_first_pass():
         train(network, small_data(), replace(RECIPE, steps=1, lr=1e-30, rho=rho))
     for plain, sam in zip(*(network.buffers() for network in networks_of), strict=True):
         assert torch.equal(plain, sam)
+
+
+@pytest.mark.parametrize("make", [small_mlp, small_resnet])
+@pytest.mark.parametrize("size", [0, 7])
+@pytest.mark.parametrize("perturbation", ["batch", "process"])
+def test_a_micro_batch_of_the_whole_batch_is_sam_bit_for_bit(make, size, perturbation):
+    recipe = replace(RECIPE, batch_size=size, rho=0.3, tau=0.2, momentum=0.5, augment=True)
+    whole = train(make(), small_data(), recipe)
+    divided = replace(recipe, micro_batch=size or 25, perturbation=perturbation)
+    result = train(make(), small_data(), divided)
+    same(result.records, whole.records)
+    same(result.state, whole.state)
+    # Without rho there is nothing to perturb.
+    plain = train(make(), small_data(), replace(recipe, rho=0.0))
+    one_by_one = train(make(), small_data(), replace(recipe, rho=0.0, micro_batch=1))
+    same(one_by_one.state, plain.state)
+
+
+def test_micro_batches_move_running_statistics_by_their_mean_once_a_step():
+    """Each from the statistics before the step, in a forward pass at the weights before it."""
+    recipe = replace(RECIPE, steps=1, batch_size=8, lr=1e-30, rho=0.5, micro_batch=4)
+    trained, start = small_resnet().double(), small_resnet().double()
+    train(trained, small_data(), recipe)
+    order = np.random.default_rng([recipe.seed, 8, 0]).permutation(25)
+    x = naive_inputs(small_images())
+    parts = []
+    for chosen in (order[:4], order[4:8]):
+        network = small_resnet().double()
+        network.train()(x[chosen])
+        parts.append(dict(network.named_buffers()))
+    before = dict(start.named_buffers())
+    assert len(before) > 10
+    for name, buffer in trained.named_buffers():
+        expected = (parts[0][name] + parts[1][name]) / 2
+        torch.testing.assert_close(buffer.double(), expected.double(), rtol=1e-12, atol=1e-14)
+        assert not torch.equal(buffer, before[name])
+        if name.endswith("num_batches_tracked"):
+            assert buffer == 1
+
+
+def test_buffers_that_training_does_not_change_keep_their_bits():
+    network = small_mlp()
+    values = {"a": torch.tensor([-torch.inf, 0.1, 1e300], dtype=torch.float64),
+              "b": torch.tensor([True, False]), "c": torch.tensor([2**60 + 1])}  # fmt: skip
+    for name, value in values.items():
+        network.register_buffer(name, value.clone())
+    train(network, small_data(), replace(RECIPE, batch_size=6, rho=0.1, micro_batch=2))
+    assert all(torch.equal(network.get_buffer(name), value) for name, value in values.items())
 
 
 def test_training_learns_and_evaluates():

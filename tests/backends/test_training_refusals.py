@@ -48,6 +48,10 @@ from torch import nn
         ({"smoothing": 1.0}, "smoothing must be below 1"),
         ({"train_measured": -1}, "train_measured must be at least 0"),
         ({"seed": -1}, "seed must be at least 0"),
+        ({"micro_batch": -1}, "micro_batch must be at least 0"),
+        ({"micro_batch": 2.5}, "micro_batch must be an integer"),
+        ({"normalized": "no"}, "normalized must be True or False, got 'no'"),
+        ({"perturbation": "device"}, "perturbation must be one of batch, process, got 'device'"),
     ],
 )
 def test_recipes_that_are_refused(changes, says):
@@ -72,6 +76,12 @@ class Hungry(nn.Module):
     ("network", "recipe", "says"),
     [
         (small_mlp(), {"batch_size": 26}, "batch_size must be at most the 25 samples, got 26"),
+        (small_mlp(), {"micro_batch": 3}, "micro_batch must divide the batch of 7 samples, got 3"),
+        (
+            small_mlp(),
+            {"rho": 0.1, "batch_size": 0, "micro_batch": 26},
+            "micro_batch must divide the batch of 25 samples, got 26",
+        ),
         (networks.mlp([192, 3]), {}, r"must return 4 outputs, one for each class, got \(3,\)"),
         (networks.mlp([48, CLASSES]), {}, r"network does not take images \(3, 8, 8\): ."),
         (nn.Flatten(), {}, "network must have parameters that require grad"),
@@ -82,6 +92,25 @@ def test_networks_that_are_refused(network, recipe, says):
     with pytest.raises(ValueError, match=says) as error:
         train(network, small_data(), replace(RECIPE, **recipe))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "perturbation 'process' needs a batch that 3 processes share equally, got 25 samples"),
+        (
+            {"batch_size": 12, "micro_batch": 6},
+            "micro_batch must divide the 4 samples of each of 3 processes, got 6",
+        ),
+        ({"batch_size": 2}, "batch_size must be at least the 3 processes, got 2"),
+    ],
+)
+def test_shares_that_are_refused(changes, says):
+    recipe = replace(RECIPE, **{"batch_size": 0, "perturbation": "process", **changes})
+    with pytest.raises(ValueError, match=says) as error:
+        recipe.check_batches(25, 3)
+    assert "\n" not in str(error.value)
+    replace(recipe, batch_size=12, micro_batch=2).check_batches(25, 3)
 
 
 def test_a_layout_that_crashes_is_refused():
@@ -127,6 +156,19 @@ def test_resumes_that_are_refused():
     ):
         with pytest.raises(ValueError, match=f"cannot resume: .*{says}"):
             train(network, small_data(), recipe, resume=part)
+
+
+def test_processes_that_perturbed_alone_do_not_become_more_or_fewer():
+    recipe = replace(RECIPE, rho=0.1, perturbation="process")
+    part = train(small_mlp(), small_data(), replace(recipe, steps=6))
+    assert part.state["processes"] == 1
+    train(small_mlp(), small_data(), recipe, resume=part)
+    part.state["processes"] = np.array(2)
+    says = "cannot resume: 2 processes perturbed each by its own share, and now there are 1"
+    with pytest.raises(ValueError, match=says):
+        train(small_mlp(), small_data(), recipe, resume=part)
+    of_any = train(small_mlp(), small_data(), replace(recipe, micro_batch=7, steps=6))
+    assert "processes" not in of_any.state
 
 
 def losses_with(execution, data, tau=0.1, rho=0.0):

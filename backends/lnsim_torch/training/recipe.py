@@ -65,6 +65,8 @@ class Recipe:
         for name in ("momentum", "smoothing"):
             if _number(name, getattr(self, name)) >= 1.0:
                 raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
+        if not isinstance(self.normalized, bool):
+            raise TypeError(f"normalized must be True or False, got {self.normalized!r}")
         checks.choice("schedule", self.schedule, SCHEDULES)
         checks.choice("loss", self.loss, LOSSES)
         checks.choice("flip", self.flip, FLIPS)
@@ -99,13 +101,17 @@ class Recipe:
                 f" processes, got {self.micro_batch}"
             )
 
+    @property
+    def perturbed_by_process(self) -> bool:
+        """Whether the result depends on the number of processes, each of which perturbs alone."""
+        return self.rho > 0 and self.perturbation == "process" and self.micro_batch == 0
+
     def perturbed_together(self, samples: int, processes: int = 1) -> int:
         """The number of samples of a batch that SAM perturbs together; all of them without SAM."""
         batch = self.batch_size or samples
-        if self.rho == 0:
-            return batch
-        by_process = batch // processes if self.perturbation == "process" else batch
-        return self.micro_batch or by_process
+        if self.perturbed_by_process:
+            return batch // processes
+        return self.micro_batch or batch if self.rho > 0 else batch
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step number `step`, counted from 0."""

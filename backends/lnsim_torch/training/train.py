@@ -277,6 +277,8 @@ class _Run:
         records["smoothed_test_accuracy"] = smoothed(accuracy, self.recipe.smoothing)
         state = {name: to_array(tensor) for name, tensor in self._tensors().items()}
         state |= {"step": np.array(status.step), "steps": np.array(self.recipe.steps)}
+        if self.recipe.perturbed_by_process:
+            state["processes"] = np.array(group().size)
         return Result(records, state, status)
 
     def restore(self, earlier: Result) -> int:
@@ -287,6 +289,7 @@ class _Run:
         step = earlier.status.step
         check_before(earlier.status, self.recipe.steps)
         _check_schedule(earlier, self.recipe)
+        _check_processes(earlier, self.recipe)
         names = [name for name in earlier.records if name != "smoothed_test_accuracy"]
         columns = [earlier.records[name].tolist() for name in names]
         rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
@@ -317,4 +320,15 @@ def _check_schedule(earlier: Result, recipe: Recipe) -> None:
         raise ValueError(
             f"cannot resume: the {recipe.schedule} schedule was for {steps} steps,"
             f" not {recipe.steps}"
+        )
+
+
+def _check_processes(earlier: Result, recipe: Recipe) -> None:
+    """Raises ValueError if another number of processes perturbed each by its own share."""
+    processes = group().size
+    before = int(earlier.state.get("processes", processes))
+    if recipe.perturbed_by_process and before != processes:
+        raise ValueError(
+            f"cannot resume: {before} processes perturbed each by its own share, and now there are"
+            f" {processes}"
         )
