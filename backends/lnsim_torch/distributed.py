@@ -8,8 +8,12 @@ and shows progress on rank 0 only.  training/train.py asks `group()`:
   size of the whole batch, so that the sum of all gradients is that of a single process.
 * Batch norm normalises by the whole batch, not by a process's share: `synchronised` also sums its
   statistics over processes, forward and backward.  So K processes equal one, up to rounding.
+* Where each process perturbs SAM's weights by the gradient of whole micro-batches of its own
+  (training/sam.py), it takes consecutive samples instead, and batch norm normalises by the
+  micro-batch, so without `synchronised`.
 * All processes hold the same weights, draw the same random numbers and take the same decisions,
-  except that each draws the network's own random numbers (dropout) for its share (randomness.py).
+  except that each draws the network's own random numbers (dropout) for its share (randomness.py),
+  and moves its weights alone while SAM perturbs them by its own samples.
 """
 
 from __future__ import annotations

@@ -94,25 +94,6 @@ def test_networks_that_are_refused(network, recipe, says):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({}, "perturbation 'process' needs a batch that 3 processes share equally, got 25 samples"),
-        (
-            {"batch_size": 12, "micro_batch": 6},
-            "micro_batch must divide the 4 samples of each of 3 processes, got 6",
-        ),
-        ({"batch_size": 2}, "batch_size must be at least the 3 processes, got 2"),
-    ],
-)
-def test_shares_that_are_refused(changes, says):
-    recipe = replace(RECIPE, **{"batch_size": 0, "perturbation": "process", **changes})
-    with pytest.raises(ValueError, match=says) as error:
-        recipe.check_batches(25, 3)
-    assert "\n" not in str(error.value)
-    replace(recipe, batch_size=12, micro_batch=2).check_batches(25, 3)
-
-
 def test_a_layout_that_crashes_is_refused():
     network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.Flatten(), nn.Linear(64, CLASSES))
     with pytest.raises(ValueError, match="channels_last must be off on cpu: '0' is a strided 1x1"):
@@ -156,19 +137,6 @@ def test_resumes_that_are_refused():
     ):
         with pytest.raises(ValueError, match=f"cannot resume: .*{says}"):
             train(network, small_data(), recipe, resume=part)
-
-
-def test_processes_that_perturbed_alone_do_not_become_more_or_fewer():
-    recipe = replace(RECIPE, rho=0.1, perturbation="process")
-    part = train(small_mlp(), small_data(), replace(recipe, steps=6))
-    assert part.state["processes"] == 1
-    train(small_mlp(), small_data(), recipe, resume=part)
-    part.state["processes"] = np.array(2)
-    says = "cannot resume: 2 processes perturbed each by its own share, and now there are 1"
-    with pytest.raises(ValueError, match=says):
-        train(small_mlp(), small_data(), recipe, resume=part)
-    of_any = train(small_mlp(), small_data(), replace(recipe, micro_batch=7, steps=6))
-    assert "processes" not in of_any.state
 
 
 def losses_with(execution, data, tau=0.1, rho=0.0):

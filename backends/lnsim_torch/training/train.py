@@ -6,18 +6,18 @@ targets may have noise, and moves the weights against the gradient g of the mean
     theta <- theta - lr g(theta)                                 GD, SGD
     theta <- theta - lr g(theta + rho g(theta) / |g(theta)|)       SAM, both on the same batch
 
-with momentum and weight decay as in torch.optim.SGD.  The losses of outputs f : (B, C) and one-hot
-targets y (plus noise, sigma times +-1, on every entry) are
+with momentum and weight decay as in torch.optim.SGD (sam.py has SAM's other forms).  The losses of
+outputs f : (B, C) and one-hot targets y (plus noise, sigma times +-1, on every entry) are
 
     "squared"          (1 / 2BC) sum (f - y)^2      as in lnsim/images/erf_network.py
     "cross_entropy"    -(1 / B) sum log softmax(f)_label
 
-Records use clean labels and eval mode.  A run depends on its Recipe, its data and its initial
-network.  It does not depend on when it records, on whether it was stopped and resumed (on the CPU,
-bit for bit), or on the state of torch's generators: the recipe's seed and the step determine what
-the network draws (dropout), and both gradients of SAM use the same draws (randomness.py).  A
-checkpoint holds parameters and buffers only; a network with state elsewhere can be trained, but not
-resumed.
+Records use clean labels and eval mode.  A run depends on its Recipe, its data, its initial network
+and, where processes perturb each by its own share, their number.  It does not depend on when it
+records, on whether it was stopped and resumed (on the CPU, bit for bit), or on the state of torch's
+generators: the recipe's seed and the step determine what the network draws (dropout), and both
+gradients of SAM use the same draws (randomness.py).  A checkpoint holds parameters and buffers
+only; a network with state elsewhere can be trained, but not resumed.
 
 Several arms (values of tau, seeds) are calls of `train` on one `Data`, one after the other or each
 in its own thread: they share images and compiled code.  In threads, networks that may draw random
