@@ -52,6 +52,38 @@ def test_sam_shrinks_the_first_layer_and_moves_the_kernel(data, wide):
     assert len(wide_resnet_sam.figure(trajectory).axes) == 4
 
 
+def test_the_forms_of_sam_are_keys_that_an_earlier_run_does_without(data, tmp_path):
+    """A run in the default form has the configuration of a run before there were others."""
+    setting = small_wide(data, wide_resnet_sam.Config, steps=20)
+    run = wide_resnet_sam.run(setting)
+    forms = {"normalized": False, "micro_batch": 5, "perturbation": "process"}
+    assert not forms.keys() & run.config.keys()
+    run.save(tmp_path)
+    longer = replace(setting, steps=40)
+    again = wide_resnet_sam.run(longer, resume=Trajectory.load(tmp_path))
+    assert same(again, wide_resnet_sam.run(longer))
+    for key, value in forms.items():
+        other = wide_resnet_sam.run(replace(setting, **{key: value}))
+        assert other.config == {**run.config, key: value}
+        np.testing.assert_array_equal(other["clean_train_loss"], run["clean_train_loss"])
+        moved = (other["sam_train_loss"] != run["sam_train_loss"]).any()
+        assert moved == (key != "perturbation")  # of one process
+        with pytest.raises(ValueError, match=f"cannot resume: {key} was None and is {value!r} now"):
+            wide_resnet_sam.run(replace(longer, **{key: value}), resume=run)
+    words = " ".join(wide_resnet_sam.figure(replace_config(run, forms)).texts[0].get_text().split())
+    assert "un-normalised, micro-batches of 5, each process perturbs by its own share" in words
+    for key, value, says in (
+        ("micro_batch", 3, "micro_batch must divide the batch of 20 samples, got 3"),
+        ("perturbation", "rank", "perturbation must be one of batch, process, got 'rank'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            wide_resnet_sam.run(replace(setting, **{key: value}))
+
+
+def replace_config(trajectory, changes):
+    return replace(trajectory, config={**trajectory.config, **changes})
+
+
 def test_the_linearised_curves_are_those_of_descent_on_the_linearised_network(data, wide):
     images = _images.choose(small_wide(data))
     sets = place(images, normalization="global")
