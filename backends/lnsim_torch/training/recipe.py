@@ -24,7 +24,7 @@ class Recipe:
     `schedule`: "constant", or "cosine" from lr to 0 over all steps.
     `rho` > 0 makes it SAM.  `normalized`: the weights are moved by rho along the gradient, rather
     than by rho times the gradient.  `micro_batch`: the number of samples that are perturbed
-    together (m-SAM), each number of them by its own gradient; 0 for the whole batch.
+    together, by their own gradient (m-SAM); 0 for the whole batch.
     `perturbation`: "batch", where several processes train like one, or "process", where each
     perturbs by the gradient of its own share of the batch.  With rho = 0 these change nothing.
     `tau`: the probability that a label is redrawn, `flip`: from which classes ("other" than the
@@ -111,7 +111,7 @@ class Recipe:
         batch = self.batch_size or samples
         if self.perturbed_by_process:
             return batch // processes
-        return self.micro_batch or batch if self.rho > 0 else batch
+        return (self.micro_batch or batch) if self.rho > 0 else batch
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step number `step`, counted from 0."""

@@ -18,7 +18,7 @@ process with m = B / K.
 Batch norm normalises by the micro-batch.  The running statistics move once a step, as in a step
 without SAM: by the mean of what every micro-batch would have made of those before the step, taken
 at the weights before they are moved.  Other buffers of floating-point numbers do the same; one of
-integers or switches has the value that the first micro-batch leaves.
+integers or booleans has the value that the first micro-batch leaves.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ class Division:
     def _dealt(self, batch: int) -> list[MicroBatch]:
         m, begin = self._size, self._processes.rank * self._to_a_process
         end = min(begin + self._to_a_process, batch)
-        parts = [
-            MicroBatch(slice(start, stop), stop - start, batch, start == 0, start // m)
-            for start in range(begin, end, m)
-            for stop in (min(start + m, end),)
-        ]
+        parts = []
+        for start in range(begin, end, m):
+            stop = min(start + m, end)
+            mine = slice(start, stop)
+            parts.append(MicroBatch(mine, stop - start, batch, start == 0, start // m))
         if not parts:
             # At the end of an epoch a process may be left without samples.  The first micro-batch,
             # counted for nothing, gives it gradients and buffers to add to the others'.
