@@ -19,7 +19,13 @@ from lnsim.dynamics import (
 )
 from lnsim.models.deep import DeepLinear, deep_init
 from lnsim.models.diagonal import Diagonal, diagonal_init
-from lnsim.models.problem import Problem, gaussian_regression
+from lnsim.models.problem import Problem
+from lnsim.models.problems import (
+    gaussian_classes,
+    gaussian_regression,
+    low_rank_teacher,
+    sparse_regression,
+)
 from lnsim.models.relu import ReLUNetwork, relu_init
 from lnsim.models.two_layer import Network, ntk_init
 from lnsim.run.record import Status
@@ -53,9 +59,12 @@ __all__ = [
     "WarmUp",
     "deep_init",
     "diagonal_init",
+    "gaussian_classes",
     "gaussian_regression",
+    "low_rank_teacher",
     "ntk_init",
     "relu_init",
     "simulate",
+    "sparse_regression",
     "sweep",
 ]

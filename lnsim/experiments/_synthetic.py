@@ -12,7 +12,8 @@ from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.base.config import key
 from lnsim.dynamics import SGD, LabelNoise, Schedule
-from lnsim.models.problem import Problem, gaussian_regression
+from lnsim.models.problem import Problem
+from lnsim.models.problems import gaussian_regression
 from lnsim.models.two_layer import Network, ntk_init
 from lnsim.simulation.simulate import simulate
 from lnsim.simulation.trajectory import Trajectory

@@ -161,7 +161,7 @@ def span(X: FloatArray) -> FloatArray | None:
     return None if rank == X.shape[1] else np.ascontiguousarray(Vt[:rank].T)
 
 
-def orthonormal(rng: np.random.Generator, rows: int, columns: int) -> FloatArray:
+def orthonormal_columns(rng: np.random.Generator, rows: int, columns: int) -> FloatArray:
     """A uniformly drawn matrix (rows, columns) with orthonormal columns."""
     Q, R = np.linalg.qr(rng.standard_normal((rows, columns)))
     return np.asarray(Q * np.sign(np.diagonal(R)))

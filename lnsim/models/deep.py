@@ -25,7 +25,7 @@ import numpy as np
 from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
-from lnsim.models.base import Coordinates, Model, orthonormal, span
+from lnsim.models.base import Coordinates, Model, orthonormal_columns, span
 
 
 @dataclass(frozen=True)
@@ -177,14 +177,14 @@ def deep_init(
     rng = streams.generator(seed, "init")
     weights = []
     ranks = min(sizes)
-    basis = orthonormal(rng, sizes[0], ranks)
+    basis = orthonormal_columns(rng, sizes[0], ranks)
     for before, after in itertools.pairwise(sizes):
         if start == "ntk":
             W = rng.standard_normal((after, before)) / np.sqrt(before)
         elif start == "identity":
             W = np.eye(after, before)
         else:
-            following = orthonormal(rng, after, ranks)
+            following = orthonormal_columns(rng, after, ranks)
             W = following @ basis.T
             basis = following
         weights.append(scale * W)

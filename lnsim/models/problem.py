@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.base.threads import one_blas_thread
@@ -187,36 +186,3 @@ class Problem:
     def dim(self) -> int:
         """d, the input dimension."""
         return self.X.shape[1]
-
-
-@one_blas_thread()
-def gaussian_regression(
-    samples: int,
-    dim: int,
-    seed: int = 0,
-    *,
-    theta_norm: float | None = None,
-    test_samples: int = 1000,
-) -> Problem:
-    """The paper's data: x ~ N(0, I_d), y = <theta_star, x>, and a test set of the same law.
-
-    theta_star ~ N(0, I_d), whose norm is about sqrt(d) (the paper leaves it open), rescaled to
-    norm `theta_norm` where that is given.  Raises ValueError for values out of range.
-    """
-    samples = checks.integer("samples", samples, 1, checks.MOST_ENTRIES)
-    dim = checks.integer("dim", dim, 1, checks.MOST_ENTRIES)
-    test_samples = checks.integer("test_samples", test_samples, 1, checks.MOST_ENTRIES)
-    theta_star = streams.generator(seed, "theta_star").standard_normal(dim)
-    if theta_norm is not None:
-        norm = checks.real("theta_norm", theta_norm, above=0.0)
-        theta_star *= norm / np.linalg.norm(theta_star)
-    X = streams.generator(seed, "train").standard_normal((samples, dim))
-    X_test = streams.generator(seed, "test").standard_normal((test_samples, dim))
-    with np.errstate(over="ignore", invalid="ignore"):
-        y, y_test = X @ theta_star, X_test @ theta_star
-        squares = np.array([y @ y, y_test @ y_test])
-    if not np.isfinite(squares).all():
-        raise ValueError(
-            f"theta_norm must be so small that squared labels are finite, got {theta_norm}"
-        )
-    return Problem(X, y, theta_star, X_test, y_test)

@@ -11,7 +11,7 @@ import numpy as np
 from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
-from lnsim.models.base import Coordinates, Model, orthonormal, span
+from lnsim.models.base import Coordinates, Model, orthonormal_columns, span
 
 
 @dataclass(frozen=True, init=False)
@@ -187,5 +187,5 @@ def _balanced(
         )
     if balance < -1.0:
         raise ValueError(f"balance must be at least -1, got {balance:g}")
-    O, U, V = (orthonormal(rng, rows, rank) for rows in (width, dim, outputs))
+    O, U, V = (orthonormal_columns(rng, rows, rank) for rows in (width, dim, outputs))
     return O @ U.T, np.sqrt(1.0 + balance) * V @ O.T

@@ -10,7 +10,7 @@ import pytest
 from lnsim.cli import main
 from lnsim.experiments import _synthetic
 from lnsim.figures import curves
-from lnsim.models.problem import gaussian_regression
+from lnsim.models.problems import gaussian_regression
 from lnsim.run import experiment as experiments
 
 pytestmark = pytest.mark.small

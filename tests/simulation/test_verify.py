@@ -9,7 +9,7 @@ from lnsim import simulate
 from lnsim.base import archive
 from lnsim.cli.main import main
 from lnsim.dynamics import SGD
-from lnsim.models.problem import gaussian_regression
+from lnsim.models.problems import gaussian_regression
 from lnsim.models.two_layer import ntk_init
 from lnsim.run.record import Status
 from lnsim.simulation import verify as verifying
