@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -15,8 +15,12 @@ from lnsim.dynamics import SGD, LabelNoise, Schedule
 from lnsim.models.problem import Problem
 from lnsim.models.problems import gaussian_regression
 from lnsim.models.two_layer import Network, ntk_init
+from lnsim.run.quantities import TWO_LAYER
 from lnsim.simulation.simulate import simulate
 from lnsim.simulation.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from lnsim.models.base import Model
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,12 @@ class LinearConfig:
     """The setting of the figures.
 
     `reduces` (whether the network may be trained in the span of the data) and `samples_a_step` (the
-    number of samples whose gradients a step takes one by one) determine the cost of a step.
+    number of samples whose gradients a step takes one by one) determine the cost of a step.  `model` is
+    its name in the table of quantities, `at_least_one` the keys whose least value is 1.
     """
 
+    model: ClassVar[str] = TWO_LAYER
+    at_least_one: ClassVar[tuple[str, ...]] = ("samples", "test_samples", "dim", "width")
     reduces: ClassVar[bool] = True
 
     samples: int = key(200, "n, training samples; of images, 0: all")
@@ -43,6 +50,23 @@ class LinearConfig:
     @property
     def samples_a_step(self) -> int:
         return 1
+
+    @property
+    def numbers_a_step(self) -> int:
+        """How many numbers of the reduced network the samples of a step touch."""
+        rank = min(self.samples, self.dim)
+        width = min(self.width, rank + 1) if self.reduces else self.width
+        return max(self.samples_a_step, 1) * width * rank
+
+    @property
+    def numbers_a_record(self) -> int:
+        """How many weights are observed at a record."""
+        return self.width * self.dim
+
+    @property
+    def apart(self) -> tuple[bool, ...]:
+        """What replicas of one run must agree in, besides the keys that are no scalars."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -95,11 +119,25 @@ def train(
     device: str,
     **driver: Any,
 ) -> Trajectory:
-    """Trains from `start`; the trajectory's config names the experiment and repeats the run.
+    """Trains from `start`.  See `launch`."""
+    problem, network = start(config)
+    return launch(experiment, config, problem, network, dynamics, backend, device, **driver)
+
+
+def launch(
+    experiment: str,
+    config: Any,
+    problem: Problem,
+    network: Model,
+    dynamics: Schedule,
+    backend: str,
+    device: str,
+    **driver: Any,
+) -> Trajectory:
+    """Trains `network`; the trajectory's config names the experiment and repeats the run.
 
     `device` becomes part of the backend; `driver` goes to `simulate`.
     """
-    problem, network = start(config)
     driver = {"seed": config.seed, "tracked": config.tracked, **driver}
     if device:
         backend = f"{backend}:{device}"

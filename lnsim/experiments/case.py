@@ -105,6 +105,11 @@ class Case:
     def of_run(cls, trajectory: Trajectory) -> Case:
         """The case of a run.  Raises ValueError if the run is not of a two-layer linear network."""
         keys = trajectory.config
+        if "model" in trajectory.arrays:
+            raise ValueError(
+                "the theory is of two-layer linear networks with one output, squared loss and plain"
+                f" label noise; this run ({keys.get('experiment', 'simulation')}) is of any model"
+            )
         missing = [key for key in ("samples", "dim", "width", "lr") if key not in keys]
         if missing:
             raise ValueError(

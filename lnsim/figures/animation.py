@@ -44,8 +44,8 @@ def write(trajectory: Record, path: str | os.PathLike[str]) -> int:
     settings = {**rc(), "animation.ffmpeg_path": rcParams["animation.ffmpeg_path"]}
     with drawing(settings):
         writer = _writer(target.suffix.lower())
-    if "cloud_norm" not in trajectory.arrays:
-        raise ValueError("this run has no clouds of neurons to animate")
+    if not {"cloud_norm", "cloud_alignment"} <= trajectory.arrays.keys():
+        raise ValueError("this run has no clouds of neurons with a target to animate")
     series = panels.first_replica(trajectory)
     count = len(series["cloud_step"])
     with tempfile.TemporaryDirectory() as folder, drawing(settings):

@@ -177,7 +177,7 @@ def _label_times(axes: Axes, trajectories: Sequence[Record], name: str) -> None:
     # A logarithmic axis cannot show step 0: it starts where all runs have a later record.
     first = max(times[min(1, times.size - 1)] for times in run_times)
     steps = np.unique(np.concatenate([[0], *(times[times >= first] for times in run_times)]))
-    panels.time_axis(axes, steps, log=curves.of_two_layer(trajectories[0]))
+    panels.time_axis(axes, steps, log=curves.of_steps(trajectories[0]))
     axes.set_xlabel(_time(trajectories[0], name))
 
 

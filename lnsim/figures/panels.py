@@ -39,6 +39,7 @@ LOSS_FLOOR = 1e-12
 NEURON = r"\|w_i\|"
 MEAN = r"\frac{1}{m}\sum_i"
 ALIGNMENT = r"|\langle w_i, \theta^\star\rangle|"
+ALIGNMENTS = r"\|\Theta^\star w_i\|"
 LOSSES = (
     ("linearized_train_loss", "lin. train", SKY, 0.6),
     ("linearized_test_loss", "lin. test", ORANGE, 0.6),
@@ -49,12 +50,17 @@ LOSSES = (
 
 def first_replica(trajectory: Record) -> Series:
     """The arrays of a run by name; of an ensemble, those of its first replica."""
-    shared = ("step", "tracked_neurons", "cloud_step", "theta_star", "diverged_at")
+    shared = ("step", "tracked_neurons", "cloud_step", "theta_star", "diverged_at", "model")
     ensemble = trajectory["train_loss"].ndim == 2
     return {
         name: value[0] if ensemble and name not in shared else value
         for name, value in trajectory.arrays.items()
     }
+
+
+def alignment_symbol(series: Series) -> str:
+    """The symbol of a neuron's alignment, with one output or several."""
+    return ALIGNMENT if len(np.atleast_2d(series["theta_star"])) == 1 else ALIGNMENTS
 
 
 def letter(axes: Axes, name: str) -> None:
@@ -197,7 +203,7 @@ def draw_norms(axes: Axes, series: Series) -> None:
     axes.set_ylim(0.0, _limit(series["norm_mean"]))
     right = axes.twinx()
     plot(right, steps, series["alignment_mean"], color=VERMILION, ls="--")
-    right.set_ylabel(f"${MEAN} {ALIGNMENT}$", color=VERMILION)
+    right.set_ylabel(f"${MEAN} {alignment_symbol(series)}$", color=VERMILION)
     right.tick_params(axis="y", colors=VERMILION)
     right.set_ylim(0.0, _limit(series["alignment_mean"]))
     right.spines["right"].set_visible(True)
@@ -207,7 +213,7 @@ def draw_path(axes: Axes, series: Series) -> None:
     """Tracked neurons in the norm-alignment plane: a dot at the start, then darker with time."""
     steps, norm, alignment = (series[k] for k in ("step", "tracked_norm", "tracked_alignment"))
     axes.set_xlabel(f"norm ${NEURON}$")
-    axes.set_ylabel(f"alignment ${ALIGNMENT}$")
+    axes.set_ylabel(f"alignment ${alignment_symbol(series)}$")
     axes.set_xlim(0.0, _limit(norm))
     axes.set_ylim(0.0, _limit(alignment))
     _draw_bound(axes, series)
@@ -237,8 +243,12 @@ def _limit(values: FloatArray) -> float:
 
 
 def _draw_bound(axes: Axes, series: Series) -> None:
-    """Full alignment, |<w, theta_star>| = |w| |theta_star|: no neuron can lie above this line."""
-    slope = float(np.linalg.norm(series["theta_star"]))
+    """Full alignment, |<w, theta_star>| = |w| |theta_star|: no neuron can lie above this line.
+
+    With several outputs the slope is the largest singular value of Theta* : (C, d).
+    """
+    theta_star = series["theta_star"]
+    slope = float(np.linalg.norm(theta_star, None if len(np.shape(theta_star)) == 1 else 2))
     axes.axline((0.0, 0.0), slope=slope, color=BLACK, ls=":", lw=pt(0.8))
 
 
@@ -276,7 +286,7 @@ def cloud_time(series: Series, k: int) -> str:
 
 def cloud_axes(axes: Axes, series: Series, shown: Any) -> None:
     """Labels the vertical axis, and sets limits that hold the cloud records of index `shown`."""
-    axes.set_ylabel(f"alignment ${ALIGNMENT}$")
+    axes.set_ylabel(f"alignment ${alignment_symbol(series)}$")
     axes.set_xlim(0.0, _limit(series["cloud_norm"][shown]))
     axes.set_ylim(0.0, _limit(series["cloud_alignment"][shown]))
 

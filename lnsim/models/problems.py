@@ -31,21 +31,23 @@ def gaussian_regression(
     *,
     outputs: int | None = None,
     theta_norm: float | None = None,
+    noise: float = 0.0,
     test_samples: int = 1000,
 ) -> Problem:
     """The paper's data: x ~ N(0, I_d), y = <theta_star, x>, and a test set of the same law.
 
     theta_star ~ N(0, I_d), whose norm is about sqrt(d) (the paper leaves it open), rescaled to
     norm `theta_norm` where that is given.  With `outputs` = C theta_star : (C, d), with independent
-    entries, and y = theta_star x : (n, C).  Raises ValueError for values out of range.
+    entries, and y = theta_star x : (n, C).  `noise` is the standard deviation of the Gaussian noise
+    in every training label, drawn once.  Raises ValueError for values out of range.
     """
     dim = checks.integer("dim", dim, 1, checks.MOST_ENTRIES)
-    shape = (dim,)
+    shape: tuple[int, ...] = (dim,)
     if outputs is not None:
         shape = (checks.integer("outputs", outputs, 1, checks.MOST_ENTRIES), dim)
     theta_star = streams.generator(seed, "theta_star").standard_normal(shape)
     theta_star = _of_norm(theta_star, theta_norm)
-    return _regression(samples, theta_star, seed, test_samples)
+    return _regression(samples, theta_star, seed, test_samples, noise)
 
 
 @one_blas_thread()

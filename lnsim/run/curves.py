@@ -87,8 +87,7 @@ def _arm(name: str) -> str:
 
 def usual(trajectory: Record) -> list[str]:
     """The quantities to draw of a trajectory where none is named: those that have a value."""
-    models = (quantities.TWO_LAYER,) if of_two_layer(trajectory) else quantities.NETWORKS
-    known = names(trajectory)
+    known, models = names(trajectory), models_of(trajectory)
     return [
         name
         for name in quantities.drawn(*models)
@@ -97,15 +96,24 @@ def usual(trajectory: Record) -> list[str]:
     ]
 
 
-def of_two_layer(trajectory: Record) -> bool:
-    """Whether a run is of the two-layer linear network."""
-    return "alignment_mean" in trajectory.arrays
+def models_of(trajectory: Record) -> tuple[str, ...]:
+    """The models, by their names in the table of quantities, one of which a run is of."""
+    if "model" in trajectory.arrays:
+        return (quantities.of_kernel(json.loads(str(trajectory["model"]))["model"]),)
+    if "alignment_mean" in trajectory.arrays:
+        return (quantities.TWO_LAYER,)
+    return quantities.NETWORKS
+
+
+def of_steps(trajectory: Record) -> bool:
+    """Whether a run is of many small steps, drawn on a logarithmic axis: no network on images."""
+    return models_of(trajectory) != quantities.NETWORKS
 
 
 def _row(trajectory: Record, name: str) -> Quantity | None:
-    """The row of an array; None for a user's own, whatever networks record under its name."""
-    row = quantities.find(name)
-    if row is not None and of_two_layer(trajectory) and quantities.TWO_LAYER not in row.models:
+    """The row of an array; None for a user's own, whatever other models record under its name."""
+    row, models = quantities.find(name), models_of(trajectory)
+    if row is not None and of_steps(trajectory) and set(models).isdisjoint(row.models):
         return None
     return row
 

@@ -37,7 +37,10 @@ class Phases:
 
 
 def measure(trajectory: Record) -> Phases:
-    """The phases of a two-layer linear run, for each replica.  Source: see above."""
+    """The phases of a run with neurons, for each replica.  Source: see above.
+
+    Without theta_star there is no alignment: its times, and the rate, are NaN.
+    """
     escape = trajectory["lazy_escape"].astype(np.float64)
     escape[escape < 0] = np.nan
     anyone = ~np.isnan(escape).all(axis=-1)
@@ -45,14 +48,15 @@ def measure(trajectory: Record) -> Phases:
         anyone, np.min(escape, axis=-1, where=~np.isnan(escape), initial=np.inf), np.nan
     )
     last = np.max(escape, axis=-1)
-    cosine = trajectory["cosine_mean"]
+    norm_squared = trajectory["norm_squared"]
+    cosine = trajectory.arrays.get("cosine_mean", np.full(norm_squared.shape, np.nan))
     alignment = _reached(trajectory.steps, cosine, 0.5)
     return Phases(
         first_escape=first,
         last_escape=last,
         alignment=alignment,
         convergence=_reached(trajectory.steps, cosine, 0.9),
-        decay_rate=_decay_rate(trajectory.steps, trajectory["norm_squared"], last, alignment),
+        decay_rate=_decay_rate(trajectory.steps, norm_squared, last, alignment),
     )
 
 

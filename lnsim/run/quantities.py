@@ -299,6 +299,11 @@ def names(
     )
 
 
+def of_kernel(kernel: str) -> str:
+    """The name in this table of a model under any loss, by its `kernel` (models/base.py)."""
+    return TWO_LAYER_ANY if kernel == TWO_LAYER else kernel
+
+
 def drawn(*models: str) -> list[str]:
     """The quantities that are drawn of any of these models where none is named."""
     return [row.name for row in TABLE.values() if not set(models).isdisjoint(row.drawn)]

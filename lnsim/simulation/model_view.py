@@ -28,9 +28,6 @@ from lnsim.models.problem import Problem
 from lnsim.run import quantities
 from lnsim.run.quantities import Axis
 
-TABLE_NAMES = {"two-layer": quantities.TWO_LAYER_ANY}
-"""The name of a model in the table of quantities, where it is not its `kernel`."""
-
 
 class ModelFrame:
     """What stays fixed along a run: the problem, the coordinates, the model at the start."""
@@ -42,7 +39,7 @@ class ModelFrame:
         self.theta_star = problem.theta_star
         self.start = model.neurons
         self.size = model.size
-        self.name = TABLE_NAMES.get(model.kernel, model.kernel)
+        self.name = quantities.of_kernel(model.kernel)
         self.units = model.dim if model.kernel == "diagonal" else len(self._neurons)
         self.lazy_radius = 0.0 if self.start is None else 1.0 / np.sqrt(len(self.start))
         self.sides = list(coordinates.sides)
