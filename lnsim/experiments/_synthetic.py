@@ -28,8 +28,8 @@ class LinearConfig:
     """The setting of the figures.
 
     `reduces` (whether the network may be trained in the span of the data) and `samples_a_step` (the
-    number of samples whose gradients a step takes one by one) determine the cost of a step.  `model` is
-    its name in the table of quantities, `at_least_one` the keys whose least value is 1.
+    number of samples whose gradients a step takes one by one) determine the cost of a step.
+    `model` is its name in the table of quantities, `at_least_one` the keys whose least value is 1.
     """
 
     model: ClassVar[str] = TWO_LAYER

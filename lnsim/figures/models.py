@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
-from lnsim.base.checks import FloatArray
 from lnsim.figures import panels
 from lnsim.figures.canvas import blank
 from lnsim.figures.panels import Series
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
     Draw = Callable[[Axes, Series], None]
 
-LEAST_SINGULAR = 1e-6
-"""Singular values below this share of the largest are not shown."""
-
 
 def figure(trajectory: Record) -> Figure:
     """The figure of a run of any model (see above)."""
@@ -50,11 +47,17 @@ def figure(trajectory: Record) -> Figure:
     across = 2 if len(drawn) in (2, 4) else 3
     rows = math.ceil(len(drawn) / across)
     height = 0.3 + 2.05 * rows
+    # The alignment's axis, and the bar beside the paths, stand to the right of their panels.
+    wide = "alignment_mean" in series
+    right, between = {
+        (2, True): (0.905, 0.5), (2, False): (0.985, 0.28),
+        (3, True): (0.93, 0.72), (3, False): (0.985, 0.38),
+    }[across, wide]  # fmt: skip
     with drawing():
         shown = blank(TWO_COLUMNS, height)
         place = {
-            "left": 0.08, "right": 0.935, "bottom": 0.42 / height, "top": 1 - 0.26 / height,
-            "wspace": 0.42 if across == 2 else 0.72, "hspace": 0.5,
+            "left": 0.08, "right": right, "bottom": 0.42 / height, "top": 1 - 0.28 / height,
+            "wspace": between, "hspace": 0.5,
         }  # fmt: skip
         places = shown.subplots(rows, across, squeeze=False, gridspec_kw=place).ravel()
         for axes in places[len(drawn) :]:
@@ -63,15 +66,22 @@ def figure(trajectory: Record) -> Figure:
             draw(axes, series)
             if timed:
                 panels.time_axis(axes, series["step"])
-                if "alignment_mean" in series:
+                if wide and draw is not draw_spectrum:  # whose legend is where the names would be
                     panels.shade_phases(axes, trajectory, series["step"])
-            panels.letter(axes, name)
+            panels.letter(axes, name, up=8)
     return shown
 
 
 def _has(*names: str) -> Callable[[Series], bool]:
     """Whether a run has these arrays, with something in them."""
     return lambda series: all(name in series and np.size(series[name]) > 0 for name in names)
+
+
+def draw_losses(axes: Axes, series: Series) -> None:
+    """Training and test loss."""
+    panels.draw_losses(axes, series)
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], names[::-1], loc="best")
 
 
 def draw_accuracy(axes: Axes, series: Series) -> None:
@@ -106,31 +116,27 @@ def draw_ends(axes: Axes, series: Series) -> None:
         Line2D([], [], color=c, marker=".", ls="", label=panels.cloud_time(series, k))
         for c, k in ends
     ]
-    axes.legend(handles=dots, loc="upper left", handletextpad=0.1)
+    axes.legend(
+        handles=dots, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.1,
+        columnspacing=1.0,
+    )  # fmt: skip
 
 
 def draw_spectrum(axes: Axes, series: Series) -> None:
     """The singular values of the predictor, those of the target dotted."""
     values = series["singular_values"]
-    largest = np.max(values, initial=0.0, where=np.abs(values) < panels.LARGEST)
-    least = LEAST_SINGULAR * largest
     for i, path in enumerate(values.T):
-        shown = np.where(path > least, path, np.nan)
-        panels.plot(
-            axes, series["step"], shown, color=BLUE, lw=pt(0.8), label="of $\\Theta$" if i == 0
-            else None,
-        )  # fmt: skip
-    lowest = np.min(values, initial=largest, where=values > least)
+        name = r"of $\Theta$" if i == 0 else None
+        panels.plot(axes, series["step"], path, color=BLUE, lw=pt(0.5), label=name)
     if "theta_star" in series:
         target = np.linalg.svd(np.atleast_2d(series["theta_star"]), compute_uv=False)
         for i, level in enumerate(target[target > 1e-9 * target.max()]):
             name = r"of $\Theta^\star$" if i == 0 else None
-            axes.axhline(level, color=BLACK, ls=":", lw=pt(0.8), label=name)
-        axes.legend(loc="lower left")
-    if lowest > 0.0:
-        panels.log_values(axes)
-        if largest < 10 * lowest:
-            axes.set_ylim(10 ** np.floor(np.log10(lowest)), 10 ** np.ceil(np.log10(1.01 * largest)))
+            axes.axhline(level, color=BLACK, ls=":", lw=pt(0.9), label=name)
+        axes.legend(loc="upper left", ncols=2, bbox_to_anchor=(0.0, 1.12), columnspacing=1.0)
+    # The start is no part of a logarithmic axis of time, and may be far above all that follows.
+    later = values[1:] if len(values) > 2 else values
+    axes.set_ylim(0.0, panels.limit(later))
     axes.set_ylabel("singular values")
 
 
@@ -149,23 +155,7 @@ def draw_coordinates(axes: Axes, series: Series) -> None:
     axes.legend(loc="upper right")
 
 
-def draw_solution(axes: Axes, series: Series) -> None:
-    """beta at the end, coordinate by coordinate, and the target."""
-    beta = series["cloud_beta"][-1]
-    numbers = np.arange(1, beta.size + 1)
-    if "theta_star" in series:
-        target = np.ravel(series["theta_star"])
-        axes.plot(numbers, target, "o", ms=pt(4.5), mfc="none", mec=BLACK, mew=pt(0.5),
-                  label=r"$\theta^\star$")  # fmt: skip
-    shown = np.where(np.abs(beta) < panels.LARGEST, beta, np.nan)
-    axes.plot(numbers, shown, ".", ms=pt(3), color=VERMILION, label=r"$\beta$ at the end")
-    axes.set_xlabel("coordinate $j$")
-    axes.set_ylabel(quantities.label("tracked_beta"))
-    axes.set_xlim(0, beta.size + 1)
-    axes.legend(loc="upper right")
-
-
-def _support(series: Series) -> FloatArray:
+def _support(series: Series) -> NDArray[np.bool_]:
     """Which coordinates of the target are not 0; without one, all."""
     count = series["cloud_beta"].shape[1]
     if "theta_star" not in series:
@@ -174,9 +164,9 @@ def _support(series: Series) -> FloatArray:
 
 
 def draw_nonzeros(axes: Axes, series: Series) -> None:
-    """How many coordinates of beta are not 0, effectively; those of the target dotted."""
+    """The effective number of coordinates of beta that are not 0; that of the target dotted."""
     panels.plot(axes, series["step"], series["effective_nonzeros"], color=GREEN)
-    axes.set_ylabel("effective nonzeros " + quantities.label("effective_nonzeros"))
+    axes.set_ylabel(quantities.label("effective_nonzeros"))
     axes.set_ylim(bottom=0.0)
     if "theta_star" in series:
         target = np.abs(np.ravel(series["theta_star"]))
@@ -194,14 +184,13 @@ def draw_distance(axes: Axes, series: Series) -> None:
 
 
 PANELS: tuple[tuple[Callable[[Series], bool], Draw, bool], ...] = (
-    (_has("train_loss"), panels.draw_losses, True),
+    (_has("train_loss"), draw_losses, True),
     (_has("train_accuracy", "test_accuracy"), draw_accuracy, True),
     (_has("norm_mean", "tracked_norm"), draw_norms, True),
     (_has("tracked_norm", "tracked_alignment"), panels.draw_path, False),
     (_has("cloud_norm", "cloud_alignment"), draw_ends, False),
     (_has("singular_values"), draw_spectrum, True),
     (_has("cloud_beta"), draw_coordinates, True),
-    (_has("cloud_beta"), draw_solution, False),
     (_has("effective_nonzeros"), draw_nonzeros, True),
     (lambda series: "interpolator_distance" in series and "norm_mean" not in series,
      draw_distance, True),

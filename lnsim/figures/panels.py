@@ -63,10 +63,10 @@ def alignment_symbol(series: Series) -> str:
     return ALIGNMENT if len(np.atleast_2d(series["theta_star"])) == 1 else ALIGNMENTS
 
 
-def letter(axes: Axes, name: str) -> None:
-    """Writes the letter of the panel above its top left corner."""
+def letter(axes: Axes, name: str, *, up: float = 4) -> None:
+    """Writes the letter of the panel `up` points above its top left corner."""
     axes.annotate(
-        f"({name})", (0, 1), (pt(-26), pt(4)), xycoords="axes fraction", textcoords="offset points"
+        f"({name})", (0, 1), (pt(-26), pt(up)), xycoords="axes fraction", textcoords="offset points"
     )
 
 
@@ -200,12 +200,12 @@ def draw_norms(axes: Axes, series: Series) -> None:
     plot(axes, steps, series["norm_mean"], color=BLUE)
     axes.set_ylabel(f"${MEAN} {NEURON}$", color=BLUE)
     axes.tick_params(axis="y", colors=BLUE)
-    axes.set_ylim(0.0, _limit(series["norm_mean"]))
+    axes.set_ylim(0.0, limit(series["norm_mean"]))
     right = axes.twinx()
     plot(right, steps, series["alignment_mean"], color=VERMILION, ls="--")
     right.set_ylabel(f"${MEAN} {alignment_symbol(series)}$", color=VERMILION)
     right.tick_params(axis="y", colors=VERMILION)
-    right.set_ylim(0.0, _limit(series["alignment_mean"]))
+    right.set_ylim(0.0, limit(series["alignment_mean"]))
     right.spines["right"].set_visible(True)
 
 
@@ -214,8 +214,8 @@ def draw_path(axes: Axes, series: Series) -> None:
     steps, norm, alignment = (series[k] for k in ("step", "tracked_norm", "tracked_alignment"))
     axes.set_xlabel(f"norm ${NEURON}$")
     axes.set_ylabel(f"alignment ${alignment_symbol(series)}$")
-    axes.set_xlim(0.0, _limit(norm))
-    axes.set_ylim(0.0, _limit(alignment))
+    axes.set_xlim(0.0, limit(norm))
+    axes.set_ylim(0.0, limit(alignment))
     _draw_bound(axes, series)
     if steps.size < 3:
         axes.plot(norm.ravel(), alignment.ravel(), "o", ms=pt(3), color=BLUE)
@@ -237,7 +237,7 @@ def draw_path(axes: Axes, series: Series) -> None:
     bar.set_label("step $t$")
 
 
-def _limit(values: FloatArray) -> float:
+def limit(values: FloatArray) -> float:
     """An upper limit for an axis that starts at 0."""
     return 1.05 * float(np.max(values, initial=1e-12, where=np.abs(values) < LARGEST))
 
@@ -287,8 +287,8 @@ def cloud_time(series: Series, k: int) -> str:
 def cloud_axes(axes: Axes, series: Series, shown: Any) -> None:
     """Labels the vertical axis, and sets limits that hold the cloud records of index `shown`."""
     axes.set_ylabel(f"alignment ${alignment_symbol(series)}$")
-    axes.set_xlim(0.0, _limit(series["cloud_norm"][shown]))
-    axes.set_ylim(0.0, _limit(series["cloud_alignment"][shown]))
+    axes.set_xlim(0.0, limit(series["cloud_norm"][shown]))
+    axes.set_ylim(0.0, limit(series["cloud_alignment"][shown]))
 
 
 def draw_law(axes: Axes, series: Series, predicted: FloatArray | None, without: str) -> None:
@@ -302,7 +302,7 @@ def draw_law(axes: Axes, series: Series, predicted: FloatArray | None, without: 
         axes.plot([], [], " ", label=f"no law of modes:\n{without}")
     squares = series["norm_squared"]
     if np.max(squares) < 3 * np.min(squares):
-        axes.set_ylim(0.0, _limit(squares))
+        axes.set_ylim(0.0, limit(squares))
     else:
         log_values(axes)
     axes.set_ylabel(r"$\|W\|_F^2$")
@@ -317,7 +317,7 @@ def draw_single_norms(axes: Axes, series: Series) -> None:
         plot(axes, steps, norm, color=SKY, lw=pt(0.5), label=label)
     plot(axes, steps, series["norm_mean"], color=BLUE, lw=pt(1.6), label=f"mean ${MEAN} {NEURON}$")
     axes.set_ylabel(f"norm ${NEURON}$")
-    axes.set_ylim(0.0, _limit(np.append(series["tracked_norm"], series["norm_mean"])))
+    axes.set_ylim(0.0, limit(np.append(series["tracked_norm"], series["norm_mean"])))
 
 
 def draw_second_layer(axes: Axes, series: Series, most: int) -> None:

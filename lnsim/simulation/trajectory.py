@@ -58,7 +58,9 @@ class Trajectory(Record):
     def plot(
         self, *names: str, ax: Axes | None = None, style: str | None = None, **line: Any
     ) -> Figure:
-        """The figure of the experiment that made this trajectory; else that of the two phases.
+        """The figure of the experiment that made this trajectory.
+
+        Without one it is that of the two phases, or of any model (figures/models.py).
 
         With `names` a panel of each of these curves (curves.py), such as "norm_mean".  With `ax`
         the one curve is drawn there, with `line` (label, color, ...) for matplotlib; scales and
@@ -67,7 +69,7 @@ class Trajectory(Record):
         Raises ValueError for an unknown curve or style.
         """
         from lnsim.figures import curves as figures_curves
-        from lnsim.figures import two_phases
+        from lnsim.figures import models, two_phases
 
         if ax is not None:
             if len(names) != 1:
@@ -80,9 +82,11 @@ class Trajectory(Record):
         with figures_style.use(style):
             if names:
                 return figures_curves.figure([self], [""], names)
-            if "experiment" not in self.config:
-                return two_phases.two_phases(self)
-            return output.of_run(self)["figure"]
+            if "experiment" in self.config:
+                return output.of_run(self)["figure"]
+            if "model" in self.arrays:
+                return models.figure(self)
+            return two_phases.two_phases(self)
 
     def to_dataframe(self) -> Any:
         """A pandas.DataFrame of all curves, a row for each record, and each replica or tau.

@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lnsim.base.threads import cores, one_thread
-from lnsim.experiments._synthetic import LinearConfig
-from lnsim.sweeps.points import Summary, run_points, shared
+from lnsim.sweeps.points import Point, Summary, run_points, shared
 
 CHUNK_SECONDS = 4.0
 """Intended time of a chunk on one core."""
@@ -37,10 +36,10 @@ POLL_SECONDS = 0.2
 
 BROKEN = "a worker died, and with it the executor; the results that had arrived are kept"
 
-Chunk = list[LinearConfig]
+Chunk = list[Point]
 
 
-def chunks(points: Sequence[LinearConfig], workers: int) -> list[Chunk]:
+def chunks(points: Sequence[Point], workers: int) -> list[Chunk]:
     """The points in chunks, each of points that can run together, in order of appearance."""
     groups: dict[tuple[Any, ...], Chunk] = {}
     for point in points:
@@ -53,14 +52,11 @@ def chunks(points: Sequence[LinearConfig], workers: int) -> list[Chunk]:
     return result
 
 
-def seconds(config: LinearConfig) -> float:
+def seconds(config: Point) -> float:
     """A rough estimate of the time of one point on one core."""
-    rank = min(config.samples, config.dim)
-    width = min(config.width, rank + 1) if config.reduces else config.width
-    steps = config.steps * max(config.samples_a_step, 1)
     records = config.steps / max(config.record_every, 1) + 50
-    recording = records * config.width * config.dim * RECORD_SECONDS
-    return 1e-3 + steps * width * rank * STEP_SECONDS + recording
+    recording = records * config.numbers_a_record * RECORD_SECONDS
+    return 1e-3 + config.steps * config.numbers_a_step * STEP_SECONDS + recording
 
 
 @dataclass

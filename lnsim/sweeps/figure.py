@@ -79,7 +79,7 @@ DIVERGED, NO_VALUE = "#404040", "#F4F4F4"
 
 WORD_COLOURS = {
     "lazy": "#DDDDDD", "rich": SKY, "collapsed": ORANGE, "diverged": DIVERGED, "OK": SKY,
-    "DIVERGED": DIVERGED,
+    "DIVERGED": DIVERGED, "trained": SKY,
 }  # fmt: skip
 SHORT_SPAN = 50
 """A logarithmic axis with a smaller ratio of its ends is labelled at 1, 2 and 5 of each decade."""
@@ -91,8 +91,9 @@ MODES_AT = 5
 def figure(sweeps: Sequence[Table], columns: Sequence[str] = ()) -> Figure:
     """One panel for each column (rows) of each sweep (side by side).
 
-    The default column is "regime" over two swept keys and "last_escape" over one.  Raises
-    ValueError for another number of swept keys, an unknown column, or a column without a value.
+    The default column is "regime" over two swept keys and "last_escape" over one, and "test_loss"
+    for models other than the two-layer network with one output.  Raises ValueError for another
+    number of swept keys, an unknown column, or a column without a value.
     """
     rows, across = max(1, len(columns)), len(sweeps)
     with drawing():
@@ -111,10 +112,11 @@ def figure(sweeps: Sequence[Table], columns: Sequence[str] = ()) -> Figure:
 def draw(axes: Axes, sweep: Table, column: str = "") -> None:
     """Draws one panel of a sweep; `column` and errors are as for `figure`."""
     _check(sweep, column)
+    column = column or points.usual_column(sweep.experiment, len(sweep.swept))
     if len(sweep.swept) == 2:
-        draw_map(axes, sweep, column or "regime")
+        draw_map(axes, sweep, column)
     else:
-        draw_curve(axes, sweep, column or "last_escape")
+        draw_curve(axes, sweep, column)
 
 
 def _check(sweep: Table, column: str) -> None:
@@ -126,7 +128,7 @@ def _check(sweep: Table, column: str) -> None:
             f"a figure has one or two swept keys, and {sweep.folder} leaves {keys}: "
             "fix the others with --where KEY=VALUE"
         )
-    known = points.columns()
+    known = points.columns(sweep.experiment)
     if column and column not in known:
         raise ValueError(f"unknown column {column!r}: {nearest(column, known)}")
     if column and column not in sweep.rows[0]:
@@ -191,7 +193,7 @@ def draw_map(axes: Axes, sweep: Table, column: str) -> None:
     for row in sweep.rows:
         cells.setdefault((y.index[row[y.key]], x.index[row[x.key]]), []).append(row)
     legend: list[Any] = []
-    if points.columns()[column] == "TEXT":
+    if points.columns(sweep.experiment)[column] == "TEXT":
         legend += _draw_words(axes, x, y, cells, column)
     else:
         legend += _draw_numbers(axes, x, y, cells, column)
@@ -291,7 +293,7 @@ def draw_curve(axes: Axes, sweep: Table, column: str) -> None:
 
     Raises ValueError if the column holds words, or if no x has a value for every seed.
     """
-    if points.columns()[column] == "TEXT":
+    if points.columns(sweep.experiment)[column] == "TEXT":
         raise ValueError(f"{column} holds words: over one key choose a column of numbers")
     x = _Axis(sweep, sweep.swept[0])
     values: list[list[Any]] = [[] for _ in x.values]

@@ -17,8 +17,8 @@ import numpy as np
 
 from lnsim.base import checks
 from lnsim.base import config as configs
-from lnsim.experiments._synthetic import LinearConfig
 from lnsim.run.experiment import load
+from lnsim.sweeps.points import Point
 
 MOST_POINTS = 10_000_000
 """A grid of more points is refused as a mistake."""
@@ -29,12 +29,12 @@ SQL_MOST = 2**63 - 1
 Values = Iterable[Any] | str
 
 
-def configuration(experiment: str) -> type[LinearConfig]:
+def configuration(experiment: str) -> type[Point]:
     """The Config of an experiment.  Raises ValueError if the experiment cannot be swept."""
     cls = load(experiment).Config
-    if not issubclass(cls, LinearConfig):
+    if not issubclass(cls, Point):
         raise ValueError(
-            f"experiment {experiment!r} cannot be swept: its network is not two-layer linear"
+            f"experiment {experiment!r} cannot be swept: its networks are trained on images"
         )
     return cls
 
@@ -47,7 +47,7 @@ def parse_axis(text: str) -> tuple[str, str]:
     return key.strip(), values.strip()
 
 
-def axes(cls: type[LinearConfig], grid: Mapping[str, Values]) -> dict[str, list[Any]]:
+def axes(cls: type[Point], grid: Mapping[str, Values]) -> dict[str, list[Any]]:
     """The values of every swept key, converted to the type of the key in `cls`.
 
     Raises ValueError or TypeError for an unknown key, a value of another type, a malformed range,
@@ -97,8 +97,8 @@ def _of_text(key: str, text: str, kind: type | None) -> list[Any]:
 
 
 def points(
-    cls: type[LinearConfig], base: Mapping[str, Any], swept: Mapping[str, list[Any]], seeds: int
-) -> list[LinearConfig]:
+    cls: type[Point], base: Mapping[str, Any], swept: Mapping[str, list[Any]], seeds: int
+) -> list[Point]:
     """Every configuration: `seeds` seeds from base["seed"] on, each with the product of `swept`.
 
     `base` holds the keys with one value.  Raises ValueError or TypeError for an unknown key, a

@@ -11,10 +11,14 @@ diverged only the step is recorded.
                                       small to get more than half way to the interpolator
                            rich       every neuron has left the lazy regime (Theorem 2's event)
                            lazy       some neuron has not
+                           trained    the model has no neurons
     first_escape, last_escape, alignment, convergence, decay_rate     as phases.py measures them
     decay_time             first time at which |W|_F^2 is at most 1/e of its start, by linear
                            interpolation of its logarithm between records
     train_loss ... ntk_distance       quantities at the last step (run/quantities.py)
+
+Models other than the two-layer network with one output have their own recorded quantities, the
+times if they have neurons, and no predictions.
 
 Predictions.  None unless the statements cover the setting (label noise of +-sigma, one sample per
 step, no momentum, no weight decay):
@@ -38,6 +42,7 @@ from typing import Any
 import numpy as np
 
 from lnsim.base.checks import FloatArray
+from lnsim.experiments._models import ModelConfig
 from lnsim.experiments._synthetic import LinearConfig
 from lnsim.experiments.case import Case
 from lnsim.run import quantities
@@ -45,7 +50,10 @@ from lnsim.run.experiment import load
 from lnsim.run.quantities import TWO_LAYER
 from lnsim.simulation.trajectory import Trajectory
 
-SCALARS = ("lr", "sigma", "rho", "momentum", "weight_decay")
+Point = LinearConfig | ModelConfig
+"""The configurations that can be swept."""
+
+SCALARS = ("lr", "sigma", "rho", "momentum", "weight_decay", "tau", "rate")
 """Keys in which the points of one chunk may differ."""
 
 TIMES = ("first_escape", "last_escape", "alignment", "convergence", "decay_rate")
@@ -57,17 +65,29 @@ PREDICTED = (
 Summary = dict[str, Any]
 
 
-def columns() -> dict[str, str]:
+def columns(experiment: str = "label-noise") -> dict[str, str]:
     """The columns of the summary of a point, with their SQLite types."""
-    numbers = (*TIMES, "decay_time", *quantities.names(TWO_LAYER), *PREDICTED)
+    model = load(experiment).Config.model  # type: ignore[attr-defined]
     words = {"status": "TEXT", "diverged_at": "INTEGER", "regime": "TEXT"}
-    return words | dict.fromkeys(numbers, "REAL")
+    return words | dict.fromkeys(_numbers(model), "REAL")
 
 
-def run_points(
-    experiment: str, configs: Sequence[LinearConfig], backend: str = "numba"
-) -> list[Summary]:
-    """The summary of every configuration, in order; the configurations differ only in SCALARS.
+def _numbers(model: str) -> tuple[str, ...]:
+    """The columns of numbers in the summary of a point of this model."""
+    times = (*TIMES, "decay_time") if model in quantities.HIDDEN else ()
+    predicted = PREDICTED if model == TWO_LAYER else ()
+    return (*times, *quantities.names(model), *predicted)
+
+
+def usual_column(experiment: str, keys: int) -> str:
+    """The default column of a sweep over this number of keys."""
+    if load(experiment).Config.model != TWO_LAYER:  # type: ignore[attr-defined]
+        return "test_loss"
+    return "regime" if keys == 2 else "last_escape"
+
+
+def run_points(experiment: str, configs: Sequence[Point], backend: str = "numba") -> list[Summary]:
+    """The summary of every configuration, in order; they differ only in SCALARS.
 
     A point's numbers equal those of a run of that point alone, bit for bit.
     Raises ValueError or TypeError for values out of range.
@@ -83,41 +103,64 @@ def run_points(
         tracked=0,
         clouds=False,
     )
-    measured = summarize(ensemble)
+    measured = summarize(ensemble, first.model)
     predicted = predictions(experiment, configs)
     return [{**m, **p} for m, p in zip(measured, predicted, strict=True)]
 
 
-def shared(config: LinearConfig) -> tuple[Any, ...]:
+def shared(config: Point) -> tuple[Any, ...]:
     """The values that the points of one chunk must have in common."""
-    return tuple(getattr(config, f.name) for f in fields(config) if f.name not in SCALARS)
+    scalars = (getattr(config, f.name) for f in fields(config) if f.name not in SCALARS)
+    return (*scalars, *config.apart)
 
 
-def summarize(trajectory: Trajectory) -> list[Summary]:
-    """The measured part of the summary, one per replica, of one run or of an ensemble."""
-    phases = trajectory.phases()
-    decay = np.atleast_1d(decay_time(trajectory))
-    times = {name: np.atleast_1d(getattr(phases, name)) for name in TIMES}
-    series = {name: np.atleast_2d(trajectory[name]) for name in quantities.names(TWO_LAYER)}
-    half = 0.5 * float(np.linalg.norm(trajectory["theta_star"]))
+def summarize(trajectory: Trajectory, model: str = TWO_LAYER) -> list[Summary]:
+    """What was measured, one summary per replica, of one run or of an ensemble."""
+    measured = _measured(trajectory, model)
+    regimes = _regimes(trajectory, measured)
     summaries = []
     for s, diverged_at in enumerate(trajectory["diverged_at"].tolist()):
         if diverged_at >= 0:
-            empty = dict.fromkeys((*TIMES, "decay_time", *series))
-            regime = "diverged"
-            summaries.append(
-                {"status": "DIVERGED", "diverged_at": diverged_at, "regime": regime, **empty}
-            )
-            continue
-        row: Summary = {name: _plain(values[s]) for name, values in times.items()}
-        row["decay_time"] = _plain(decay[s])
-        row |= {name: _plain(values[s, -1]) for name, values in series.items()}
-        size = np.sqrt(series["norm_squared"][s]) * series["second_layer_norm"][s]
-        regime = "lazy" if row["last_escape"] is None else "rich"
-        if size[-1] < min(half, 0.5 * size[0]):
-            regime = "collapsed"
-        summaries.append({"status": "OK", "diverged_at": None, "regime": regime, **row})
+            row: Summary = {"status": "DIVERGED", "diverged_at": diverged_at, "regime": "diverged"}
+            row |= dict.fromkeys(measured)
+        else:
+            row = {"status": "OK", "diverged_at": None, "regime": regimes[s]}
+            row |= {name: _plain(values[s]) for name, values in measured.items()}
+        summaries.append(row)
     return summaries
+
+
+def _measured(trajectory: Trajectory, model: str) -> dict[str, FloatArray]:
+    """The numbers of every replica, (S,), NaN for what this run has not."""
+    replicas = trajectory["diverged_at"].size
+    values: dict[str, Any] = {}
+    if "lazy_escape" in trajectory.arrays:
+        values = {**vars(trajectory.phases()), "decay_time": decay_time(trajectory)}
+    for name in quantities.names(model):
+        if name in trajectory.arrays:
+            values[name] = trajectory[name][..., -1]
+    return {
+        name: np.atleast_1d(values.get(name, np.full(replicas, np.nan)))
+        for name in _numbers(model)
+        if name not in PREDICTED
+    }
+
+
+def _regimes(trajectory: Trajectory, measured: Mapping[str, FloatArray]) -> list[str]:
+    """The regime of every replica, as if it had not diverged."""
+    if "lazy_escape" not in trajectory.arrays:
+        return ["trained"] * trajectory["diverged_at"].size
+    escaped = np.isfinite(measured["last_escape"])
+    squares, second = (
+        np.atleast_2d(trajectory[name]) for name in ("norm_squared", "second_layer_norm")
+    )
+    size = np.sqrt(squares) * second
+    target = float(np.linalg.norm(trajectory.arrays.get("theta_star", np.zeros(1))))
+    collapsed = size[:, -1] < np.minimum(0.5 * target, 0.5 * size[:, 0])
+    return [
+        "collapsed" if small else "rich" if out else "lazy"
+        for small, out in zip(collapsed, escaped, strict=True)
+    ]
 
 
 def decay_time(trajectory: Trajectory) -> FloatArray:
@@ -138,8 +181,10 @@ def _first_fall(steps: FloatArray, squares: FloatArray) -> float:
     return float(steps[k - 1] + share * (steps[k] - steps[k - 1]))
 
 
-def predictions(experiment: str, configs: Sequence[LinearConfig]) -> list[Summary]:
-    """The predicted part of every summary; the configurations differ only in SCALARS."""
+def predictions(experiment: str, configs: Sequence[Point]) -> list[Summary]:
+    """What the theory says of every configuration; they agree in all but SCALARS."""
+    if configs[0].model != TWO_LAYER:
+        return [{} for _ in configs]
     first = Case.of_keys(experiment, vars(configs[0]))
     return [_predicted(Case.of_keys(experiment, vars(c), first.start)) for c in configs]
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from lnsim.base import files
 from lnsim.base.progress import reports
-from lnsim.experiments._synthetic import LinearConfig
 from lnsim.figures import style as figures_style
 from lnsim.figures.notebook import dataframe
 from lnsim.run.experiment import load
@@ -29,6 +28,7 @@ from lnsim.sweeps import notebook
 from lnsim.sweeps import points as sweep_points
 from lnsim.sweeps.dispatch import Crew
 from lnsim.sweeps.grid import Values
+from lnsim.sweeps.points import Point
 from lnsim.sweeps.table import Table
 
 if TYPE_CHECKING:
@@ -36,10 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lnsim.sweeps.store import Writer
-
-
-SIZES = ("samples", "test_samples", "dim", "width")
-"""Keys whose smallest value is 1."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -154,9 +150,9 @@ def sweep(
 
 def _run(
     path: Path,
-    todo: Mapping[LinearConfig, str],
+    todo: Mapping[Point, str],
     workers: Crew,
-    task: Callable[[list[LinearConfig]], list[dict[str, Any]]],
+    task: Callable[[list[Point]], list[dict[str, Any]]],
     stop: Callable[[], bool],
     report: Callable[[int], object],
 ) -> int:
@@ -201,14 +197,14 @@ def _flush(writer: Writer) -> None:
 
 
 def _check_values(
-    experiment: str, backend: str, point: LinearConfig, swept: Mapping[str, Sequence[Any]]
+    experiment: str, backend: str, point: Point, swept: Mapping[str, Sequence[Any]]
 ) -> None:
     """Runs each value for 0 steps at size 1, so that the experiment refuses one out of range."""
     run = load(experiment).run
     for key, values in swept.items():
         for value in values:
             trial = replace(point, **{key: value})
-            sizes = {name: min(getattr(trial, name), 1) for name in SIZES}
+            sizes = {name: min(getattr(trial, name), 1) for name in trial.at_least_one}
             small = replace(trial, steps=min(trial.steps, 0), **sizes)
             run(small, backend=backend, linearized=False)
 
@@ -217,7 +213,7 @@ def _meta(
     experiment: str,
     backend: str,
     swept: Mapping[str, Sequence[Any]],
-    points: Sequence[LinearConfig],
+    points: Sequence[Point],
 ) -> dict[str, Any]:
     """The table meta of the results file: see store.py."""
     # A default that follows a swept key (experiments/_chain.py) is not common to all points.
@@ -254,7 +250,7 @@ def _earlier(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def _prepare_file(
-    path: Path, cls: type[LinearConfig], meta: Mapping[str, Any], earlier: Mapping[str, Any]
+    path: Path, cls: type[Point], meta: Mapping[str, Any], earlier: Mapping[str, Any]
 ) -> None:
     """Creates the results file, or updates its meta with the present grid and environment."""
     from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
@@ -265,7 +261,7 @@ def _prepare_file(
     if not earlier:
         types = get_type_hints(cls)
         columns = {field.name: sweep_store.SQL_TYPES[types[field.name]] for field in fields(cls)}
-        sweep_store.create(path, columns | sweep_points.columns(), complete)
+        sweep_store.create(path, columns | sweep_points.columns(meta["experiment"]), complete)
     elif complete != earlier:
         with closing(sweep_store.Writer(path)) as writer:
             writer.put_meta({**complete, "swept": earlier["swept"]})
