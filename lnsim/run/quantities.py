@@ -234,8 +234,15 @@ _ROWS = (
         name="model", formula="what the model is, besides its weights, in JSON", models=ANY,
         axis=Axis.RUN,
     ),
-    Quantity(name="final_W", formula="the network at the end", axis=Axis.END),
-    Quantity(name="final_a", formula="the network at the end", beside="final_W", axis=Axis.END),
+    Quantity(name="final_W", models=HIDDEN, formula="the network at the end", axis=Axis.END),
+    Quantity(
+        name="final_a", models=(TWO_LAYER, TWO_LAYER_ANY), formula="the network at the end",
+        beside="final_W", axis=Axis.END,
+    ),
+    Quantity(
+        name="final_…", models=(DEEP, DIAGONAL, RELU), formula="its other weights at the end",
+        beside="final_W", axis=Axis.END,
+    ),
     Quantity(
         name="theta_star", models=(TWO_LAYER, *ANY), given="theta_star",
         formula="the interpolator", beside="final_W", axis=Axis.RUN,
@@ -273,9 +280,14 @@ TABLE: dict[str, Quantity] = {row.name: row for row in _ROWS}
 
 
 def find(name: str) -> Quantity | None:
-    """The quantity that an array holds, of all networks or of one arm; None for a user's own."""
+    """The quantity that an array holds, of all networks or of one arm; None for a user's own.
+
+    The weights of models at the end have names that follow their parameters: final_W1, final_v, ...
+    """
     arm, _, of_arm = name.partition("_")
     row = TABLE.get(name)
+    if row is None and arm == "final":
+        return TABLE["final_…"]
     if row is None and arm in ARMS:
         row = TABLE.get(of_arm)
         if row is not None and (row.axis is not Axis.RECORD or row.of_neurons):

@@ -42,6 +42,11 @@ def _escape(trajectory: Trajectory) -> float:
 
 def two_phases(source: str, run: Trajectory, clean: Trajectory, switch: str) -> list[Verdict]:
     """Figures 2 and 4: `run`, of one or more replicas, and its control `clean` with `switch`."""
+    return [*escape_and_phases(source, run), *stays_lazy(source, clean, switch)]
+
+
+def escape_and_phases(source: str, run: Trajectory) -> list[Verdict]:
+    """What Figures 2 and 4 show of `run`, of one or more replicas."""
     twin = np.atleast_2d(run["linearized_train_loss"])
     loss = np.atleast_2d(run["train_loss"])
     late = slice(3 * loss.shape[1] // 4, None)
@@ -69,6 +74,12 @@ def two_phases(source: str, run: Trajectory, clean: Trajectory, switch: str) -> 
             source, "at most", 0.5, ratio.max(),
             "training loss over that of the twin on the same draws, means over the last quarter",
         ),
+    ]  # fmt: skip
+
+
+def stays_lazy(source: str, clean: Trajectory, switch: str) -> list[Verdict]:
+    """What a run without the noise, or without SAM's radius, shows."""
+    return [
         judge.judge(
             f"with {switch} it stays lazy",
             source, "at least", 1.0, _last(clean, "lazy_fraction").min(),

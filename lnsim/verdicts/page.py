@@ -71,9 +71,11 @@ def figure_4(verdicts: Sequence[Verdict]) -> Section:
         "figure-4",
         "Figure 4: sharpness-aware minimisation",
         "SAM, without label noise, passes through the same two phases. Its rho is unstated in the"
-        " paper; here it is 0.1 unless set otherwise.",
+        " paper; here it is 0.1 unless set otherwise. The released repository was tested with label"
+        " noise and shows similar phenomena: SAM with the label noise of Figure 2 is beside it.",
         (
             ("sam/figure.png", f"{PHASES_CAPTION}."),
+            ("sam-with-label-noise/figure.png", "SAM with label noise, sigma as in Figure 2."),
             ("sam-without-rho/figure.png", "Control: the same with rho = 0."),
         ),
         verdicts,

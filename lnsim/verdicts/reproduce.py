@@ -127,11 +127,16 @@ def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Sect
     clean = runner.control("label-noise", "label-noise-clean", sigma=0.0, ledger=False,
                            **_shorter(base, 20))  # fmt: skip
     plain = runner.control("sam", "sam-without-rho", rho=0.0, **_shorter(runner.config("sam"), 10))
+    noisy = runner.control("sam", "sam-with-label-noise", sigma=base.sigma)
     return [
         page.figure_2(claims.two_phases("Figure 2", seeds, clean, "sigma = 0")),
         page.figure_4([
             *claims.two_phases("Figure 4", runs["sam"], plain, "rho = 0"),
             *claims.stationary(cases["sam"], "SAM (not derived for it)"),
+            *claims.escape_and_phases("SAM with label noise", noisy),
+            *claims.stationary(
+                Case.of_run(noisy), "SAM with label noise (not derived for it)"
+            ),
         ]),
         page.periodic(claims.windows(runs["label-noise-periodic"], "the noise")),
         page.oscillation(_oscillation(runner, cases["oscillation"])),

@@ -33,7 +33,7 @@ def made(tmp_path_factory):
 
 def test_every_experiment_leaves_a_run_folder(made):
     folder, _, begun = made
-    for name in [*OVERRIDES, "label-noise-clean", "sam-without-rho"]:
+    for name in [*OVERRIDES, "label-noise-clean", "sam-without-rho", "sam-with-label-noise"]:
         assert name in begun
         assert Trajectory.load(folder / name).config["width"] == 10
         assert (folder / name / "figure.png").exists()
@@ -72,6 +72,20 @@ def test_the_verdicts_are_strict_json(made):
             assert {"at most": entry["measured"] <= entry["predicted"],
                     "at least": entry["measured"] >= entry["predicted"],
                     "about": True}[entry["relation"]]  # fmt: skip
+
+
+def test_sam_with_label_noise_stands_beside_sam_alone(made):
+    folder, verdicts, _ = made
+    alone, noisy = (Trajectory.load(folder / n) for n in ("sam", "sam-with-label-noise"))
+    differing = {key for key in alone.config if alone.config[key] != noisy.config[key]}
+    assert differing == {"sigma"} and noisy.config["sigma"] == 4.0
+    claims = {
+        source: [v.claim for v in verdicts if v.source == source]
+        for source in ("Figure 4", "SAM with label noise")
+    }
+    assert claims["SAM with label noise"] == claims["Figure 4"][:4]
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert "SAM with label noise, σ as in Figure 2." in text
 
 
 def test_the_norm_identity_holds_whatever_the_size(made):
