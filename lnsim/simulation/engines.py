@@ -84,6 +84,15 @@ GENERAL = ("descent", "custom")
 """The kernels of dynamics that train any model."""
 
 
+def check_trains_models(engine: LinearEngine, backend: str) -> None:
+    """Refuses an engine that has the kernels of the scalar network alone.  Raises ValueError."""
+    if not callable(getattr(engine, "train", None)):
+        raise ValueError(
+            f"backend must be one that trains any model, such as numba, got {backend!r}: it trains"
+            " the two-layer network with one output under the squared loss alone"
+        )
+
+
 def engine_of(dynamics: Dynamics, backend: str, ledger: bool) -> LinearEngine:
     """The engine that trains by `dynamics` where the run is asked for on `backend`.
 

@@ -22,6 +22,7 @@ from lnsim.run.loop import drive, record_steps
 from lnsim.run.record import Status
 from lnsim.simulation.engines import (
     check_general,
+    check_trains_models,
     coordinates_of,
     engine_of,
     is_general,
@@ -127,6 +128,7 @@ def simulate(
     moving: Moving
     if general:
         check_general(dynamics, network, problem)
+        check_trains_models(engine, backend)
         if ledger:
             raise ValueError("ledger is for the two-layer network with one output, squared loss")
         coordinates = coordinates_of(dynamics, network, problem, reduce)

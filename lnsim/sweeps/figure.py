@@ -312,7 +312,7 @@ def draw_curve(axes: Axes, sweep: Table, column: str) -> None:
     if x.log and positive:
         axes.set_yscale("log")
     axes.set_ylabel(_label(column))
-    if not x.words and positive:
+    if not x.words and positive and (x.log or points.has_theory(sweep.experiment)):
         _draw_power_law(axes, places, samples)
     if not x.words:
         _draw_predicted(axes, sweep, x, column, places)

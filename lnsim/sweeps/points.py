@@ -79,9 +79,14 @@ def _numbers(model: str) -> tuple[str, ...]:
     return (*times, *quantities.names(model), *predicted)
 
 
+def has_theory(experiment: str) -> bool:
+    """Whether an experiment is of the two-layer network with one output, which has the theory."""
+    return bool(load(experiment).Config.model == TWO_LAYER)  # type: ignore[attr-defined]
+
+
 def usual_column(experiment: str, keys: int) -> str:
     """The default column of a sweep over this number of keys."""
-    if load(experiment).Config.model != TWO_LAYER:  # type: ignore[attr-defined]
+    if not has_theory(experiment):
         return "test_loss"
     return "regime" if keys == 2 else "last_escape"
 

@@ -178,6 +178,21 @@ def test_every_word_runs(name, changes):
     assert experiments.load(name).report(trajectory)
 
 
+def test_classes_have_no_alignment_and_no_time_of_it():
+    phases = run("two-layer").phases()
+    assert np.isnan([phases.alignment, phases.convergence, phases.decay_rate]).all()
+    assert phases.first_escape <= 120
+
+
+def test_a_backend_that_has_the_scalar_network_alone_is_named(monkeypatch):
+    class Engine:
+        """Has `advance` alone."""
+
+    monkeypatch.setattr("lnsim.backend.load", lambda name: Engine())
+    with pytest.raises(ValueError, match="one that trains any model, such as numba, got 'plain'"):
+        run("diagonal", {"backend": "plain"})
+
+
 def test_every_noise_has_a_run_above():
     words = {changes.get("noise") for _, changes in NOISY}
     assert words >= _models.NOISES.keys() - {"label", "flips"}
