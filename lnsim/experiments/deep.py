@@ -35,7 +35,7 @@ class Config(_models.LayersConfig):
     outputs: int = key(16, _models.OUTPUTS)
     orthonormal: bool = key(True, "whether a low-rank target's inputs have X^T X = n I")
     width: int = key(32, "m, hidden neurons; of resnet, channels of the first group")
-    depth: int = key(3, "L, layers; 1: the linear model itself")
+    depth: int = key(3, "L, layers; one is the linear model itself")
     residual: bool = key(False, "whether hidden layers add their input to their output")
 
     def make_model(self) -> DeepLinear:

@@ -119,9 +119,8 @@ def test_replicas_and_points_of_a_sweep_are_the_runs_alone(name, tmp_path):
         alone = run(name, **{key: row[key], "seed": row["seed"]})
         assert row["train_loss"] == alone["train_loss"][-1]
         assert row["test_loss"] == alone["test_loss"][-1]
-        assert row["regime"] == ("trained" if name in ("diagonal", "deep") else "rich") or (
-            row["regime"] in ("lazy", "collapsed")
-        )
+        regimes = {"trained"} if name in ("diagonal", "deep") else {"lazy", "rich", "collapsed"}
+        assert row["regime"] in regimes
     assert set(points.columns(name)) <= sweep.rows[0].keys()
     (axes,) = sweep.plot().axes
     assert axes.get_ylabel() == "test loss at the end"
@@ -148,6 +147,43 @@ def test_points_with_and_without_a_key_run_together_give_what_they_give_alone(ch
     together = [row for group in groups.values() for row in points.run_points("two-layer", group)]
     for point, row in zip((config, other), together, strict=True):
         assert row["train_loss"] == made_by.run(point)["train_loss"][-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_0_means(name):
+    """No radius is SGD, no batch size all samples, no micro-batch the batch, no schedule none."""
+    _, config = build(name, noise="none", drop_every=0)
+    assert config.rho == config.micro_batch == config.decay_steps == config.drop_every == 0
+
+    def final(**changes):
+        trajectory = run(name, **{"noise": "none", "drop_every": 0, "batch_size": 3, **changes})
+        return trajectory.final.flat
+
+    def expected(dynamics):
+        trajectory = lnsim.simulate(
+            config.make_problem(), config.make_model(), dynamics, steps=120, record_every=10
+        )
+        return trajectory.final.flat
+
+    lr = config.lr
+    np.testing.assert_array_equal(final(), expected(lnsim.SGD(lr, batch_size=3)))
+    np.testing.assert_array_equal(final(batch_size=0), expected(lnsim.GD(lr)))
+    sam = lnsim.SAM(lr, 0.01, batch_size=3)
+    np.testing.assert_array_equal(final(rho=0.01), expected(sam))
+    np.testing.assert_array_equal(final(rho=0.01), final(rho=0.01, micro_batch=3))
+    assert not np.array_equal(final(rho=0.01), final(rho=0.01, micro_batch=1))
+    dropped = lnsim.Scheduled(
+        lnsim.SGD(lr, batch_size=3), lr=lnsim.Piecewise((50, 100), (1.0, 0.1, 0.01))
+    )
+    np.testing.assert_array_equal(final(drop_every=50), expected(dropped))
+    decayed = lnsim.Scheduled(lnsim.SGD(lr, batch_size=3), lr=lnsim.Decay(80, 0.01, "cosine"))
+    np.testing.assert_array_equal(final(decay_steps=80), expected(decayed))
+    if name != "diagonal":
+        as_drawn = lnsim.gaussian_regression(12, 6, outputs=config.outputs).theta_star
+        regression = {"problem": "regression", "loss": "squared"}
+        for norm, target in ((0, as_drawn), (2, 2 * as_drawn / np.linalg.norm(as_drawn))):
+            found = run(name, noise="none", theta_norm=norm, **regression)["theta_star"]
+            np.testing.assert_allclose(found, target, rtol=1e-14)
 
 
 NOISY = [
@@ -179,7 +215,7 @@ def test_every_word_runs(name, changes):
 
 
 def test_classes_have_no_alignment_and_no_time_of_it():
-    phases = run("two-layer").phases()
+    phases = run("two-layer", lr=0.3).phases()
     assert np.isnan([phases.alignment, phases.convergence, phases.decay_rate]).all()
     assert phases.first_escape <= 120
 

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.small
 
 IMAGES, TEST_IMAGES = 12, 11
 SYNTHETIC = ("label-noise", "label-noise-periodic", "oscillation", "oscillation-periodic", "sam")
+ANY_MODEL = ("two-layer", "diagonal", "deep", "relu")
 ON_IMAGES = ("linearization", "wide-resnet", "wide-resnet-sam", "resnet")
 NEED_TORCH = ON_IMAGES[1:]
 
@@ -51,8 +52,14 @@ OTHERS = {
     **{(name, "batch_size"): "all" for name in SYNTHETIC if not name.startswith("oscillation")},
     **{(name, "amplitude"): "left out" for name in SYNTHETIC if name.startswith("oscillation")},
     **{(name, "kernel_every"): "never" for name in ("wide-resnet", "wide-resnet-sam")},
+    **{(name, "theta_norm"): "as drawn" for name in ANY_MODEL if name != "diagonal"},
+    **{
+        (name, key): "none, or all"
+        for name in ANY_MODEL
+        for key in ("batch_size", "rho", "micro_batch", "decay_steps", "drop_every")
+    },
 }
-"""Those that have a test of their own below."""
+"""Those that have a test of their own below, or in test_models.py."""
 
 
 @pytest.fixture(scope="module")
