@@ -1,7 +1,7 @@
 """The two phases of label noise in a network that is not linear.
 
 A two-layer ReLU network with few samples of a linear target: under label noise the neurons leave
-the lazy regime, their norms shrink, they turn to the target, and the test loss falls.
+the lazy regime, their norms shrink, they turn towards the target, and the test loss falls.
 """
 
 from __future__ import annotations
