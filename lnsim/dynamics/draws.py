@@ -177,8 +177,9 @@ def _labels(
         epsilon = _times(noise.sigma, strength, unit)
         return index, (targets if index is None else targets[index]) + epsilon
     samples = np.empty((replicas, 0, 0), dtype=np.int64) if index is None else index
-    by_class = isinstance(noise, LabelFlips)
-    outputs = (class_targets if by_class else targets).shape[1]
+    like = class_targets if isinstance(noise, LabelFlips) else targets
+    assert like is not None
+    outputs = like.shape[1]
     shown = np.empty((replicas, steps, of_draws, outputs))
     _show(noise, words, each, targets, labels, class_targets, samples, strength, shown)
     return index, shown
