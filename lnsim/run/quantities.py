@@ -321,9 +321,12 @@ def drawn(*models: str) -> list[str]:
     return [row.name for row in TABLE.values() if not set(models).isdisjoint(row.drawn)]
 
 
-def reserved() -> set[str]:
-    """The names that a user's observable cannot take: those of a trajectory and of its file."""
-    return {row.name for row in TABLE.values() if TWO_LAYER in row.models}
+def reserved(model: str = TWO_LAYER) -> set[str]:
+    """The names that a user's observable cannot take: those of a trajectory and of its file.
+
+    `model` is never free: a run that has it is one of any model.
+    """
+    return {"model", *(row.name for row in TABLE.values() if {model, TWO_LAYER} & {*row.models})}
 
 
 def label(name: str) -> str:

@@ -311,12 +311,16 @@ Observable = Callable[[Any], float]
 """A user's own: a number of a Network or another model, which is read-only."""
 
 
-def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observable]:
-    """`observables`, by names that are free.  Raises ValueError or TypeError."""
+def check_observables(observables: Mapping[str, Observable], model: str) -> dict[str, Observable]:
+    """`observables`, by names that are free in a run of `model`, its name in the table.
+
+    Raises ValueError or TypeError.
+    """
     for name, function in observables.items():
         if not isinstance(name, str) or not name.isidentifier() or name.startswith("state_"):
             raise ValueError(f"an observable needs a name such as my_loss, got {name!r}")
-        if name in quantities.reserved():
+        weights = model != quantities.TWO_LAYER and name.startswith("final_")
+        if name in quantities.reserved(model) or weights:
             raise ValueError(f"observable {name!r}: a trajectory has an array of that name already")
         if not callable(function):
             raise TypeError(f"observable {name!r} must be a function, got {function!r}")

@@ -18,6 +18,7 @@ from lnsim.dynamics.draws import Sizes, words_a_step
 from lnsim.models.base import Model
 from lnsim.models.problem import Problem
 from lnsim.models.two_layer import Network
+from lnsim.run import quantities
 from lnsim.run.loop import drive, record_steps
 from lnsim.run.record import Status
 from lnsim.simulation.engines import (
@@ -104,9 +105,10 @@ def simulate(
         raise ValueError(
             f"{name} has {network.dim} columns but X has {problem.dim}: they must be the same"
         )
-    observables = check_observables(observables or {})
     base = _base(dynamics, replicas)
     general = is_general(dynamics, network, problem)
+    recorded_of = quantities.of_kernel(network.kernel) if general else quantities.TWO_LAYER
+    observables = check_observables(observables or {}, recorded_of)
     if not general and isinstance(network, Network):
         network = Network(network.W, base.start(network.a, seed))
     if config is None:

@@ -229,6 +229,17 @@ def test_a_backend_that_has_the_scalar_network_alone_is_named(monkeypatch):
         run("diagonal", {"backend": "plain"})
 
 
+@pytest.mark.parametrize("name", ["parameter_norm", "singular_values", "model", "final_W7"])
+def test_an_observable_of_a_model_has_a_name_of_its_own(name):
+    problem, network = lnsim.low_rank_teacher(6, 3, 2, [1.0]), lnsim.deep_init(3, [4], 2)
+    how = {"steps": 2, "record_every": 1}
+    with pytest.raises(ValueError, match=f"'{name}': a trajectory has an array of that name"):
+        lnsim.simulate(problem, network, lnsim.GD(0.1), observables={name: np.size}, **how)
+    mine = {"tracked_beta": lambda model: float(model.predictor.max())}
+    kept = lnsim.simulate(problem, network, lnsim.GD(0.1), observables=mine, **how)
+    assert "tracked_beta" in curves.names(kept)
+
+
 def test_every_noise_has_a_run_above():
     words = {changes.get("noise") for _, changes in NOISY}
     assert words >= _models.NOISES.keys() - {"label", "flips"}
