@@ -74,8 +74,8 @@ class ModelConfig(ABC):
     model: ClassVar[str]
     at_least_one: ClassVar[tuple[str, ...]] = ()
 
-    samples: int = key(200, "n, training samples; of images, 0: all")
-    test_samples: int = key(1000, "samples of the test set; of images, 0: all")
+    samples: int = key(200, "n, training samples")
+    test_samples: int = key(1000, "samples of the test set")
     dim: int = key(20, "d, the input dimension")
     data_noise: float = key(0.0, "deviation of the noise in the data's labels, drawn once")
     loss: str = key("squared", "squared, logistic or cross-entropy")
@@ -83,14 +83,14 @@ class ModelConfig(ABC):
     noise: str = key("label", NOISE)
     sigma: float = key(1.0, "deviation of the noise on labels, gradient or parameters")
     law: str = key("rademacher", "of the label noise: rademacher, gaussian or uniform")
-    labels: int = key(1, "K of label-k")
+    labels: int = key(1, "K, the labels that have noise under label-k")
     tau: float = key(0.2, "probability that a label is drawn anew each time it is used")
     flip: str = key("other", "a noisy label is drawn from any class, or from the other ones")
     rate: float = key(0.1, "probability that dropout drops a hidden unit")
     rho: float = key(0.0, "radius of sharpness-aware minimisation; 0: SGD")
     normalized: bool = key(True, "whether SAM divides the radius by the gradient's norm")
     micro_batch: int = key(0, "samples that SAM moves the weights for at a time; 0: the batch")
-    layers: str = key("both", "that SAM moves: both, first or second")
+    layers: str = key("both", "which ones SAM moves: both, first or second")
     through: str = key("both", "what SAM takes at the moved weights: both, jacobian or loss")
     lr: float = key(1e-2, "learning rate, eta in the paper")
     batch_size: int = key(1, "samples in a step; 0: all of them")
@@ -103,7 +103,7 @@ class ModelConfig(ABC):
     decay_curve: str = key("cosine", "of the fall: cosine, linear or exponential")
     drop_every: int = key(0, DROPS)
     steps: int = key(100_000, "how long to train")
-    record_every: int = key(500, "steps between records; for resnet, epochs")
+    record_every: int = key(500, "steps between records")
     tracked: int = key(8, "neurons, or coordinates, that are followed one by one")
     seed: int = key(0, "of the data, the network and the noise")
 
@@ -154,7 +154,7 @@ class LayersConfig(ModelConfig):
     theta_norm: float = key(0.0, "|theta*| to scale a regression's labels to; 0: as drawn")
     rank: int = key(4, "nonzero singular values of a low-rank target, from 1 down to 1/2")
     orthonormal: bool = key(False, "whether a low-rank target's inputs have X^T X = n I")
-    width: int = key(100, "m, hidden neurons; of resnet, channels of the first group")
+    width: int = key(100, "m, neurons of a hidden layer")
     start: str = key("ntk", "ntk, balanced, ...: see ntk_init and deep_init")
 
     def make_problem(self) -> Problem:
@@ -176,11 +176,13 @@ class LayersConfig(ModelConfig):
                 f"loss must be squared for the problem {self.problem!r}, got {self.loss!r}"
             )
         if self.problem == "low-rank":
+            dim = checks.integer("dim", self.dim, 1, checks.MOST_ENTRIES)
+            rank = checks.integer("rank", self.rank, 1, min(dim, self.outputs))
             return low_rank_teacher(
                 self.samples,
                 self.dim,
                 self.outputs,
-                np.linspace(1.0, 0.5, checks.integer("rank", self.rank, 1)).tolist(),
+                np.linspace(1.0, 0.5, rank).tolist(),
                 self.seed,
                 noise=self.data_noise,
                 orthonormal=self.orthonormal,

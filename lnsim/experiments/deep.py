@@ -23,18 +23,18 @@ class Config(_models.LayersConfig):
 
     model: ClassVar[str] = quantities.DEEP
 
-    samples: int = key(64, "n, training samples; of images, 0: all")
+    samples: int = key(64, "n, training samples")
     dim: int = key(16, "d, the input dimension")
     data_noise: float = key(0.5, "deviation of the noise in the data's labels, drawn once")
     sigma: float = key(4.0, "deviation of the noise on labels, gradient or parameters")
     lr: float = key(5e-3, "learning rate, eta in the paper")
     steps: int = key(200_000, "how long to train")
     drop_every: int = key(150_000, _models.DROPS)
-    record_every: int = key(1_000, "steps between records; for resnet, epochs")
+    record_every: int = key(1_000, "steps between records")
     problem: str = key("low-rank", _models.PROBLEM)
     outputs: int = key(16, _models.OUTPUTS)
     orthonormal: bool = key(True, "whether a low-rank target's inputs have X^T X = n I")
-    width: int = key(32, "m, hidden neurons; of resnet, channels of the first group")
+    width: int = key(32, "m, neurons of a hidden layer")
     depth: int = key(3, "L, layers; one is the linear model itself")
     residual: bool = key(False, "whether hidden layers add their input to their output")
 

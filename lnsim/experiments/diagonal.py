@@ -26,7 +26,7 @@ class Config(_models.ModelConfig):
 
     model: ClassVar[str] = quantities.DIAGONAL
 
-    samples: int = key(40, "n, training samples; of images, 0: all")
+    samples: int = key(40, "n, training samples")
     dim: int = key(100, "d, the input dimension")
     noise: str = key("label-k", _models.NOISE)
     law: str = key("gaussian", "of the label noise: rademacher, gaussian or uniform")
@@ -34,7 +34,7 @@ class Config(_models.ModelConfig):
     batch_size: int = key(0, "samples in a step; 0: all of them")
     drop_every: int = key(100_000, _models.DROPS)
     steps: int = key(300_000, "how long to train")
-    record_every: int = key(1_000, "steps between records; for resnet, epochs")
+    record_every: int = key(1_000, "steps between records")
     nonzeros: int = key(5, "entries of theta* that are 1; the others are 0")
     form: str = key("square", "of beta: product (u v), difference (u^D - v^D) or square (v v)")
     power: int = key(2, "D of the difference")

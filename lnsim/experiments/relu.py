@@ -21,11 +21,11 @@ class Config(_models.LayersConfig):
 
     model: ClassVar[str] = quantities.RELU
 
-    samples: int = key(40, "n, training samples; of images, 0: all")
+    samples: int = key(40, "n, training samples")
     dim: int = key(10, "d, the input dimension")
     lr: float = key(5e-3, "learning rate, eta in the paper")
     steps: int = key(1_000_000, "how long to train")
-    record_every: int = key(2_000, "steps between records; for resnet, epochs")
+    record_every: int = key(2_000, "steps between records")
     theta_norm: float = key(1.0, "|theta*| to scale a regression's labels to; 0: as drawn")
     activation: str = key("relu", "relu or erf")
     balance: float = key(0.0, "of the starts balanced and unbalanced: see ntk_init")

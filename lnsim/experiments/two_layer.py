@@ -25,10 +25,10 @@ class Config(_models.LayersConfig):
     loss: str = key("cross-entropy", "squared, logistic or cross-entropy")
     noise: str = key("flips", _models.NOISE)
     steps: int = key(300_000, "how long to train")
-    record_every: int = key(1_000, "steps between records; for resnet, epochs")
+    record_every: int = key(1_000, "steps between records")
     problem: str = key("classes", _models.PROBLEM)
     outputs: int = key(10, _models.OUTPUTS)
-    width: int = key(1000, "m, hidden neurons; of resnet, channels of the first group")
+    width: int = key(1000, "m, neurons of a hidden layer")
     balance: float = key(0.0, "of the starts balanced and unbalanced: see ntk_init")
 
     def make_model(self) -> Network:

@@ -262,7 +262,7 @@ def test_every_noise_has_a_run_above():
         ("diagonal", ["batch_size=1"], "batch_size must be 0 for noise on 1 labels of the full"),
         ("diagonal", ["noise=dropout"], "Dropout needs hidden units"),
         ("deep", ["depth=0"], "depth must be at least 1, got 0"),
-        ("deep", ["rank=17"], "singular_values must be at most 16 for 16 outputs and 16 inputs"),
+        ("deep", ["rank=17"], "rank must be at most 16, got 17"),
         ("relu", ["rho=0.1", "momentum=0.5"], "momentum must be 0 with rho > 0, got 0.5"),
         ("relu", ["rho=0.1", "batch_size=4", "micro_batch=3"], "micro_batch must divide the batch"),
         ("relu", ["noise=flips"], "LabelFlips needs labels that are classes"),
