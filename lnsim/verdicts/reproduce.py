@@ -134,9 +134,6 @@ def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Sect
             *claims.two_phases("Figure 4", runs["sam"], plain, "rho = 0"),
             *claims.stationary(cases["sam"], "SAM (not derived for it)"),
             *claims.escape_and_phases("SAM with label noise", noisy),
-            *claims.stationary(
-                Case.of_run(noisy), "SAM with label noise (not derived for it)"
-            ),
         ]),
         page.periodic(claims.windows(runs["label-noise-periodic"], "the noise")),
         page.oscillation(_oscillation(runner, cases["oscillation"])),
