@@ -36,6 +36,12 @@ CASES = {
 }
 
 
+def compile_c(name: str, program: Path, *flags: str) -> None:
+    """Compiles the C source `name` of this folder for this processor."""
+    source = Path(__file__).with_name(name)
+    subprocess.run(["cc", *flags, "-march=native", source, "-lm", "-o", program], check=True)
+
+
 def simulate(dynamics: object, steps: int, options: dict) -> float:
     """Nanoseconds per step of one whole call at the setting of the figures."""
     problem, network = lnsim.gaussian_regression(200, 20), lnsim.ntk_init(1000, 20)
@@ -48,8 +54,7 @@ def main() -> None:
     """Compiles the C loops, runs all cases round by round, and prints the table."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "floor"
-        source = Path(__file__).with_name("floor.c")
-        subprocess.run(["cc", "-Ofast", "-march=native", source, "-o", program], check=True)
+        compile_c("floor.c", program, "-Ofast")
         times: dict[str, list[float]] = {name: [] for name in ("C reduced", "C dense", *CASES)}
         for dynamics, _, _, options in CASES.values():
             simulate(dynamics, 10, options)

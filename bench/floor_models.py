@@ -1,6 +1,6 @@
 """lnsim's other models against hand-written C loops of the same algorithm, and against NumPy.
 
-    python bench/floor_models.py [rounds]
+    python -m bench.floor_models [rounds]
 
 A whole simulate() call and the loop it is held against take turns in one process, on one thread;
 times are CPU time, which another program that shares the processor does not count into.  The C
@@ -19,12 +19,12 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import ctypes
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lnsim
+from bench.floor import ROUNDS, compile_c
+from bench.rounds import interleaved
 from lnsim.streams import WordStream
 
 OPTIMISED = ("-O3", "-Ofast")
@@ -57,9 +59,8 @@ class Case:
 
 def library(folder: Path, optimised: str) -> ctypes.CDLL:
     """The C loops."""
-    source, program = Path(__file__).with_name("floor_models.c"), folder / f"floor{optimised}.so"
-    command = ["cc", optimised, "-march=native", "-shared", "-fPIC", source, "-lm", "-o", program]
-    subprocess.run(command, check=True)
+    program = folder / f"floor{optimised}.so"
+    compile_c("floor_models.c", program, optimised, "-shared", "-fPIC")
     return ctypes.CDLL(str(program))
 
 
@@ -205,23 +206,24 @@ def cpu(work: Callable[[int], object], steps: int) -> float:
     return (time.process_time() - start) / steps * 1e9
 
 
-def main(rounds: int = 7) -> None:
+def main(rounds: int = ROUNDS) -> None:
     """Runs all cases round by round, and prints the table."""
     print(f"{'':34}{'ns a step':>11}{'min':>9}{'max':>9}{'ratio':>8}{'min':>7}{'max':>7}")
     with tempfile.TemporaryDirectory() as folder:
         libraries = {flag: library(Path(folder), flag) for flag in OPTIMISED}
         for name, case in cases(libraries).items():
             contenders = {"lnsim": case.simulate, **case.floors}
-            times: dict[str, list[float]] = {key: [] for key in contenders}
             for work in contenders.values():
-                work(10)
-            for _ in range(rounds):
-                for key, work in contenders.items():
-                    times[key].append(cpu(work, case.steps))
-            for key, values in times.items():
+                work(10)  # what is compiled for it, is now
+            times = interleaved(
+                {(name, key): partial(cpu, work, case.steps) for key, work in contenders.items()},
+                rounds,
+            )
+            ours = times[name, "lnsim"]
+            for (_, key), values in times.items():
                 line = f"{name + ': ' + key:34}{_three(values, '11.1f', '9.1f')}"
                 if key != "lnsim":
-                    ratios = [a / b for a, b in zip(times["lnsim"], values, strict=True)]
+                    ratios = [a / b for a, b in zip(ours, values, strict=True)]
                     line += _three(ratios, "8.2f", "7.2f")
                 print(line, flush=True)
 

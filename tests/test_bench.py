@@ -3,6 +3,7 @@
 import inspect
 import json
 import pkgutil
+import shutil
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -97,3 +98,15 @@ def test_a_benchmark_without_its_backend_is_left_out(monkeypatch):
     cases.require("numba")
     with pytest.raises(mark.SkipNotImplemented, match="torch is not installed"):
         cases.require("torch")
+
+
+def test_the_floors_of_the_models_take_the_same_steps(tmp_path):
+    from bench import floor_models
+
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    libraries = {"C": floor_models.library(tmp_path, "-O3")}
+    for name, case in floor_models.cases(libraries).items():
+        if "NumPy" not in case.floors:
+            theirs, ours = case.floors["C"](300), case.simulate(300).state["theta"][0]
+            np.testing.assert_allclose(theirs, ours, rtol=1e-9, atol=1e-12, err_msg=name)

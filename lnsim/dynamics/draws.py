@@ -176,27 +176,29 @@ def _labels(
         unit = streams.unit_noise(words.reshape(replicas, steps, of_draws, -1), noise.law)
         epsilon = _times(noise.sigma, strength, unit)
         return index, (targets if index is None else targets[index]) + epsilon
+    rows = targets
+    if isinstance(noise, LabelFlips):
+        assert labels is not None and class_targets is not None
+        rows = class_targets
     samples = np.empty((replicas, 0, 0), dtype=np.int64) if index is None else index
-    like = class_targets if isinstance(noise, LabelFlips) else targets
-    assert like is not None
-    outputs = like.shape[1]
-    shown = np.empty((replicas, steps, of_draws, outputs))
-    _show(noise, words, each, targets, labels, class_targets, samples, strength, shown)
+    shown = np.empty((replicas, steps, of_draws, rows.shape[1]))
+    _show(noise, (words, each), rows, labels, samples, strength, shown)
     return index, shown
 
 
 def _show(
     noise: Noise | None,
-    words: Words,
-    each: int,
-    targets: FloatArray,
+    words: tuple[Words, int],
+    rows: FloatArray,
     labels: NDArray[np.int64] | None,
-    class_targets: FloatArray | None,
     index: NDArray[np.int64],
     strength: FloatArray | None,
     shown: FloatArray,
 ) -> None:
-    """Writes what the loss compares with under flips, Rademacher noise or none (labels.py)."""
+    """Writes what the loss compares with under flips, Rademacher noise or none (labels.py).
+
+    words: and how many of them a draw takes.  rows: the targets, or under flips those of a class.
+    """
     # Numba takes most of a second to import: only when something runs.
     from lnsim.dynamics import labels as loops
 
@@ -208,18 +210,16 @@ def _show(
         factors[:] = strength
 
     def of_block(block: slice) -> None:
-        of = words[block], each
-        drawn = index[block], scalar[block], factors[block]
+        drawn = words[0][block], words[1]
+        noisy = index[block], scalar[block], factors[block]
         match noise:
             case LabelFlips():
-                assert labels is not None and class_targets is not None
-                loops.show_flips(
-                    *of, labels, class_targets, *drawn, noise.to == "other", shown[block]
-                )
+                other = noise.to == "other"
+                loops.show_flips(*drawn, labels, rows, *noisy, other, shown[block])
             case LabelNoise():
-                loops.show_signs(*of, targets, *drawn, shown[block])
+                loops.show_signs(*drawn, rows, *noisy, shown[block])
             case _:
-                loops.show_targets(targets, index[block], shown[block])
+                loops.show_targets(rows, index[block], shown[block])
 
     in_blocks(of_block, replicas)
 
