@@ -105,8 +105,8 @@ def test_the_floors_of_the_models_take_the_same_steps(tmp_path):
 
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
-    libraries = {"C": floor_models.library(tmp_path, "-O3")}
+    libraries = {"-O3": floor_models.library(tmp_path, "-O3")}
     for name, case in floor_models.cases(libraries).items():
         if "NumPy" not in case.floors:
-            theirs, ours = case.floors["C"](300), case.simulate(300).state["theta"][0]
+            theirs, ours = case.floors["C -O3"](300), case.simulate(300).state["theta"][0]
             np.testing.assert_allclose(theirs, ours, rtol=1e-9, atol=1e-12, err_msg=name)
