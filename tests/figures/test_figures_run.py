@@ -193,7 +193,7 @@ def test_a_page_goes_without_a_figure_that_fails(tmp_path, monkeypatch, capsys):
     names = ("sam", "sam-without-rho", "sam-with-label-noise")
     assert told == [f"{name}: no figure, MemoryError: 1 GiB" for name in names]
     page = (tmp_path / "index.html").read_text()
-    assert page.count("(not drawn)") == 2 and page.count("data:image/png;base64,") == 6
+    assert page.count("(not drawn)") == 3 and page.count("data:image/png;base64,") == 6
     assert page.count('class="verdict"') == len(verdicts)
     assert names(tmp_path / "sam") == NUMBERS and names(tmp_path / "label-noise") > FIGURES
 
