@@ -190,8 +190,8 @@ def test_a_page_goes_without_a_figure_that_fails(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sam, "figure", raising(MemoryError("1 GiB")))
     told = []
     verdicts = reproduce(tmp_path, overrides=OVERRIDES, undrawn=told.append)
-    names = ("sam", "sam-without-rho", "sam-with-label-noise")
-    assert told == [f"{name}: no figure, MemoryError: 1 GiB" for name in names]
+    runs = ("sam", "sam-without-rho", "sam-with-label-noise")
+    assert told == [f"{run}: no figure, MemoryError: 1 GiB" for run in runs]
     page = (tmp_path / "index.html").read_text()
     assert page.count("(not drawn)") == 3 and page.count("data:image/png;base64,") == 6
     assert page.count('class="verdict"') == len(verdicts)
