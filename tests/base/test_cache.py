@@ -299,7 +299,7 @@ def test_a_home_that_is_none_costs_one_line(tmp_path):
     before = {path: path.stat().st_ino for path in place.iterdir()}
     done = fresh("-c", DRAW, HOME="/dev/null", TMPDIR=str(tmp_path))  # it uses what the first kept
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "", 1)
-    assert f"what is in {place} is used. Set NUMBA_CACHE_DIR" in done.stderr
+    assert f"the code in {place} is used. Set NUMBA_CACHE_DIR" in done.stderr
     assert {path: path.stat().st_ino for path in place.iterdir()} == before
 
 
