@@ -105,7 +105,7 @@ def test_what_was_set_goes_over_the_preset(name):
     on_cuda = module.with_preset(None, {}, "torch", "cuda:1")
     assert on_cuda["preset"] == "paper"
     # A complete configuration of one preset is not turned into another's by its name.
-    with pytest.raises(ValueError, match="the configuration is of preset 'small', not 'paper'"):
+    with pytest.raises(ValueError, match="the configuration has the preset 'small', not 'paper'"):
         module.with_preset("paper", {"preset": "small"}, "torch", "cpu")
 
 
