@@ -1,1 +1,1 @@
-"""What knows nothing of networks: checks, threads, files, compiled code, configurations."""
+"""Modules that know nothing of networks: checks, threads, files, compiled code, configurations."""

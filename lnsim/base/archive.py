@@ -28,13 +28,13 @@ _MALFORMED = (
     OSError, ValueError, EOFError, KeyError, TypeError, OverflowError, RuntimeError, SyntaxError,
     MemoryError, struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
-"""What zipfile, zlib and NumPy's header reader raise for bytes that are no archive."""
+"""The exceptions that zipfile, zlib and NumPy's header reader raise for malformed bytes."""
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Writes an uncompressed archive atomically.  Raises OSError where it cannot."""
+    """Writes an uncompressed archive atomically.  Raises OSError if `path` cannot be written."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
@@ -44,7 +44,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an archive, by name.  Raises ValueError for other files and damaged ones."""
+    """All arrays of an archive, by name.  Raises ValueError for a damaged file or another kind."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {
@@ -56,7 +56,7 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of all arrays with their names, forms and order, as hexadecimal digits."""
+    """SHA-256 of all arrays with their names, dtypes, shapes and order, as hexadecimal digits."""
     total = hashlib.sha256()
     for name, array in arrays.items():
         total.update(f"{name} {array.dtype.str} {array.shape};".encode())

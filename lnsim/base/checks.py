@@ -1,4 +1,4 @@
-"""Checks of what comes in: every error names the thing, its value and what is allowed."""
+"""Checks of arguments: every error names the argument, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 DIVERGED_ABOVE = 1e60
-"""Squared residual from which a run has diverged: all that is recorded until then is finite."""
+"""A run has diverged when its squared residual reaches this; its earlier records are finite."""
 Scalar = float | FloatArray
 """A hyperparameter: one number, or an array of one number per replica, shape (S,)."""
 
 
 def array(name: str, value: Any, ndim: int) -> FloatArray:
-    """`value` as a C-contiguous float64 array of `ndim` axes, all finite and none empty."""
+    """`value` as a finite, nonempty, C-contiguous float64 array of `ndim` axes."""
     if np.iscomplexobj(value):
         raise TypeError(f"{name} must be an array of real numbers, got complex ones")
     try:
@@ -30,21 +30,21 @@ def array(name: str, value: Any, ndim: int) -> FloatArray:
     if 0 in result.shape:
         raise ValueError(f"{name} must not be empty, got shape {result.shape}")
     if not np.isfinite(result).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(result))[0])
-        raise ValueError(f"{name} must be finite, got {result[where]} at index {where}")
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(result))[0])
+        raise ValueError(f"{name} must be finite, got {result[index]} at index {index}")
     return result
 
 
 def shape(name: str, value: FloatArray, expected: tuple[int, ...], because: str) -> None:
-    """Refuses `value` when its shape is not the `expected` one."""
+    """Raises ValueError if the shape of `value` is not `expected`."""
     if value.shape != expected:
         raise ValueError(f"{name} must have shape {expected} ({because}), got {value.shape}")
 
 
 MOST_STEPS = 2**53
-"""Up to here every step is a float64 of its own, as phases and curves have them."""
+"""Every integer up to this is exact as a float64, which phases and curves use for steps."""
 MOST_ENTRIES = 10**15
-"""Along one axis of an array; more fit into no memory, and NumPy does not say what is too large."""
+"""Limit along one axis of an array: more fit into no memory, and NumPy's error names no axis."""
 
 
 def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -60,7 +60,7 @@ def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
 
 
 def _short(number: int) -> str:
-    """An integer as it is or, of more digits than a line should have, rounded."""
+    """The digits of an integer, rounded to six where there are 20 or more."""
     digits = str(number)
     return digits if len(digits) < 20 else f"{digits[0]}.{digits[1:6]}e+{len(digits) - 1}"
 
@@ -106,7 +106,7 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
 
 
 def per_replica(name: str, value: Scalar, replicas: int) -> FloatArray:
-    """`value` spread over S = `replicas` replicas, shape (S,)."""
+    """`value` for each of S = `replicas` replicas, shape (S,)."""
     if np.ndim(value) == 1 and np.size(value) != replicas:
         raise ValueError(
             f"{name} has {np.size(value)} values for {replicas} replicas: give one, or one each"
@@ -115,7 +115,7 @@ def per_replica(name: str, value: Scalar, replicas: int) -> FloatArray:
 
 
 class Noting:
-    """Around a user's own function: `note` is added to what it raises, which goes on as it is."""
+    """A context around a user's own function: it adds `note` to an Exception that passes."""
 
     def __init__(self, note: str) -> None:
         self._note = note
@@ -124,5 +124,5 @@ class Noting:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, Exception):  # not the Ctrl-C that it was interrupted by
+        if isinstance(error, Exception):  # not KeyboardInterrupt
             error.add_note(self._note)

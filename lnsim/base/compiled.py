@@ -1,13 +1,13 @@
-"""The machine code of lnsim's compiled loops, kept for other processes in a folder of the user's.
+"""A cache of the machine code of lnsim's compiled loops, shared by processes.
 
-Numba's own cache fails where its folder cannot be written or a file in it is damaged; its index is
-overwritten by processes that compile at once; and of the loops it only sees whether their own file
-has changed, not what they call in others.  Here every compiled function has a file of its own,
-named by all that decides on it: lnsim's sources, the versions of what compiles them, the processor,
-the types of the arguments.  A file that is not whole counts as missing.
+Numba's own cache fails where its folder cannot be written or a file in it is damaged; processes
+that compile at the same time overwrite its index; and it notices a change of a loop's own file,
+but not of the functions it calls in other files.  Here every compiled function has its own file,
+whose name depends on lnsim's sources, the versions of the compilers, the processor, and the types
+of the arguments.  An incomplete file counts as missing.
 
-The folder is NUMBA_CACHE_DIR, or the user's for caches.  One that can be read but not written is
-read.  What cannot be kept there goes to a temporary folder of the user's, with one warning.
+The folder is NUMBA_CACHE_DIR, or the user's cache folder.  If it is read-only, it is still read.
+Code that cannot be written there goes to a temporary folder of the user's, with one warning.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COMPILED = {
     "lnsim.simulation": ("custom_loop", "neuron_loop"),
     "lnsim_numba": None,
 }
-"""By package the modules that are compiled, or hold constants that are; None for all of them."""
+"""The modules of each package that hold compiled functions or their constants; None means all."""
 
 VERSIONS = (
     sys.implementation.cache_tag, np.__version__, numba.__version__, llvmlite.__version__
@@ -48,11 +48,11 @@ VERSIONS = (
 
 
 def compiled(**options: Any) -> Callable[[Any], Any]:
-    """numba.njit with `options`, its machine code kept for other processes."""
+    """numba.njit with `options`, which caches its machine code for other processes."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(**options)(function)
-        if dispatcher is not function:  # as it is where NUMBA_DISABLE_JIT is set
+        if dispatcher is not function:  # with NUMBA_DISABLE_JIT it is the function itself
             dispatcher._cache = _Cache(function)
         return dispatcher
 
@@ -60,7 +60,7 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
 
 
 class _Cache(caching.NullCache):
-    """Numba asks it for a function's code before it compiles it, and hands it the code after."""
+    """The cache that Numba asks for a function before compiling it, and gives the code after."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = f"{function.__module__}.{function.__qualname__}"
@@ -78,7 +78,7 @@ class _Cache(caching.NullCache):
         return compiler.CompileResult._rebuild(target_context, *pickle.loads(code))
 
     def save_overload(self, types: Any, result: Any) -> None:
-        """Keeps a compiled function, unless it holds addresses of this process."""
+        """Stores a compiled function, unless it holds addresses of this process."""
         if not result.library.has_dynamic_globals:
             _keep(self._name(types, result.codegen), serialize.dumps(result._reduce()))
 
@@ -88,13 +88,13 @@ class _Cache(caching.NullCache):
 
 
 def folder() -> Path:
-    """Where code is kept if it can be: a folder for these very sources, relative without a home."""
+    """The cache folder for these sources.  It is relative if the user has no home folder."""
     given = numba.config.CACHE_DIR
     return (Path(os.path.abspath(given)) if given else _of_user()) / "lnsim" / _digest()
 
 
 def fault() -> str:
-    """Why nothing can be kept in `folder`, or an empty string."""
+    """The reason why `folder` cannot be written, or an empty string."""
     try:
         tempfile.TemporaryFile(dir=_made()).close()
     except OSError as error:
@@ -103,13 +103,13 @@ def fault() -> str:
 
 
 def _read(name: str) -> bytes | None:
-    """What was kept under this name, if it is whole: its first 32 bytes are its SHA-256."""
+    """The code stored under this name, or None.  A file begins with 32 bytes, the code's SHA-256."""
     for place in (_absolute, _temporary):
         with suppress(OSError):
             content = (place() / name).read_bytes()
             if hashlib.sha256(content[32:]).digest() == content[:32]:
                 if place is _temporary and (reason := fault()):
-                    _warn(reason, f"what is in {place()} is used")
+                    _warn(reason, f"the code in {place()} is used")
                 return content[32:]
     return None
 
@@ -131,7 +131,7 @@ def _keep(name: str, code: bytes) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Any number of processes may write and read `path` at once.  Raises OSError."""
+    """Writes atomically: any number of processes may write and read `path`.  Raises OSError."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         aside.write_bytes(content)
@@ -148,22 +148,22 @@ def _made() -> Path:
 
 
 def _absolute() -> Path:
-    """`folder`.  Raises OSError where the user has no home: "~" is no folder to be used here."""
+    """`folder`.  Raises OSError if the user has no home, as a folder named "~" is not meant."""
     if not folder().is_absolute():
         raise FileNotFoundError(errno.ENOENT, "there is no home folder")
     return folder()
 
 
 def _temporary(make: bool = False) -> Path:
-    """A folder that nobody else can write, as code is run from it.  Raises OSError without one."""
+    """A folder that nobody else can write, as its code is run.  Raises OSError if there is none."""
     user = os.geteuid() if hasattr(os, "geteuid") else 0
     root = Path(tempfile.gettempdir(), f"lnsim-{user}")
     if make:
         with suppress(FileExistsError):
             root.mkdir(mode=0o700)
-    about = root.lstat()
-    shared = os.name == "posix" and (about.st_uid != user or about.st_mode & 0o022)
-    if shared or not stat.S_ISDIR(about.st_mode):
+    status = root.lstat()
+    shared = os.name == "posix" and (status.st_uid != user or status.st_mode & 0o022)
+    if shared or not stat.S_ISDIR(status.st_mode):
         raise PermissionError(errno.EPERM, "others may write there", str(root))
     if make:
         (root / _digest()).mkdir(exist_ok=True)
@@ -174,7 +174,7 @@ _warned = False
 
 
 def _warn(reason: str, instead: str) -> None:
-    """Says so once in a process, in one line: not with a line of the program that came by."""
+    """Warns once per process, in one line that names no line of the calling program."""
     global _warned
     if not _warned:
         _warned = True
@@ -199,7 +199,7 @@ def _of_user() -> Path:
 
 @functools.cache
 def _digest() -> str:
-    """Sixteen hexadecimal digits that stand for all that is compiled."""
+    """The first sixteen hexadecimal digits of the SHA-256 of all sources in COMPILED."""
     digest = hashlib.sha256()
     for source in _sources():
         digest.update(source.read_bytes())
@@ -207,7 +207,7 @@ def _digest() -> str:
 
 
 def _sources() -> Iterator[Any]:
-    """Files, or members of an archive (.zip, .whl) on Python's path."""
+    """The files in COMPILED, or the members of an archive (.zip, .whl) on Python's path."""
     for package, modules in COMPILED.items():
         spec = find_spec(package)
         if spec is None or spec.loader is None:

@@ -19,7 +19,7 @@ C = TypeVar("C")
 
 
 def key(default: Any, meaning: str, *, later: bool = False) -> Any:
-    """A key of a configuration: the field's default, and what `lnsim list` says that it means.
+    """A key of a configuration: its default, and its meaning, which `lnsim list` prints.
 
     `later`: it came after the first files of its experiment were written (see `recorded`).
     """
@@ -43,7 +43,7 @@ def recorded(config: Any) -> dict[str, Any]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint that names what `word` may have been meant to be, or lists all there is."""
+    """A hint that names the known word nearest to `word`, or lists all if none is near."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
@@ -78,8 +78,9 @@ def _coerce(key: str, value: Any, kind: type) -> Any:
 def parse_assignment(text: str) -> tuple[str, Any]:
     """("lr", 0.001) from "lr=1e-3".
 
-    The value is read as TOML, where numbers and switches may be as Python writes them (.001, 5.,
-    True); what is not TOML is a word.  Raises ValueError for no key, and for None.
+    The value is read as TOML, in which numbers and switches may also be written as in Python
+    (.001, 5., True); any other value is a word.  Raises ValueError if the key or "=" is missing,
+    or if the value is None.
     """
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key:
@@ -101,13 +102,13 @@ _OF_PYTHON = (
     (r"\bTrue\b", "true"),
     (r"\bFalse\b", "false"),
 )
-"""What stands in for what TOML does not take: no digit before or after a point, capital letters."""
+"""Replacements of what TOML does not accept: points without a digit beside them, True, False."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The keys of a TOML file, whose text may begin with the mark of UTF-8 (BOM).
+    """The keys of a TOML file, whose text may begin with the byte order mark (BOM) of UTF-8.
 
-    Raises ValueError where it cannot be read or is malformed.
+    Raises ValueError if it cannot be read or is malformed.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))

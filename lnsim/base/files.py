@@ -1,4 +1,4 @@
-"""Files written whole or not at all: to the side, flushed to the disk, renamed into place."""
+"""Files written whole or not at all: to a temporary file, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 OURS = ".lnsim."
-"""How the names of locks, and of files that are being written, begin."""
+"""The prefix of the names of locks and of temporary files."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes `path` so that it holds either what it held before or all of `content`.
 
-    Raises OSError, naming `path`, where it cannot.
+    Raises OSError, naming `path`, if it cannot be written.
     """
     try:
         _write_beside(path, content)
@@ -42,7 +42,7 @@ def _write_beside(path: Path, content: bytes) -> None:
 def _flush_folder(folder: Path) -> None:
     """Flushes the names in a folder to the disk."""
     if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows opens no folder
+        return  # Windows cannot open a folder
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
@@ -51,7 +51,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of text in UTF-8.  Bytes of a file's name that are no text stay as they are."""
+    """`write_bytes` of text in UTF-8.  Undecodable bytes of a file's name stay as they are."""
     write_bytes(path, text.encode(errors="surrogateescape"))
 
 

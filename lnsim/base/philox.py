@@ -1,7 +1,7 @@
 """The words of NumPy's Philox generator for many keys at once.
 
-Philox-4x64 with 10 rounds (Salmon et al., SC 2011, whose constants these are).  NumPy counts before
-it makes a block, so word k is lane k mod 4 of the block of counter k // 4 + 1.
+Philox-4x64 with 10 rounds and the constants of Salmon et al. (SC 2011).  NumPy increments the
+counter before it makes a block, so word k is lane k mod 4 of the block of counter k // 4 + 1.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def _fill_by_numpy(words, key, position):  # type: ignore[no-untyped-def]
     words[:] = bits.random_raw(position % 4 + words.size)[position % 4 :]
 
 
-# There are no 128-bit products without the compiler.
+# `_product` needs the compiler.
 fill = _fill_by_numpy if config.DISABLE_JIT else _fill
-"""fill(words, key, position) makes words : (T,) the words `position` ... of Philox(key=key)."""
+"""fill(words, key, position) fills words : (T,) with those from `position` on of Philox(key=key)."""
 
 
 @compiled(nogil=True)

@@ -1,4 +1,4 @@
-"""Modules that are found by their name: backends, experiments, and what else needs an extra."""
+"""Modules that are loaded by name: backends, experiments, and others that need an extra."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 EXTRAS = ("torch",)
-"""The backends whose packages an extra of lnsim, named as they are, installs."""
+"""The backends whose packages are installed by the extra of lnsim with the backend's name."""
 
 
 def load(
@@ -20,9 +20,9 @@ def load(
 ) -> Any:
     """Imports `module`.
 
-    Raises ValueError where a package is missing: "{asker} needs {package}: pip install 'lnsim[
-    {extra}]'{instead}", or `pip install {package}` without an extra.  `absent` has other sentences,
-    by the name of the module that is missing.
+    Raises ValueError if a package is missing: "{asker} needs {package}: pip install 'lnsim[
+    {extra}]'{instead}", or `pip install {package}` without an extra.  `absent` maps the name of a
+    missing module to the message to use in place of this one.
     """
     try:
         return importlib.import_module(module)
@@ -35,9 +35,10 @@ def load(
 
 
 def backend(name: str, part: str = "", lacks: str = "") -> Any:
-    """The package lnsim_<name>, or its module `part`; where it has none, it `lacks` something.
+    """The package lnsim_<name>, or its module `part`.
 
-    Raises ValueError where there is none, or where it needs a package that is missing.
+    Raises ValueError if there is no such package or module, or if it needs a package that is
+    missing.  For a missing module the message is "backend {name!r} has no {lacks}".
     """
     package = f"lnsim_{name}"
     if not package.isidentifier():

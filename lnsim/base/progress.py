@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, or a function of the caller's."""
+"""Progress: a bar on a terminal, or a function that the caller gives."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 Progress = bool | Callable[[int], object] | None
-"""True for a bar on a terminal, a function to call with how far it is, or nothing."""
+"""True for a bar on a terminal, a function to call with the steps done, or None for nothing."""
 
 
 def bar(progress: object, **form: Any) -> AbstractContextManager[Any]:
-    """A tqdm bar of this form, where `progress` asks for one; inside it is None where not.
+    """A context that gives a tqdm bar with the options `form`, or None.
 
-    A function asks for none, and nothing can be shown where the error stream is closed.
+    It gives None if `progress` is false or a function, or if the error stream is closed.
     """
     if not progress or callable(progress) or sys.stderr is None:
         return nullcontext()
     from tqdm.auto import tqdm
 
     # disable=None: silent where the output is no terminal.
-    shown: AbstractContextManager[Any] = tqdm(disable=None, **form)
-    return shown
+    tqdm_bar: AbstractContextManager[Any] = tqdm(disable=None, **form)
+    return tqdm_bar
 
 
 @contextmanager
@@ -30,17 +30,17 @@ def reports(
     progress: object, move: Callable[[Any, Any], object], **form: Any
 ) -> Iterator[Callable[[Any], object]]:
     """The function to report to: `progress` itself, or one that calls move(bar, report)."""
-    with bar(progress, **form) as shown:
+    with bar(progress, **form) as tqdm_bar:
         if callable(progress):
             yield progress
         else:
-            yield lambda report: None if shown is None else move(shown, report)
+            yield lambda report: None if tqdm_bar is None else move(tqdm_bar, report)
 
 
 def of_steps(
     progress: Progress, steps: int, done: int
 ) -> AbstractContextManager[Callable[[int], object]]:
-    """The function to call with the steps done, of `steps`; `done` are done before."""
+    """The function to call with the number of steps done, of `steps`; it starts at `done`."""
     return reports(
         progress, lambda bar, step: bar.update(step - bar.n),
         total=steps, initial=done, unit="step", unit_scale=True,

@@ -1,4 +1,4 @@
-"""Signals that wait until a piece of work is done."""
+"""Signals that are blocked while processes and threads start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multiprocessing import resource_tracker
 
 @contextmanager
 def without_signals(numbers: set[signal.Signals]) -> Iterator[None]:
-    """Has the processes and threads that are started meanwhile leave these to this process.
+    """Blocks these signals in the processes and threads that start inside; this one gets them.
 
     Does nothing where threads have no signal masks (Windows).
     """

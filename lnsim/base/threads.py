@@ -1,8 +1,8 @@
-"""Work on many replicas, shared among threads: compiled loops and BLAS let go of the interpreter.
+"""Work on many replicas, shared among threads: compiled loops and BLAS release the GIL.
 
-Replicas are handed out in blocks as threads come free, so that a core that another program holds,
-or a block whose replicas have diverged, keeps nobody waiting.  What is done to a replica does not
-depend on the block it is in, so neither do the results.
+A thread that becomes free takes the next block of replicas, so that a core that another program
+occupies, or a block whose replicas have diverged, delays no other.  The operations on a replica do
+not depend on its block, so neither do the results.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 _ALONE = ContextVar("alone", default=False)
 
 MOST = 8 * (os.cpu_count() or 1)
-"""Threads at most: more only get in each other's way, and a system refuses to start too many."""
+"""Limit on threads: more only slow each other down, and a system refuses to start too many."""
 
 BLOCKS_OF_A_THREAD = 8
-"""Blocks made for each thread: the last to end is late by a part of its share."""
+"""Blocks per thread: with more than one, the last thread to end is late by a part of its share."""
 
 
 def in_blocks(work: Callable[[slice], object], count: int) -> None:
     """Calls `work` with slices that cover range(count).
 
-    There are as many threads as NUMBA_NUM_THREADS says, by default one a core, at most MOST.
-    Raises what `work` raised first, after all have ended.
+    NUMBA_NUM_THREADS sets the number of threads, by default one per core, at most MOST.
+    Raises the error of the first block that failed, after all blocks have ended.
     """
     threads = number()
     size = max(1, count if threads == 1 else -(-count // (BLOCKS_OF_A_THREAD * threads)))
@@ -44,20 +44,20 @@ def in_blocks(work: Callable[[slice], object], count: int) -> None:
 
 
 def check() -> None:
-    """Raises ValueError where NUMBA_NUM_THREADS is set to what is no number of threads.
+    """Raises ValueError if NUMBA_NUM_THREADS is set and is not an integer of at least 1.
 
-    Numba warns of it in nine lines and goes on, or does not name it.
+    Numba warns of it in nine lines and goes on, or fails without naming it.
     """
     asked = os.environ.get("NUMBA_NUM_THREADS")
     if asked is not None and not (asked.strip().isdecimal() and int(asked) > 0):
         raise ValueError(
             f"NUMBA_NUM_THREADS must be a whole number of threads, at least 1, got {asked!r}: "
-            "set it, or unset it for one a core"
+            "set it, or unset it for one per core"
         )
 
 
 def number() -> int:
-    """The threads that `in_blocks` shares work among."""
+    """The number of threads among which `in_blocks` shares work."""
     # Not numba.get_num_threads(): it starts OpenMP, which resets the threads of torch.
     from numba import config
 
@@ -66,7 +66,7 @@ def number() -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, the calling thread shares no work with others."""
+    """A context in which `in_blocks` runs all work on the calling thread."""
     before = _ALONE.set(True)
     try:
         yield
@@ -76,27 +76,27 @@ def one_thread() -> Iterator[None]:
 
 @functools.cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """The threads, kept for the next call.  A forked process has none and makes its own."""
+    """The thread pool, kept for the next call.  A forked process makes its own."""
     return ThreadPoolExecutor(threads, thread_name_prefix="lnsim")
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Holds NumPy's BLAS to one thread: how it shares a product out changes the last bits of it."""
+    """Limits NumPy's BLAS to one thread: how it divides a product changes the last bits."""
     with _blas().limit(limits=1, user_api="blas"):
         yield
 
 
 @functools.cache
 def _blas() -> Any:
-    """The libraries that are loaded; NumPy's is, and to look for others takes milliseconds."""
+    """The BLAS libraries now loaded, NumPy's among them.  A search takes milliseconds."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """The number of cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""A rule of the user's own; simulation/custom.py takes its steps."""
+"""A rule that the user writes; simulation/custom.py takes its steps."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from lnsim.dynamics.noise import Noise
 
 @dataclass(frozen=True, repr=False)
 class CustomDynamics(Dynamics):
-    """A rule of your own: step(W, a, X, y, t) -> (W, a), float64 arrays, all of it in NumPy.
+    """A rule of your own: step(W, a, X, y, t) -> (W, a), on float64 NumPy arrays.
 
-    W : (p, r) and a : (p,) are the weights at step `t`, the step's to change; X : (B, r) and
-    y : (B,) its samples and their labels, noise included, from the same draws as SGD's.  The rule
-    must depend on its arguments alone.  With `memory` = K > 0 it keeps K more copies of the
-    weights' shapes, zero at the start: step(W, a, X, y, t, V_W, V_a) -> (W, a, V_W, V_a) with
+    W : (p, r) and a : (p,) are the weights at step `t`, which the rule may overwrite; X : (B, r)
+    and y : (B,) are its samples and their labels, noise included, from the same draws as SGD's.
+    The rule must depend on its arguments alone.  With `memory` = K > 0 it also has K buffers of
+    the weights' shapes, zero at the start: step(W, a, X, y, t, V_W, V_a) -> (W, a, V_W, V_a) with
     V_W : (K, p, r), V_a : (K, p).
 
-    For another model, loss or noise it is step(*parameters, X, y, t) -> parameters, with y : (B, C)
-    what the loss compares with, without `memory`, and trains dense.
+    For another model, loss or noise the rule is step(*parameters, X, y, t) -> parameters, where
+    y : (B, C) are the targets of the loss.  It has no `memory`, and trains the dense network.
 
-    It is reduced where a check finds that it may be (custom.py), and trains the dense network where
-    not: `provenance["reduced"]` of the trajectory names the sides that were.  A `step` compiled by
-    numba.njit runs from a compiled loop.  A run is resumed by the name of its `step`, or by its
-    repr if it has none: as a dataclass with __call__ it carries its numbers there.
+    A run is reduced if a check finds that the rule allows it (simulation/custom.py), and dense if
+    not: `provenance["reduced"]` of the trajectory names the sides that were reduced.  A `step`
+    compiled by numba.njit runs in a compiled loop.  A resumed run compares the name of its `step`,
+    or the repr if it has no name; that of a dataclass with __call__ contains its numbers.
 
-    Raises TypeError for a `step` that is no function, ValueError for values out of range.
+    Raises TypeError for a `step` that is not callable, ValueError for values out of range.
     """
 
     step: Callable[..., Any]
@@ -51,7 +51,7 @@ class CustomDynamics(Dynamics):
         checks.integer("memory", self.memory, 0)
 
     def buffers(self, W: FloatArray, a: FloatArray) -> dict[str, FloatArray]:
-        """`memory` copies of both layers' shapes, zero at the start."""
+        """`memory` buffers of each layer's shape, zero at the start."""
         if self.memory == 0:
             return {}
         return {

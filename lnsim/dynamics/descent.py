@@ -1,7 +1,7 @@
 """Gradient descent, on drawn samples (SGD) or on all of them (GD).
 
-With momentum mu and weight decay w (heavy ball; Polyak 1964, written as torch.optim.SGD writes it),
-for each of the two layers:
+With momentum mu and weight decay w (heavy ball; Polyak 1964, in the form of torch.optim.SGD), the
+step of each layer is
 
     V <- mu V + grad + w (weights),     weights <- weights - lr V.
 """
@@ -20,11 +20,11 @@ from lnsim.dynamics.noise import Noise
 
 @dataclass(frozen=True, repr=False)
 class SGD(Dynamics):
-    """Stochastic gradient descent on `batch_size` samples a step, drawn with replacement or not.
+    """Stochastic gradient descent on `batch_size` samples per step, with or without replacement.
 
     Without `replacement` every sample is drawn once before any is drawn again.  `lr`, `momentum` in
     [0, 1), `weight_decay` and the noise's sigma may be arrays of one value per replica.
-    `batch_size=0` takes all samples, each once.  Raises ValueError for values out of range.
+    `batch_size=0` uses every sample once per step.  Raises ValueError for values out of range.
     """
 
     lr: Scalar
@@ -49,26 +49,26 @@ class SGD(Dynamics):
             raise ValueError(f"momentum must be below 1, got {self.momentum}")
 
     def buffers(self, W: FloatArray, a: FloatArray) -> dict[str, FloatArray]:
-        """The velocities V of both layers, where there is momentum."""
+        """The velocities V of both layers if there is momentum, else an empty dict."""
         if not np.any(np.asarray(self.momentum) > 0.0):
             return {}
         return {"W_velocity": np.zeros_like(W), "a_velocity": np.zeros_like(a)}
 
     @property
     def keeps_ledger(self) -> bool:
-        """Without momentum and weight decay."""
+        """True without momentum and weight decay."""
         return not np.any(np.add(self.momentum, self.weight_decay))
 
     @property
     def decays(self) -> bool:
-        """With weight decay."""
+        """True with weight decay."""
         return bool(np.any(self.weight_decay))
 
     def rest_scale(self, steps: int, replica: int) -> float:
-        """What weight decay leaves.
+        """The factor by which weight decay alone scales a weight in this number of steps.
 
-        With momentum it obeys the two-term linear recursion above without the gradient, here taken
-        to its power at once, so that it does not depend on how the steps were split.
+        It follows the recursion above without the gradient, which is linear in (weights, V).  One
+        matrix power gives all steps, so that the result does not depend on how they are split.
         """
         lr, momentum, decay = (
             float(value if np.ndim(value) == 0 else np.asarray(value)[replica])
@@ -80,7 +80,7 @@ class SGD(Dynamics):
 
 @dataclass(frozen=True, repr=False)
 class GD(Dynamics):
-    """Gradient descent on all samples; `noise`, if any, is drawn afresh for every label and step.
+    """Gradient descent on all samples; `noise`, if any, is drawn anew for every label and step.
 
     `lr` and the noise's sigma may be arrays of one value per replica.  Raises ValueError for values
     out of range.
@@ -97,5 +97,5 @@ class GD(Dynamics):
 
     @property
     def keeps_ledger(self) -> bool:
-        """Always."""
+        """Always true."""
         return True

@@ -1,4 +1,4 @@
-"""The oscillation simulation of Lemma 4: descent of W while every a_i is a Markov chain."""
+"""The oscillation simulation of Lemma 4: W descends while every a_i is a Markov chain."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lnsim.dynamics.base import FULL_BATCH, Dynamics
 
 @dataclass(frozen=True, repr=False)
 class Oscillation(Dynamics):
-    """Lemma 4: W <- W - lr a (dL/dtheta)^T on the clean loss, every a_i a Markov chain of its own.
+    """Lemma 4: W <- W - lr a (dL/dtheta)^T on the clean loss, every a_i its own Markov chain.
 
-    Its states are -amplitude, 0 and +amplitude (default lr^(1/4)): from +-amplitude it goes to 0,
-    from 0 to either with probability 1/2.  It starts at 0 with probability 1/2, else at either,
-    in place of the network's a.  While `oscillating` is off both layers follow plain gradient
-    descent; the chain runs on unseen, and a takes its state when it is on again (the paper leaves
-    both open).  Raises ValueError for lr or amplitude <= 0.
+    The chain's states are -amplitude, 0 and +amplitude (default lr^(1/4)): from +-amplitude it goes
+    to 0, from 0 to either sign with probability 1/2.  It replaces the network's a, and starts at 0
+    with probability 1/2, at either sign with 1/4.  While `oscillating` is off both layers follow
+    plain gradient descent; the hidden chain goes on, and a takes its state when it is on again (the
+    paper specifies neither).  Raises ValueError for lr or amplitude <= 0.
     """
 
     lr: Scalar
@@ -41,22 +41,24 @@ class Oscillation(Dynamics):
         super().__post_init__()
 
     def check_replicas(self, replicas: int) -> None:
-        """As for all dynamics; the amplitude is one number, for all replicas start from it."""
+        """As for all dynamics; the amplitude must be one number, as all replicas start from it."""
         if isinstance(self.amplitude, float):
             super().check_replicas(replicas)
         else:
             checks.per_replica("lr", self.lr, replicas)
-            raise ValueError("amplitude must be one number for all replicas: give it beside lr")
+            raise ValueError("amplitude must be one number for all replicas: give it with lr")
 
     def draws(self, samples: int, width: int) -> int:
         """ceil(m / 64): neuron i's sign is bit i mod 64 of word i // 64."""
         return -(-width // 64)
 
     def start(self, a: FloatArray, seed: int | list[int]) -> FloatArray:
-        """The chain's start: 0, or either sign by halves."""
+        """Initial states: 0 with probability 1/2, else either sign with 1/4."""
         seeds = {seed} if isinstance(seed, int) else set(seed)
         if len(seeds) > 1:
-            raise ValueError("seed must be one for all: the oscillation draws its start from it")
+            raise ValueError(
+                "seed must be the same for all replicas: the oscillation draws its start from it"
+            )
         rng = streams.generator(seeds.pop(), "chain")
         signs = rng.choice(np.array([-1.0, 0.0, 0.0, 1.0]), size=a.size)
         return np.asarray(self.amplitude) * signs

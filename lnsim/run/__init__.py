@@ -1,1 +1,1 @@
-"""What any run has: curves and phases of what was recorded."""
+"""Runs of any experiment: records, folders, and the curves and phases of what was recorded."""

@@ -1,8 +1,8 @@
-"""What of a trajectory is a curve: an array over the records, or over some other times.
+"""The curves of a trajectory: arrays over the records, or over other times.
 
-A single run has a curve's values as (records,), an ensemble as (S, records), networks trained at
-several tau as (arms, records).  Networks whose arms are told apart by their arrays' names, such as
-clean_test_loss and noisy_test_loss, have "test_loss" as a curve of every arm.
+The values of a curve have shape (records,) in a single run, (S, records) in an ensemble, and
+(arms, records) for networks trained at several tau.  Where the array's name begins with its arm,
+as in clean_test_loss and noisy_test_loss, "test_loss" names the curves of all arms.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from lnsim.run.quantities import ARMS, Axis, Quantity
 from lnsim.run.record import Record
 
 ENDS = {"DIVERGED": "diverged at step {:,}", "STOPPED": "stopped at step {:,}"}
-"""How a run ended before its end, in few words."""
+"""Short descriptions of the endings of runs that did not finish."""
 
 
 class Curve(NamedTuple):
-    """One curve, `values` : (replicas, times); `arm` says which it is where there are several."""
+    """One curve, `values` : (replicas, times); `arm` names its arm where there are several."""
 
     arm: str
     times: NDArray[Any]
@@ -32,14 +32,14 @@ class Curve(NamedTuple):
 
 
 def names(trajectory: Record) -> list[str]:
-    """The arrays of a trajectory that are curves."""
+    """The names of the arrays of a trajectory that are curves."""
     return [name for name in trajectory.arrays if _is_curve(trajectory, name)]
 
 
 def find(trajectory: Record, name: str) -> list[Curve]:
-    """The curves of an array, or of a quantity of all arms, such as "test_loss".
+    """The curves of an array, or of a quantity in all arms, such as "test_loss".
 
-    Raises ValueError, naming the nearest, for what is neither.
+    Raises ValueError, naming the nearest curve, if `name` is neither.
     """
     known = names(trajectory)
     if name in known:
@@ -62,9 +62,9 @@ def find(trajectory: Record, name: str) -> list[Curve]:
 
 
 def ends(trajectory: Record) -> dict[str, str]:
-    """What did not get to its end, and how it ended: arms by their name, the run as "".
+    """The endings of the arms that did not finish, by arm; a run without arms has the key "".
 
-    An arm that was not begun because another diverged is not among them: it has no curve.
+    An arm that never started because another diverged is left out: it has no curve.
     """
     endings = {"": (trajectory.status.code, trajectory.status.step)}
     arms = [name for name in trajectory.state if name.endswith(".status")]
@@ -80,13 +80,13 @@ def ends(trajectory: Record) -> dict[str, str]:
 
 
 def _arm(name: str) -> str:
-    """The name of the arm whose status the state has under this name, as its curves have it."""
+    """The arm, named as in its curves, whose status is the entry `name` of the state."""
     arm, _, tau = name.removesuffix(".status").partition("tau = ")
     return arm or f"τ = {float(tau):g}"
 
 
 def usual(trajectory: Record) -> list[str]:
-    """The quantities to draw of a trajectory where none is named: those that have a value."""
+    """The quantities of a trajectory that are drawn by default: those that have a finite value."""
     known, models = names(trajectory), models_of(trajectory)
     return [
         name
@@ -111,7 +111,7 @@ def of_steps(trajectory: Record) -> bool:
 
 
 def _row(trajectory: Record, name: str) -> Quantity | None:
-    """The row of an array; None for a user's own, whatever other models record under its name."""
+    """The row of an array; None for a user's own, even if other models record its name."""
     row, models = quantities.find(name), models_of(trajectory)
     if row is not None and of_steps(trajectory) and set(models).isdisjoint(row.models):
         return None
@@ -119,7 +119,7 @@ def _row(trajectory: Record, name: str) -> Quantity | None:
 
 
 def axis(trajectory: Record, name: str) -> str:
-    """The array of the times, or of the shares of weights kept, that a curve is over."""
+    """The name of a curve's horizontal axis: an array of times or of shares of weights kept."""
     row = _row(trajectory, name)
     if row is not None and row.axis is Axis.CLOUD:
         return "cloud_step"
@@ -131,9 +131,9 @@ def axis(trajectory: Record, name: str) -> str:
 
 
 def table(trajectory: Record) -> dict[str, NDArray[Any]]:
-    """All curves over the records as columns, of replicas or arms one below the other.
+    """All curves over time as columns, with replicas or arms stacked one below the other.
 
-    What was not measured at a record is NaN there; what is not over time is left out.
+    A curve is NaN at the records where it was not measured.
     """
     steps, count = trajectory.steps, _count(trajectory)
     several: dict[str, NDArray[Any]] = {"replica": np.arange(count)} if count > 1 else {}
@@ -155,7 +155,7 @@ def table(trajectory: Record) -> dict[str, NDArray[Any]]:
 
 
 def _count(trajectory: Record) -> int:
-    """How many replicas, or arms at several tau, a trajectory has."""
+    """The number of replicas, or of arms at several tau, of a trajectory."""
     several = trajectory.arrays.get("tau", trajectory.arrays.get("diverged_at"))
     return 1 if several is None else max(1, several.size)
 

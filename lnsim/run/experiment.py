@@ -1,4 +1,4 @@
-"""What an experiment is, and how one is found by its name."""
+"""The class of experiments, and how one is loaded by its name."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ PACKAGE = "lnsim.experiments"
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An experiment of the command line, of sweeps and of `verify`; a module ends in one.
+    """An experiment, used by the command line, sweeps and `verify`; a module ends in one.
 
-    `meaning` is what `lnsim list` says of it.  `Config` is a dataclass of keys (base/config.py).
-    `run(config, *, backend, device, progress, resume, checkpoint, checkpoint_every, stop)` gives a
-    Trajectory; these mean what they mean for `lnsim.simulate`, and `device` "" is the backend's
-    own choice.  `figures` draws a record, by file name, and `report` says in lines what a person
-    wants to know first.
+    `meaning` is the line that `lnsim list` prints.  `Config` is a dataclass of keys
+    (base/config.py).  `run(config, *, backend, device, progress, resume, checkpoint,
+    checkpoint_every, stop)` returns a Trajectory; its arguments are those of `lnsim.simulate`, and
+    with `device` "" the backend chooses.  `figures` returns the figures of a record by file name,
+    and `report` the lines of its summary.
 
-    `presets` holds by name what each changes of Config's defaults, and `default_preset(backend,
-    device)` names the one that is taken where none is; experiments without presets have neither.
-    `parallel(backend, device)`, where several processes may share a run, is a context that gives
-    this one's device and whether it leads.  `exact`: a run recomputed on one machine repeats every
-    record however far it gets; if not, its arms stand at different steps when it is stopped.
+    `presets` maps each preset's name to its changes of Config's defaults, and `default_preset(
+    backend, device)` names the preset used when none is given; experiments without presets have
+    neither.  `parallel(backend, device)`, where several processes may share a run, is a context
+    that gives the device of this process and whether it leads.  `exact`: a run recomputed on the
+    same machine repeats every record wherever it stops; if not, its arms stand at different steps
+    when it is stopped.
     """
 
     name: str
@@ -48,10 +49,10 @@ class Experiment:
     def with_preset(
         self, preset: str | None, values: Mapping[str, Any], backend: str, device: str | None
     ) -> dict[str, Any]:
-        """`values` and, where they say nothing, those of the preset; that of `values` if None.
+        """`values`, completed by those of the preset; with None by that which `values` names.
 
-        Raises ValueError for an unknown preset, one that contradicts `values`, and an experiment
-        without presets.
+        Raises ValueError for an unknown preset, for one that contradicts `values`, and for any
+        preset of an experiment that has none.
         """
         if self.default_preset is None:
             if preset is not None:
@@ -59,7 +60,7 @@ class Experiment:
             return dict(values)
         named = values.get("preset", preset)
         if preset not in (None, named):
-            raise ValueError(f"the configuration is of preset {named!r}, not {preset!r}")
+            raise ValueError(f"the configuration has the preset {named!r}, not {preset!r}")
         if named is None:
             named = self.default_preset(backend, device)
         checks.choice("preset", named, self.presets)
@@ -67,13 +68,13 @@ class Experiment:
 
 
 def names() -> tuple[str, ...]:
-    """The experiments there are, in the order in which they are listed."""
+    """The names of all experiments, in the order of `lnsim list`."""
     known: tuple[str, ...] = plugins.load(PACKAGE, "lnsim").NAMES
     return known
 
 
 def load(name: str) -> Experiment:
-    """The experiment called `name`.  Raises ValueError, naming the nearest, for another."""
+    """The experiment called `name`.  Raises ValueError, naming the nearest, for another name."""
     if name not in names():
         raise ValueError(f"unknown experiment {name!r}: {nearest(name, names())}")
     module = plugins.load(f"{PACKAGE}.{name.replace('-', '_')}", f"experiment {name!r}")

@@ -1,9 +1,8 @@
-"""Run folders: made before a run, held by one writer, and their names in commands.
+"""Run folders: created before a run, locked by one writer, and their names in commands.
 
 A process that writes to a folder holds a lock of the operating system on the file LOCK there.  The
-system lets go of it when the process ends in any way, so no lock can be stale: a LOCK file that
-nobody holds stands in nobody's way.  Where the file system has no locks (some network folders) the
-folder is refused.
+system releases it however the process ends, so no lock can be stale: a LOCK file that no process
+holds does no harm.  A folder on a file system without locks (some network folders) is refused.
 """
 
 from __future__ import annotations
@@ -23,41 +22,42 @@ LOCK = f"{OURS}lock"
 
 @contextmanager
 def locked(folder: Path, writer: str = "run") -> Iterator[None]:
-    """Holds the folder for one writer, and clears away what one that was killed left half written.
+    """Locks the folder for one writer, and removes the temporary files of a killed writer.
 
-    Raises ValueError, naming `writer`, where another process has it or it cannot be locked.
+    Raises ValueError, naming `writer`, if another process holds the lock or if locking fails.
     """
     from filelock import lock_descriptor  # some of its versions take 0.07 s to import
 
     path = folder / LOCK
     with path.open("wb") as file:
         try:
-            alone = lock_descriptor(file.fileno(), blocking=False)
+            acquired = lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:
             path.unlink(missing_ok=True)
             raise ValueError(
                 f"{folder} cannot be locked: {error.strerror}; choose one on another file system"
             ) from error
-        if not (alone and os.fstat(file.fileno()).st_nlink):  # its holder may just have deleted it
+        # The last holder may have deleted the file after it was opened here.
+        if not (acquired and os.fstat(file.fileno()).st_nlink):
             raise ValueError(
                 f"another {writer} is writing to {folder}: wait for its end"
                 " or choose another folder"
             )
         try:
-            for left in folder.glob(f"{OURS}*"):
-                if left.name != LOCK:
-                    left.unlink()
+            for temporary in folder.glob(f"{OURS}*"):
+                if temporary.name != LOCK:
+                    temporary.unlink()
             yield
         finally:
-            with suppress(OSError):  # it may stay: nobody holds it
+            with suppress(OSError):  # an unlocked LOCK file does no harm
                 path.unlink()
 
 
 class RunFolder:
-    """The folder a run writes to, made before the run and taken away if nothing was written.
+    """The folder a run writes to: created before the run, and removed if the run fails and left it empty.
 
-    Raises ValueError where `path` exists and is not empty (unless `reuse`), is no folder, or
-    cannot be written.  What it advises then leaves out --resume unless `resumable`.
+    Raises ValueError if `path` is a file, cannot be written, or is not empty (unless `reuse`).
+    The message advises --resume only if `resumable`.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class RunFolder:
     ) -> None:
         self.path = Path(path)
         self._cure = "--resume to go on or --force" if resumable else "--force"
-        self._made: list[Path] = []
+        self._created: list[Path] = []
         self._reuse = reuse
 
     def __enter__(self) -> RunFolder:
@@ -80,7 +80,7 @@ class RunFolder:
             missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
             for folder in reversed(missing):
                 folder.mkdir()
-                self._made.append(folder)
+                self._created.append(folder)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
@@ -98,19 +98,19 @@ class RunFolder:
             self._remove_empty()
 
     def _remove_empty(self) -> None:
-        for folder in reversed(self._made):
+        for folder in reversed(self._created):
             if not folder.is_dir() or any(folder.iterdir()):
                 return
             folder.rmdir()
 
 
 def holds_something(folder: Path) -> bool:
-    """Whether a folder has more in it than locks and what a killed writer left."""
+    """Whether a folder holds files other than locks and temporary files."""
     return any(not path.name.startswith(OURS) for path in folder.iterdir())
 
 
 def in_shell(path: Path) -> str:
-    """`path` as a command takes it: quoted where it must be, and never read as an option."""
+    """`path` as a shell argument: quoted where necessary, and never read as an option."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 

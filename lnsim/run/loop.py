@@ -1,4 +1,4 @@
-"""The way of a run: the steps at which it is recorded, and the loop from one to the next."""
+"""The loop of a run from record to record, and the steps at which it is recorded."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lnsim.base import checks
 from lnsim.run.record import Ending, Status
 
 MOST_RECORDS = 10_000_000
-"""Of a run: they are kept in memory, a few hundred bytes each."""
+"""Limit on the records of a run: they are kept in memory, a few hundred bytes each."""
 
 Result = TypeVar("Result", covariant=True)
 
 
 def record_steps(steps: int, record_every: int, name: str = "steps") -> list[int]:
-    """0, record_every, 2 record_every, ..., and `steps` itself, which a message calls `name`.
+    """0, record_every, 2 record_every, ..., and `steps`, which error messages call `name`.
 
-    Raises ValueError for more records than are kept.
+    Raises ValueError for more than MOST_RECORDS records.
     """
     checks.integer(name, steps, 0, checks.MOST_STEPS)
     if steps // record_every > MOST_RECORDS:
@@ -36,26 +36,26 @@ class Driven(Protocol[Result]):
     """A run, as `drive` sees it."""
 
     diverged_at: int | None
-    """The step at which the run was found to have diverged, None while it was not."""
+    """The step at which divergence was detected, or None."""
 
     def events(self, step: int) -> Iterable[int]:
-        """The steps from `step` on at which there is something to observe.
+        """The steps from `step` on that are observed.
 
-        They ascend, the last is the last step of the run, and each is asked for only once the one
-        before is done.
+        They ascend and end with the last step of the run.  `drive` takes each only after it has
+        observed the one before.
         """
 
     def advance(self, step: int, target: int) -> Iterable[int]:
-        """Goes from `step` to `target`, or to where it diverges; gives after each part its step."""
+        """Runs from `step` to `target` or to divergence; yields the step reached by each part."""
 
     def observe(self, step: int) -> bool:
-        """Takes down what there is to observe, and says whether it is a record.
+        """Observes the run at `step`, and returns whether it made a record.
 
-        Where the run has diverged it sets `diverged_at` and takes down nothing.
+        If the run has diverged, it sets `diverged_at` and records nothing.
         """
 
     def result(self, status: Status) -> Result:
-        """What the run gives if it ends here, from which it can go on."""
+        """The result of the run up to here, from which it can go on."""
 
 
 def drive(
@@ -68,11 +68,11 @@ def drive(
     checkpoint: Callable[[Result], object] | None = None,
     checkpoint_every: float = 60.0,
 ) -> Result:
-    """Takes `run` from `step` to `steps`, record by record, and gives its result.
+    """Takes `run` from `step` to `steps`, record by record, and returns its result.
 
-    `report` is called with the steps done.  At every record but the last `stop` is asked whether to
-    end there.  `checkpoint` is called with the result so far, at the first record, then at one when
-    `checkpoint_every` seconds have passed.
+    `report` is called with the steps done.  `stop` is called at every record but the last; the run
+    ends there if it returns true.  `checkpoint` is called with the result so far, at the first
+    record, and then at the next record after every `checkpoint_every` seconds.
     """
     saved = -math.inf
     for target in run.events(step):

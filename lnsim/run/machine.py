@@ -1,4 +1,4 @@
-"""What a rerun needs to know of the machine and the software that made a run."""
+"""The machine and the software that made a run, for those who rerun it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lnsim.base import threads
 
 
 def provenance(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a rerun needs to know of the machine and the software, and what to run."""
+    """The machine and the software versions, the seed, and a digest of the configuration."""
     text = json.dumps(dict(config), sort_keys=True, default=str)
     return {
         "versions": _versions(),
@@ -35,7 +35,7 @@ def provenance(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _cpu() -> str:
-    """The processor's name, where the system tells."""
+    """The processor's name, or "" if the system does not give it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -45,9 +45,9 @@ def _cpu() -> str:
 
 
 def _thread_counts(torch: bool) -> dict[str, int]:
-    """How many threads compiled loops, the BLAS and, where it is used, torch may take."""
+    """The numbers of threads that compiled loops, the BLAS and, if imported, torch may use."""
     libraries = threads._blas().info()
-    blas = (found["num_threads"] for found in libraries if found["user_api"] == "blas")
+    blas = (library["num_threads"] for library in libraries if library["user_api"] == "blas")
     counts = {"numba": threads.number(), "blas": max(blas, default=1)}
     if torch and "torch" in sys.modules:
         counts["torch"] = sys.modules["torch"].get_num_threads()
@@ -56,7 +56,7 @@ def _thread_counts(torch: bool) -> dict[str, int]:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    from importlib import metadata  # an eighth of the time that importing lnsim takes
+    from importlib import metadata  # takes an eighth of the import time of lnsim
 
     versions = {}
     for package in ("lnsim", "numpy", "numba", "scipy", "matplotlib", "torch"):

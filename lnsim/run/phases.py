@@ -1,16 +1,16 @@
-"""Where the phases of a run begin, measured from what was recorded.
+"""The steps at which the phases of a run begin, measured from its records.
 
 Lazy escape.  Neuron i is lazy at step t while |w_i(t) - w_i(0)| <= 1/sqrt(m) (Definition 1).  Its
-escape is when it first is not, interpolated between the steps watched (four an octave, whatever is
-recorded; simulate.watch_steps).  The first and the last neuron's escape begin and end the way out
-of the lazy regime.
+escape is the first time it is not, interpolated between the steps watched (four an octave, whatever
+is recorded; recorder.watch_steps).  The exit from the lazy regime begins with the first neuron's
+escape and ends with the last one's.
 
 Alignment and convergence.  Let c(t) be the mean |cos(w_i(t), theta_star)|.  Phase II, in which the
-neurons turn to the interpolator, is taken to begin when c has come half of the way from c(0) to
-1, and to have converged when it has come nine tenths; between two records c is interpolated.
+neurons align with the interpolator, begins by definition when c has come half of the way from c(0)
+to 1, and has converged when c has come nine tenths; between two records c is interpolated.
 The decay rate of |W|_F^2 in Phase I is minus the slope of log |W|_F^2 by least squares over the
 records between the last escape and the alignment, per step; NaN with fewer than two of them.
-(The paper lets Phase II begin when all |w_i| and |a_i| are below sqrt(lr); with a stationary
+(In the paper Phase II begins when all |w_i| and |a_i| are below sqrt(lr); with a stationary
 |W|_F of about (|theta_star| sqrt(d))^(1/2) that never happens at the figures' setting.)
 """
 
@@ -27,7 +27,7 @@ from lnsim.run.record import Record
 
 @dataclass(frozen=True)
 class Phases:
-    """Steps at which each phase began, NaN for what did not happen; shape (S,) for an ensemble."""
+    """Steps at which each phase began, NaN if it did not; shape (S,) for an ensemble."""
 
     first_escape: FloatArray
     last_escape: FloatArray
@@ -37,15 +37,15 @@ class Phases:
 
 
 def measure(trajectory: Record) -> Phases:
-    """The phases of a run with neurons, for each replica.  Source: see above.
+    """The phases of a run with neurons, for each replica, as defined in the module.
 
     Without theta_star there is no alignment: its times, and the rate, are NaN.
     """
     escape = trajectory["lazy_escape"].astype(np.float64)
     escape[escape < 0] = np.nan
-    anyone = ~np.isnan(escape).all(axis=-1)
+    escaped = ~np.isnan(escape)
     first = np.where(
-        anyone, np.min(escape, axis=-1, where=~np.isnan(escape), initial=np.inf), np.nan
+        escaped.any(axis=-1), np.min(escape, axis=-1, where=escaped, initial=np.inf), np.nan
     )
     last = np.max(escape, axis=-1)
     norm_squared = trajectory["norm_squared"]
@@ -76,7 +76,7 @@ def _decay_rate(
 
 
 def _reached(steps: NDArray[np.int64], series: FloatArray, share: float) -> FloatArray:
-    """Where each series, (..., records), first comes `share` of the way from its start to 1."""
+    """The step at which each series, (..., records), has come `share` of its way up to 1."""
     rows = np.atleast_2d(series)
     result = np.full(len(rows), np.nan)
     for i, row in enumerate(rows):

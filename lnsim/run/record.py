@@ -1,4 +1,4 @@
-"""A run as plain data: what was recorded, how it ended, and the state to go on from."""
+"""A run as plain data: the recorded arrays, its ending, and the state to go on from."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Ending(StrEnum):
 
 MESSAGES = {
     Ending.OK: "finished after {step} steps",
-    Ending.DIVERGED: "diverged at step {step}: a loss or a residual not finite, or its square above"
-    f" {DIVERGED_ABOVE:g}",
+    Ending.DIVERGED: "diverged at step {step}: a loss or a residual is not finite, or its square"
+    f" is above {DIVERGED_ABOVE:g}",
     Ending.STOPPED: "stopped at step {step} before its end",
 }
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a run ended: `code` is an Ending or its word, `step` is where it ended.
+    """The ending of a run: `code` is an Ending or its word, `step` the step of the end.
 
-    Raises ValueError for a word that is no Ending.
+    Raises ValueError for any other word.
     """
 
     code: Ending
@@ -48,12 +48,12 @@ class Status:
 
 @dataclass(frozen=True)
 class Record:
-    """Recorded arrays, and what is needed to read, repeat or continue the run.
+    """Recorded arrays, and the data needed to read, repeat or continue the run.
 
     `record[name]` is an array over records, or (S, records) for an ensemble; `arrays` holds them
     all (README, "The run folder").  `config` repeats the run.  `state` holds the weights at the
     last step, from which the run can go on bit for bit.  After a replica of an ensemble has
-    diverged its records are NaN, and `record["diverged_at"]` (S,) tells the step, or -1.
+    diverged its records are NaN; `record["diverged_at"]` (S,) is the step of divergence, or -1.
     """
 
     arrays: Mapping[str, NDArray[Any]]

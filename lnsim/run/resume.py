@@ -1,4 +1,4 @@
-"""Going on from an earlier run: whether it can be done, and which of its records are kept."""
+"""Resuming an earlier run: whether this is possible, and which of its records are kept."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from lnsim.run.record import Ending, Record, Status
 
 
 def check_continues(earlier: Record, config: Mapping[str, Any]) -> None:
-    """Refuses to go on from `earlier` under another configuration: only `steps` may change.
+    """Refuses to resume `earlier` with another configuration: only `steps` may change.
 
-    This and the other functions here refuse by a ValueError that begins with "cannot resume".
+    The functions of this module refuse with a ValueError that begins with "cannot resume".
     """
     for key in earlier.config.keys() | config.keys():
-        before, now = earlier.config.get(key), config.get(key)
-        if key != "steps" and before != now:
-            raise ValueError(f"cannot resume: {key} was {before!r} and is {now!r} now")
+        before, asked = earlier.config.get(key), config.get(key)
+        if key != "steps" and before != asked:
+            raise ValueError(f"cannot resume: {key} was {before!r} and is {asked!r} now")
 
 
 def check_not_diverged(earlier: Status) -> None:
-    """Refuses to go on from a run that diverged."""
+    """Refuses to resume a run that diverged."""
     if earlier.code == Ending.DIVERGED:
         raise ValueError(f"cannot resume: the earlier run {earlier}")
 
 
 def check_before(earlier: Status, end: int) -> None:
-    """Refuses to go on from a run that diverged, or that is past step `end`."""
+    """Refuses to resume a run that diverged, or that is past step `end`."""
     check_not_diverged(earlier)
     if earlier.step > end:
         raise ValueError(f"cannot resume: the earlier run is at step {earlier.step}, past the end")
@@ -36,8 +36,8 @@ def check_before(earlier: Status, end: int) -> None:
 def count_kept(recorded: list[int], plan: list[int], step: int) -> int:
     """Number of leading records, of those at the steps `recorded`, that a run of this `plan` keeps.
 
-    The earlier run ended at `step`.  All steps of the plan up to there must have been recorded, and
-    nothing else but the earlier end, where this run may record nothing.
+    The earlier run ended at `step`.  It must have recorded all steps of the plan up to `step`, and
+    no other but `step` itself, which the plan may lack.
     """
     kept = bisect_right(plan, step)
     others = recorded[kept:]

@@ -1,7 +1,7 @@
 """The Runge-Kutta-Chebyshev method of second order, for the slow equations of the law of modes.
 
-It is explicit and meant for mildly stiff equations: the stable step grows with the square of the
-stages, at s stages to 0.65 (s^2 - 1) over the largest rate (Sommeijer, Shampine, Verwer 1998).
+It is explicit and meant for mildly stiff equations: with s stages it is stable up to a step of
+0.65 (s^2 - 1) over the largest rate (Sommeijer, Shampine, Verwer 1998).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 from lnsim.base.checks import FloatArray
 
 TOLERANCE = 3e-4
-"""Relative error of one step of the integrator; the whole curve was seen good to 0.2%."""
+"""Relative error allowed in one step; the whole curve was then within 0.2% where checked."""
 
 ATTEMPTS = 500
-"""Steps the integrator may try; a hundred or two suffice wherever (4) is small."""
+"""Limit on the steps tried, rejected ones included; 100 to 200 suffice where (4) is small."""
 
 
 class Law(Protocol):
-    """A slow equation at one state: its slope, (r^2 + 1,), its largest rate a step, and how far
-    the expansion behind it can be trusted."""
+    """A slow equation at one state: its slope, (r^2 + 1,), its largest rate per step, and the
+    small parameter of the expansion behind it."""
 
     @property
     def slope(self) -> FloatArray: ...
@@ -43,9 +43,9 @@ def integrate(
 ) -> tuple[FloatArray, FloatArray, list[L]]:
     """Solves d(state)/dt = law(state).slope from 0 to `end`.
 
-    `state` is (P, q) in one vector, (r^2 + 1,); the error is taken of the largest entry of P and of
-    q apart.  Returns the times of the steps taken, (K,), the states there, (r^2 + 1, K), and what
-    `law` gave of them.  Raises ValueError where ATTEMPTS steps do not reach the end.
+    `state` is (P, q) in one vector, (r^2 + 1,); the error is relative to the largest entry of P,
+    and to q.  Returns the times of the steps taken, (K,), the states then, (r^2 + 1, K), and `law`
+    of each.  Raises ValueError if ATTEMPTS steps do not reach the end.
     """
     current = law(state)
     time, step, path = 0.0, 0.25 / max(current.stiffness, 1e-300), [(0.0, state, current)]
@@ -53,12 +53,12 @@ def integrate(
         step = min(step, end - time, 2e4 / max(current.stiffness, 1e-300))  # at most 177 stages
         stages = 2 + math.isqrt(int(1.54 * step * current.stiffness))
         after = chebyshev_step(lambda y: law(y).slope, state, current.slope, step, stages)
-        ahead = law(after)
-        defect = 0.8 * (state - after) + 0.4 * step * (current.slope + ahead.slope)
-        of_P = np.abs(defect[:-1]).max() / np.abs(after[:-1]).max()
-        error = max(float(of_P), abs(float(defect[-1] / after[-1]))) / TOLERANCE
+        law_after = law(after)
+        defect = 0.8 * (state - after) + 0.4 * step * (current.slope + law_after.slope)
+        error_of_P = np.abs(defect[:-1]).max() / np.abs(after[:-1]).max()
+        error = max(float(error_of_P), abs(float(defect[-1] / after[-1]))) / TOLERANCE
         if error <= 1:
-            time, state, current = time + step, after, ahead
+            time, state, current = time + step, after, law_after
             path.append((time, state, current))
             if time >= end:
                 times, states, laws = zip(*path, strict=True)
@@ -86,10 +86,10 @@ def chebyshev_step(
         T.append(2 * w0 * T[-1] - T[-2])
     b = [ddT[max(j, 2)] / dT[max(j, 2)] ** 2 for j in range(stages + 1)]
     gain = step * dT[-1] / ddT[-1]
-    before, now = state, state + b[1] * gain * first
+    previous, current = state, state + b[1] * gain * first
     for j in range(2, stages + 1):
         mu, nu = 2 * w0 * b[j] / b[j - 1], -b[j] / b[j - 2]
-        change = slope(now) - (1 - b[j - 1] * T[j - 1]) * first
-        weighted = (1 - mu - nu) * state + mu * now + nu * before
-        before, now = now, weighted + 2 * gain * b[j] / b[j - 1] * change
-    return now
+        change = slope(current) - (1 - b[j - 1] * T[j - 1]) * first
+        weighted = (1 - mu - nu) * state + mu * current + nu * previous
+        previous, current = current, weighted + 2 * gain * b[j] / b[j - 1] * change
+    return current

@@ -1,7 +1,7 @@
 """The law of modes: |W(t)|_F^2 under label noise SGD from the initial weights and the data alone.
 
-There is no simulation in it and no fitted parameter; the paper has nothing like it.  All times are
-in steps.  Losses are clean training losses, half the mean squared residual.
+It needs no simulation and no fitted parameter; the paper does not contain it.  All times are in
+steps.  Losses are clean training losses, half the mean squared residual.
 
 The recursion
     P = W^T W, q = |a|^2, theta = W^T a, A = P + q I, delta = theta - theta_star.  One step uses
@@ -14,7 +14,7 @@ The recursion
         E[g] = Sigma delta,   N = E[g g^T] = (Q + sigma^2 Sigma - D)/B + D,
         Q = E[(delta.x)^2 x x^T],   D = Sigma delta delta^T Sigma.
 
-Fast: theta about theta_star
+Fast: fluctuations of theta about theta_star
     At frozen A, delta <- delta - lr A g is linear.  Its stationary covariance C solves
         A Sigma C + C Sigma A = lr A N A,   N = N(C),                                         (1)
     a linear equation in C, exact in lr: Q keeps the fourth moments of the samples.  Multiplied by
@@ -24,9 +24,9 @@ Fast: theta about theta_star
 
 Slow: the weights along the interpolating manifold
     I - lr S is a Lorentz boost exp(-lr S) times the contraction I - lr^2 S^2/2, S^2 = diag(g g^T,
-    |g|^2).  Boosts keep W W^T - a a^T and are all that gradient flow does; only the contraction is
-    irreversible.  So write M = Mbar exp(S(z)), with Mbar on the manifold theta = theta_star and z a
-    small fast vector.  Each step contracts Mbar by (lr^2/2) K, where K is the mean of
+    |g|^2).  Boosts conserve W W^T - a a^T, and gradient flow consists of boosts; only the
+    contraction is irreversible.  So write M = Mbar exp(S(z)), with Mbar on the manifold theta =
+    theta_star and z a small fast vector.  Each step contracts Mbar by (lr^2/2) K, the mean of
     exp(S(z)) diag(N, nu) exp(-S(z)), nu = tr N, and a boost l keeps theta on the manifold.
     To second order in z, with Z = E[z z^T] and zbar = E[z],
         K = [[K_W, w], [-w^T, K_a]],   K_W = N + (Z N + N Z)/2 - nu Z,
@@ -49,20 +49,20 @@ Slow: the weights along the interpolating manifold
         2 theta_star.zbar + tr(A Z).                                                          (3)
 
 Start and end
-    The boosts that first carry theta(0) to theta_star are, in the mean, gradient flow; it is
-    integrated for its limit, the start of (2).  Its own course is added to the solution of (2) less
-    their common value (matched asymptotics).  Inputs outside the span of the data change nothing
-    and keep their share of |W|_F^2.  At leading order (2) rests at the rank-one state
+    The boosts that first carry theta(0) to theta_star are, in the mean, gradient flow; its limit
+    is the initial state of (2).  The curve is the solution of (2) plus that of gradient flow less
+    their common value (matched asymptotics).  Weights outside the span of the data do not change,
+    nor does their share of |W|_F^2.  At leading order (2) is stationary at the rank-one state
     P = s^2 u u^T, u = theta_star/|theta_star|, q = b^2, s b = |theta_star|,
     s^2/b^2 = tr Sigma/(u^T Sigma u).
 
 Where it fails: lr so large that (1) has no positive solution (near lr tr(A Sigma) = 2; refused),
 and (4) not small: strong noise, weak theta_star, or inputs of nearly vanishing variance in some
-direction (n close to d).  Momentum and sampling without replacement are outside it.
+direction (n close to d).  It does not cover momentum or sampling without replacement.
 
 How it is solved
-    (2) is stiff where it ends: the rank-one part turns back to theta_star at rate lr^2 nu, tr Sigma
-    times the rates above.  integrator.py has the method.
+    (2) is stiff near its end: the rank-one part turns back to theta_star at rate lr^2 nu, tr Sigma
+    times the rates above.  integrator.py solves it.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ Eigen = tuple[FloatArray, FloatArray]
 def quasi_stationary_loss(A: ArrayLike, Sigma: ArrayLike, lr: float, sigma: float) -> float:
     """Excess loss (lr sigma^2/4) tr(A Sigma)/(1 - (lr/2) tr(A Sigma)) that label noise sustains.
 
-    The closed form below equation (1), one sample a step.  A = W^T W + |a|^2 I : (d, d),
-    Sigma = X^T X/n : (d, d).  Infinite from lr tr(A Sigma) = 2 on: no stationary state.
+    The closed form below equation (1), for one sample per step.  A = W^T W + |a|^2 I : (d, d),
+    Sigma = X^T X/n : (d, d).  Infinite if lr tr(A Sigma) >= 2: there is no stationary state.
     """
     _check_noise(lr, sigma, 1)
     tangent, covariance = checks.array("A", A, 2), checks.array("Sigma", Sigma, 2)
@@ -102,7 +102,7 @@ def quasi_stationary_covariance(
     """Stationary covariance C of theta - theta_star at frozen A, the solution of equation (1).
 
     X : (n, d), A = W^T W + |a|^2 I : (d, d), positive definite.  Returns (d, d), zero outside the
-    span of the data.  The loss is tr(Sigma C)/2.  ValueError if lr is too large for one to exist.
+    span of the data.  The loss is tr(Sigma C)/2.  ValueError if lr is too large for a solution.
     """
     inputs = checks.array("X", X, 2)
     _check_noise(lr, sigma, batch_size)
@@ -122,9 +122,9 @@ class ModeCurve:
 
     norm_squared         |W|_F^2
     second_layer_squared |a|^2
-    loss                 quasi-stationary training loss, valid once the first transient is over
-    expansion            the small parameter (4); at 0.2, 0.4 and 0.7 norm_squared was seen to be
-                         off by 1.5%, 5% and 10% at its worst step, and above 1 it is no prediction
+    loss                 quasi-stationary training loss, valid after the first transient
+    expansion            the small parameter (4); at 0.2, 0.4 and 0.7 the largest error observed in
+                         norm_squared was 1.5%, 5% and 10%; above 1 it predicts nothing
     """
 
     steps: FloatArray
@@ -141,8 +141,8 @@ def integrate_modes(
     """The mean course of label noise SGD from W : (m, d), a : (m,): equations (1) to (3).
 
     X : (n, d) with labels X theta_star, theta_star : (d,), `times` : (T,) steps, ascending from 0.
-    The cost depends neither on the width nor, much, on T and the last step.
-    ValueError for a wrong shape or range, for lr too large for a quasi-stationary state, and where
+    The cost does not depend on the width, and little on T and the last step.
+    ValueError for a wrong shape or range, if lr is too large for a quasi-stationary state, and if
     (4) is so large that (2) cannot be solved.
     """
     from scipy.interpolate import CubicHermiteSpline, PchipInterpolator  # a slow import
@@ -164,7 +164,7 @@ def integrate_modes(
     base, course = _gradient_flow(data, target, inside, second, lr, steps)
 
     law = partial(_law, data, target, lr, sigma, batch_size)
-    grid, states, laws = integrate(law, base, steps[-1] + 1)  # never an empty span
+    grid, states, laws = integrate(law, base, steps[-1] + 1)  # + 1 avoids an empty interval
     slopes = np.stack([law.slope for law in laws], axis=1)
     norms = CubicHermiteSpline(grid, _norms(states), _norms(slopes), axis=1)(steps) + course
     smooth = np.array([[law.spread, law.loss, law.expansion, law.relaxation] for law in laws])
@@ -194,14 +194,14 @@ class _Data:
 
 @dataclass(frozen=True)
 class _Law:
-    """Equation (2) at one state, and what is read off there."""
+    """Equation (2) at one state, and the quantities that follow from the state."""
 
     slope: FloatArray  # d(P, q)/dt, (r^2 + 1,)
-    stiffness: float  # the largest rate in (2), a step
+    stiffness: float  # the largest rate in (2), per step
     spread: float  # equation (3)
     loss: float
     expansion: float  # equation (4)
-    relaxation: float  # mean rate a step at which delta relaxes
+    relaxation: float  # mean rate per step at which delta relaxes
 
 
 def _law(
@@ -244,25 +244,25 @@ def _law(
 def _fast(
     data: _Data, eigen: Eigen, lr: float, sigma: float, batch_size: int, tolerance: float
 ) -> tuple[FloatArray, FloatArray]:
-    """N and C of equation (1) in whitened axes, `eigen` being eigenvalues and vectors of A there.
+    """N and C of equation (1) in whitened axes; `eigen` holds A's eigenvalues and vectors there.
 
-    By fixed-point iteration in A's eigenbasis, where Sigma = I, so that
+    Uses fixed-point iteration in A's eigenbasis, where Sigma = I, so that
     C_ij = lr N_ij alpha_i alpha_j/(alpha_i + alpha_j).  The map is linear and monotone: it
-    converges to a positive solution or there is none.  C keeps its shape almost from the start;
-    its size comes from the trace of the equation.
+    converges if and only if there is a positive solution.  The shape of C hardly changes in the
+    iteration; its size comes from the trace of the equation.
     """
     alpha, vectors = eigen
     gain = lr / (1 / alpha[:, None] + 1 / alpha)
     samples = data.whitened @ vectors
     label = np.diag(gain.diagonal() * sigma**2 / batch_size)
-    C, of_label = label, float(label.trace())
+    C, label_trace = label, float(label.trace())
     for _ in range(1000):
         square = np.einsum("ki,ki->k", samples @ C, samples)
         Q = samples.T @ (samples * (square / len(samples))[:, None])
-        own = gain * ((Q - C) / batch_size + C)
-        excess = float((C - own).trace())
-        size = of_label / excess if excess > 0 else 1.0
-        previous, C = size * C, label + size * own
+        feedback = gain * ((Q - C) / batch_size + C)
+        excess = float((C - feedback).trace())
+        size = label_trace / excess if excess > 0 else 1.0
+        previous, C = size * C, label + size * feedback
         largest = np.abs(C).max()
         if np.abs(C - previous).max() <= tolerance * largest:
             return vectors @ (C / gain) @ vectors.T, vectors @ C @ vectors.T

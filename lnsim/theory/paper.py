@@ -1,11 +1,11 @@
-"""What the theory says of a two-layer linear network under label noise SGD, as plain functions.
+"""Statements of theory on a two-layer linear network under label noise SGD, as functions.
 
-The paper's statements (Condition 1, Theorem 2, Lemmas 3 to 6), and beyond it the two simplest
-results of the law of modes (modes.py has the derivation and the whole curve): the rates at which
-the modes decay and the state in which they rest.
+These are the paper's statements (Condition 1, Theorem 2, Lemmas 3 to 6), and the two simplest
+results of the law of modes (modes.py has the derivation and the whole curve): the decay rates of
+the modes and their stationary state.
 
 "Paper" is "On the Learning Dynamics of Two-layer Linear Networks with Label Noise SGD", AAAI 2026.
-All times are in steps; what a float cannot hold is infinite, or 0.
+All times are in steps.  A value beyond the range of a float is infinite, or 0.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from lnsim.base.checks import FloatArray
 class Condition:
     """One assumption of Condition 1, evaluated.
 
-    `holds` is None where the paper leaves a constant unstated; `value` and `threshold` then say how
-    large that constant must be.
+    `holds` is None where the paper leaves a constant unstated; `note` then bounds the constant.
     """
 
     name: str
@@ -45,7 +44,7 @@ def condition_1(
     checks.integer("width", width, 1)
     _step(lr)
     samples, dim = inputs.shape
-    norm = math.hypot(*target)  # whose squares a float need not hold
+    norm = math.hypot(*target)  # the squares may overflow
     radius = float(np.linalg.norm(inputs, axis=1).max())
     widest, most, weakest = lr**-0.5, _power(lr, -2), float(width) ** -0.25
     return (
@@ -77,7 +76,7 @@ def condition_1(
 
 
 def lazy_escape_bound(width: int, lr: float, sigma: float) -> float:
-    """T_1 = 384 sqrt(log m)/(sigma^2 lr^2 sqrt(m)): every neuron has left the lazy regime by then.
+    """T_1 = 384 sqrt(log m)/(sigma^2 lr^2 sqrt(m)), by which every neuron left the lazy regime.
 
     Theorem 2, with probability 1 - O(1/m).  Infinite without label noise.
     """
@@ -90,7 +89,7 @@ def lazy_escape_bound(width: int, lr: float, sigma: float) -> float:
 
 
 def decay_time(lr: float, sigma: float) -> float:
-    """1/(lr sigma)^2, when |W|_F^2 has fallen by e: the law of modes (modes.py) at leading order.
+    """1/(lr sigma)^2, the time in which |W|_F^2 falls by e: law of modes, at leading order.
 
     Infinite without label noise.
     """
@@ -104,7 +103,7 @@ class Lemma3:
     """While lazy, Delta W_i(j) <= 0 with probability at least `nonpositive_probability`, and
     Delta W_i(j) <= -`decrease` with probability at least `decrease_probability`.
 
-    `vacuous`: the first bound says nothing, being at most 0.
+    `vacuous`: the first bound is at most 0, and so says nothing.
     """
 
     nonpositive_probability: float
@@ -153,8 +152,8 @@ def alignment_time(lr: float, theta_norm: float) -> float:
 def alignment_time_linearized(lr: float, theta_norm: float) -> float:
     """ln(1/lr)/(lr |theta_star|), T_2 as the linearised growth rate suggests.
 
-    Around zero gradient descent is dW = lr a theta_star^T, da = lr W theta_star for isotropic
-    inputs, which grows at rate lr |theta_star| a step: 1/lr times Lemma 5 as printed.
+    Near zero weights gradient descent is dW = lr a theta_star^T, da = lr W theta_star for isotropic
+    inputs, which grows at rate lr |theta_star| per step: 1/lr times Lemma 5 as printed.
     """
     return alignment_time(lr, theta_norm) / lr
 
@@ -177,9 +176,9 @@ def distance_order(lr: float) -> float:
 
 
 def decay_rates(X: ArrayLike, lr: float, sigma: float, loss: float = 0.0) -> FloatArray:
-    """Decay rate a step of v_i^T W^T W v_i off theta_star, lr^2 (sigma^2 + 2 loss) lambda_i.
+    """Decay rate per step of v_i^T W^T W v_i off theta_star, lr^2 (sigma^2 + 2 loss) lambda_i.
 
-    Law of modes at leading order (modes.py), one sample a step.  X : (n, d); returns (d,) in
+    Law of modes at leading order (modes.py), one sample per step.  X : (n, d); returns (d,) in
     ascending order of lambda_i, the eigenvalues of X^T X/n, as `numpy.linalg.eigh` orders the v_i.
     """
     inputs = checks.array("X", X, 2)
@@ -191,22 +190,22 @@ def decay_rates(X: ArrayLike, lr: float, sigma: float, loss: float = 0.0) -> Flo
 
 
 def stationary_norms(theta_star: ArrayLike, Sigma: ArrayLike) -> tuple[float, float]:
-    """|W|_F^2 and |a|^2 of the rank-one stationary state, free of lr and sigma.
+    """|W|_F^2 and |a|^2 of the rank-one stationary state, which depends on neither lr nor sigma.
 
-    (modes.py, "Start and end"): |u| rho and |u|/rho with rho^2 = tr Sigma |u|^2/(u^T Sigma u),
-    which is d for isotropic inputs; u is theta_star, or its part in the range of a singular Sigma,
-    as the rest of W and theta_star then plays no part.  theta_star : (d,), Sigma : (d, d).
-    ValueError where u = 0.
+    They are |u| rho and |u|/rho with rho^2 = tr Sigma |u|^2/(u^T Sigma u), which is d for isotropic
+    inputs (modes.py, "Start and end").  u is theta_star, or its part in the range of a singular
+    Sigma: the other parts of W and theta_star have no effect.  theta_star : (d,), Sigma : (d, d).
+    ValueError if u = 0.
     """
     covariance = checks.array("Sigma", Sigma, 2)
     checks.shape("Sigma", covariance, covariance.shape[:1] * 2, "it must be square")
     target = _theta_star(theta_star, len(covariance), "Sigma")
     spectrum, axes = np.linalg.eigh(covariance)
-    kept = spectrum > spectrum[-1] * len(spectrum) * np.finfo(float).eps
-    learnt = kept * (axes.T @ target)
-    _, power = math.frexp(float(np.abs(learnt).max()))
-    learnt = np.ldexp(learnt, -power)  # the squares of very large and very small numbers are lost
-    squared, along = float(learnt @ learnt), float(learnt**2 @ spectrum)
+    nonzero = spectrum > spectrum[-1] * len(spectrum) * np.finfo(float).eps
+    u = nonzero * (axes.T @ target)
+    _, power = math.frexp(float(np.abs(u).max()))
+    u = np.ldexp(u, -power)  # scaled, as squares may overflow or underflow
+    squared, along = float(u @ u), float(u**2 @ spectrum)
     checks.real("theta_star^T Sigma theta_star", along, above=0.0)
     ratio = math.sqrt(float(np.trace(covariance)) * squared / along)
     size = math.ldexp(math.sqrt(squared), power)
@@ -214,16 +213,16 @@ def stationary_norms(theta_star: ArrayLike, Sigma: ArrayLike) -> tuple[float, fl
 
 
 def _power(base: float, exponent: float) -> float:
-    """base**exponent, infinite where that raises OverflowError."""
+    """base**exponent, or infinity if that raises OverflowError."""
     try:
         return float(base**exponent)
     except OverflowError:
         return math.inf
 
 
-def _over(above: float, below: float) -> float:
-    """above/below for numbers of which none is negative, infinite over 0."""
-    return above / below if below else math.inf
+def _over(numerator: float, denominator: float) -> float:
+    """numerator/denominator, both at least 0; infinite if the denominator is 0."""
+    return numerator / denominator if denominator else math.inf
 
 
 def _theta_star(value: ArrayLike, dim: int, other: str) -> FloatArray:

@@ -132,9 +132,10 @@ def judge(
 
 
 def failing(case: Case) -> str:
-    """Names the assumptions of Condition 1 that fail, or is ""."""
+    """Names the assumptions of Condition 1 that fail; "" if none does."""
     names = [condition.name for condition in case.conditions if condition.holds is False]
-    return f"of Condition 1 {' and '.join(names)} fail" if names else ""
+    verb = "fails" if len(names) == 1 else "fail"
+    return f"of Condition 1 {' and '.join(names)} {verb}" if names else ""
 
 
 def _no_noise(case: Case) -> tuple[str, ...]:
