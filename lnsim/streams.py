@@ -1,9 +1,9 @@
-"""All randomness, addressable word by word.
+"""All random numbers of lnsim, addressable word by word.
 
 Training.  Draw k of replica c of seed s is word k of the NumPy bit generator
 ``Philox(key=[s, c])`` (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
-A draw is one (sample, label noise) pair; step t of a dynamics that takes B draws a step uses
-draws tB ... tB+B-1.  From the 64-bit word w:
+A draw is one (sample, label noise) pair; step t of a dynamics with B draws per step uses draws
+tB ... tB+B-1.  From the 64-bit word w:
 
     sample index   ((w >> 32) * n) >> 32          uniform on 0 ... n-1, bias below n / 2^32
     Rademacher     +1 if the lowest bit is 1, else -1
@@ -13,10 +13,10 @@ draws tB ... tB+B-1.  From the 64-bit word w:
 
 Further noises, several outputs and samples drawn without replacement: lnsim/dynamics/draws.py.
 
-So a trajectory depends on (seed, replica) and on nothing else: not on the backend, the chunk
+So the randomness of a trajectory depends on (seed, replica) alone: not on the backend, the chunk
 size, the threads, how often it is recorded, or whether it was stopped and resumed.
 
-Data and initialisation take their numbers from generators of their own, one for each purpose.
+Data and initialisation use separate generators, one for each purpose.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PURPOSES = {"train": 0, "test": 1, "theta_star": 2, "init": 3, "chain": 4}
 
 
 def check_seed(seed: int) -> int:
-    """`seed` as an int in [0, 2**64); any other is refused."""
+    """`seed` as an int in [0, 2**64).  Raises TypeError or ValueError for any other."""
     seed = checks.integer("seed", seed, 0)
     if seed >= 2**64:
         raise ValueError(f"seed must be below 2**64, got {seed}")
@@ -50,35 +50,35 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
 
 
 class WordStream:
-    """The words of some replicas, read forward from step to step.
+    """The words of S = `replicas` replicas, read forward from step to step.
 
-    Of one `seed`, replica c reads the stream of key [seed, c].  Of a sequence of S seeds it reads
-    that of [seed[c], 0], as one run of seed[c] alone does; then `replicas` must be S.
+    With one `seed`, replica c reads the stream of key [seed, c].  With a sequence of S seeds it
+    reads that of [seed[c], 0], like a single run of seed[c].
     """
 
     def __init__(self, seed: int | Sequence[int], replicas: int, position: int = 0) -> None:
         if isinstance(seed, Sequence | np.ndarray):
-            keys = [(check_seed(each), 0) for each in seed]
+            keys = [(check_seed(replica_seed), 0) for replica_seed in seed]
             if len(keys) != replicas:
-                raise ValueError(f"seed must be one number or {replicas}, got {len(keys)}")
+                raise ValueError(f"seed must be one number or {replicas} of them, got {len(keys)}")
         else:
             keys = [(check_seed(seed), replica) for replica in range(replicas)]
         self._keys = np.array(keys, dtype=np.uint64)
-        self._room = np.empty(0, dtype=np.uint64)
+        self._buffer = np.empty(0, dtype=np.uint64)
         self.position = position
 
     def take(self, count: int) -> NDArray[np.uint64]:
-        """The next `count` words of every replica, shape (S, count), until the next call.
+        """The next `count` words of every replica, shape (S, count), valid until the next call.
 
-        Each call writes where the one before did: fresh memory costs as much as its words.
+        All calls write to the same buffer: to allocate memory costs as much time as to fill it.
         """
-        # Numba takes most of a second to import: only when something runs.
+        # Imported here, as Numba takes most of a second to import.
         from lnsim.base import philox
 
         size = len(self._keys) * count
-        if self._room.size < size:
-            self._room = np.empty(size, dtype=np.uint64)
-        words = self._room[:size].reshape(len(self._keys), count)
+        if self._buffer.size < size:
+            self._buffer = np.empty(size, dtype=np.uint64)
+        words = self._buffer[:size].reshape(len(self._keys), count)
         in_blocks(
             lambda block: philox.fill_all(words[block], self._keys[block], self.position),
             len(words),
@@ -88,7 +88,7 @@ class WordStream:
 
 
 def sample_index(words: NDArray[np.uint64], samples: int) -> NDArray[np.int64]:
-    """The sample each word draws, in [0, `samples`); same shape as `words`."""
+    """The index of the sample that each word draws, in [0, `samples`); same shape as `words`."""
     return (((words >> np.uint64(32)) * np.uint64(samples)) >> np.uint64(32)).astype(np.int64)
 
 

@@ -103,7 +103,7 @@ def fault() -> str:
 
 
 def _read(name: str) -> bytes | None:
-    """The code stored under this name, or None.  A file begins with 32 bytes, the code's SHA-256."""
+    """The code stored under this name, or None.  A file begins with the 32 bytes of its SHA-256."""
     for place in (_absolute, _temporary):
         with suppress(OSError):
             content = (place() / name).read_bytes()

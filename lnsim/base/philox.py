@@ -71,7 +71,7 @@ def _fill_by_numpy(words, key, position):  # type: ignore[no-untyped-def]
 
 # `_product` needs the compiler.
 fill = _fill_by_numpy if config.DISABLE_JIT else _fill
-"""fill(words, key, position) fills words : (T,) with those from `position` on of Philox(key=key)."""
+"""fill(words, key, position) fills words : (T,) with words `position` ... of Philox(key=key)."""
 
 
 @compiled(nogil=True)

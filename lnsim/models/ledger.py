@@ -1,4 +1,4 @@
-"""The norm ledger: where the norm of every neuron went (paper, the exact norm identity).
+"""The norm ledger: what changed the norm of every neuron (paper, the exact norm identity).
 
 A step of SGD or GD moves a by -v and W by -a g^T with v = W g (one sample: g = lr r x).  The cross
 terms of |w_i|^2 - a_i^2 cancel, so that over T steps, exactly,
@@ -8,9 +8,9 @@ terms of |w_i|^2 - a_i^2 cancel, so that over T steps, exactly,
     restored_i = sum_j |g_j|^2 a_i(j)^2,                        the weights' own scale.
 
 In reduced coordinates v = Q v', a = Q a', so removed_i = q_i^T (sum_j v'_j v'_j^T) q_i: two p-by-p
-matrices serve all neurons, whatever the width.  The engine writes v' and |g| a' of every step into
-a ring of `LENGTH` rows; whenever the ring is full two products add them up.  Rings begin at
-multiples of their length, so the sums do not depend on how the steps were split.
+matrices suffice for all neurons of any width.  The engine writes v' and |g| a' of every step into
+a ring of `LENGTH` rows; when the ring is full, two products add its rows to the sums.  Rings begin
+at multiples of their length, so the sums do not depend on how the steps were split.
 
 Momentum, weight decay and SAM change the identity and are refused.
 """
@@ -24,22 +24,22 @@ from lnsim.models.reduction import Reduction
 
 LENGTH = 8192
 MOST_ROWS = 1 << 20
-"""Numbers in a ring at the most, for a dense network of great width."""
+"""Limit on the rows of a ring times the width, for a wide dense network."""
 
 
 class Ledger:
-    """The two sums of S replicas, in reduced coordinates (of the neurons themselves if dense)."""
+    """The two sums of S replicas, in reduced coordinates (per neuron if dense)."""
 
     def __init__(self, reduction: Reduction, replicas: int) -> None:
         width = reduction.a.size
         self._Q = reduction.Q
         length = max(1, min(LENGTH, MOST_ROWS // width))
-        each = (width,) if reduction.Q is None else (width, width)
-        self.sums = np.zeros((replicas, 2, *each))
+        shape = (width,) if reduction.Q is None else (width, width)
+        self.sums = np.zeros((replicas, 2, *shape))
         self.rows = np.zeros((replicas, 2, length, width))
 
     def room(self, step: int) -> int:
-        """Steps that may be taken from `step` before the ring must be emptied."""
+        """The number of steps from `step` until the ring is full."""
         length = self.rows.shape[2]
         return length - step % length
 

@@ -6,17 +6,17 @@ Hidden side.  Stack M = [W | a], (m, d+1).  The gradient of any loss of f = a^T 
 
 a product from the RIGHT, so M -> O M commutes with a training step for every m-by-m matrix O with
 orthonormal columns.  With the thin QR decomposition M(0) = Q R(0), Q : (m, d+1), we have
-M(t) = Q R(t), where R follows the same rule with width d+1.  It holds for SGD, GD, mini-batches,
-momentum and weight decay (linear in M), and for SAM (the norm it divides by does not change under
-a rotation).
+M(t) = Q R(t), where R follows the same rule with width d+1.  This holds for SGD, GD, mini-batches,
+momentum and weight decay (linear in M), and for SAM (the norm it divides by is invariant under
+rotations).
 
 Input side.  W moves only inside the span of the training inputs.  With an orthonormal basis
 V : (d, r) of that span, r = rank(X) <= min(n, d), the inputs are V^T x, the trained part of W is
-W V, and the rest W (I - V V^T) only shrinks by weight decay, if there is any: at step t it is
-`dynamics.rest_scale(t)` times what it was at the start.
+W V, and the rest W (I - V V^T) changes by weight decay alone: at step t it is
+`dynamics.rest_scale(t)` times its initial value.
 
-Together: a state of (r+1)-by-r and r+1 numbers.  Where m <= r+1 the hidden side has nothing to
-gain and steps aside; so does the input side where r = d.
+Together they leave a state of (r+1)-by-r and r+1 numbers.  The hidden side is not reduced if
+m <= r+1, nor the input side if r = d, as the state would not become smaller.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from lnsim.models.two_layer import Network
 
 @dataclass(frozen=True)
 class Reduction:
-    """What stands for (problem, network) while it trains, and the way back.
+    """The reduced problem and network that are trained, and the map back to the full network.
 
     problem: the training data in reduced coordinates, X : (n, r); W : (p, r) and a : (p,) the
     reduced network at the start; Q : (m, p) or None (identity); V : (d, r) or None (identity);
-    rest : (m, d) or None (zero), the part of W(0) that no training input reaches.
+    rest : (m, d) or None (zero), the part of W(0) orthogonal to all training inputs.
     """
 
     problem: Problem
@@ -47,11 +47,11 @@ class Reduction:
     rest: FloatArray | None
 
     def trained(self, W: FloatArray) -> FloatArray:
-        """Q W, (..., m, r): the part of the first layer that training moves, of W : (..., p, r)."""
+        """Q W, (..., m, r), the part of the first layer that is trained, from W : (..., p, r)."""
         return W if self.Q is None else np.matmul(self.Q, W)
 
     def lift(self, W: FloatArray, a: FloatArray, scale: float) -> tuple[FloatArray, FloatArray]:
-        """The full weights W : (m, d), a : (m,) of reduced ones W : (p, r), a : (p,).
+        """The full weights W : (m, d), a : (m,) from the reduced W : (p, r), a : (p,).
 
         `scale` is the dynamics' `rest_scale` at the step of the reduced weights.
         """
@@ -62,7 +62,7 @@ class Reduction:
 
 
 def reduce(problem: Problem, network: Network, hidden: bool = True) -> Reduction:
-    """The reduction, on each side where it makes the state smaller; `hidden` allows that side."""
+    """The reduction on each side where it makes the state smaller; hidden side if `hidden`."""
     coordinates = network.reduced(problem.X, hidden=hidden, inputs=True)
     (Q, V), _ = coordinates.turns
     rest, _ = coordinates.rest

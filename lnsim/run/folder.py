@@ -54,7 +54,7 @@ def locked(folder: Path, writer: str = "run") -> Iterator[None]:
 
 
 class RunFolder:
-    """The folder a run writes to: created before the run, and removed if the run fails and left it empty.
+    """The folder of a run: created before it, and removed if the run fails and leaves it empty.
 
     Raises ValueError if `path` is a file, cannot be written, or is not empty (unless `reuse`).
     The message advises --resume only if `resumable`.

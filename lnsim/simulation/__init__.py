@@ -1,1 +1,1 @@
-"""Runs of the two-layer linear network: the driver, what is recorded, and its verification."""
+"""Runs of linear networks: the driver, the recorder, and verification."""

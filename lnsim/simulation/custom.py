@@ -1,19 +1,19 @@
-"""A user's own rule: how its steps are taken, and whether it may be reduced.
+"""A user's own rule: its training loop, and a test whether it may be reduced.
 
-A rule may be trained in the reduced coordinates of reduction.py exactly if it commutes with the way
-back from them: with M = [W | a] = lift(R), a step of the full network must be the lift of a step of
+A rule may be trained in the reduced coordinates of reduction.py if and only if it commutes with the
+lift from them: with M = [W | a] = lift(R), a step of the full network must be the lift of a step of
 the small one,
 
     step(lift(R), X) = lift(step(R, X V)),     lift(R) = Q R [V^T, 1] + [rest, 0].
 
-Any rule that multiplies M by a matrix from the right, made of the data and of M^T M alone, does;
-one that treats entries one by one, counts neurons or shrinks the rest does not.  This is asked of
-the rule itself: STEPS steps from the network at hand and from random networks of other scales, with
-a random rotation between Q and R, taken both ways.  A few states are evidence and no proof: a rule
-that changes its nature elsewhere, such as by a threshold, is to be run with reduce=False.
+Any rule that multiplies M from the right by a matrix that depends on the data and on M^T M alone
+does; one that treats entries one by one, counts neurons or shrinks the rest does not.  The test
+takes STEPS steps of the rule, full and reduced, from the given network and from random networks of
+other scales, with a random rotation between Q and R.  A few states are evidence, not proof: run a
+rule that behaves differently elsewhere, for example beyond a threshold, with reduce=False.
 
-The difference is measured against the way the weights went, so that a small learning rate hides
-nothing, with room for the rounding of the weights themselves.
+The difference is measured relative to the distance that the weights moved, so that a small learning
+rate hides nothing, with an allowance for the rounding of the weights.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from lnsim.models.two_layer import Network
 
 STEPS = 3
 SCALES = (1.0, 0.1, 10.0)
-"""Of the random networks, against the entries of the one at hand."""
+"""Scales of the random networks' entries, relative to those of the given network."""
 
 TOLERANCE = 1e-6
 ROUNDING = 1e8 * np.finfo(np.float64).eps
-"""Share of the weights that counts as moved in any case: TOLERANCE of it is a hundred roundings."""
+"""Share of the weights added to the distance moved: TOLERANCE times it is a hundred roundings."""
 
 Weights = tuple[FloatArray, ...]
-"""W and a, then the two arrays of memory where the rule has any."""
+"""W and a, then the two arrays of memory if the rule has memory."""
 
 
 def reduction_by_trial(
     rule: CustomDynamics, problem: Problem, network: Network, steps: int, reduce: bool
 ) -> Reduction:
-    """The smallest reduction that `rule` commutes with; the dense network where there is none.
+    """The first reduction that `rule` commutes with, or the dense network if there is none.
 
-    Tried in turn: both sides, the hidden one, the inputs.  Raises TypeError or ValueError where the
-    rule does not return what it should, or returns another thing at a second call.
+    Tries both sides, then the hidden side, then the inputs.  Raises TypeError or ValueError if the
+    rule returns wrong types or shapes, or different values at a second call.
     """
     _check_returns(rule, problem, network)
     if reduce:
@@ -73,22 +73,22 @@ def departure(
     steps: int,
     way: Callable[[Problem, Network], Reduction],
 ) -> float:
-    """How far the reduced and the full network part, over the way they went, at the worst.
+    """The largest distance between reduced and full network, relative to the distance moved.
 
-    `steps` is the length of the run: no later one is asked of the rule.  Infinite where every
+    `steps` is the length of the run: the rule is called with no later step.  Infinite if every
     trial overflowed.
     """
     rng = np.random.default_rng(0)
     trials = [network] + [_like(network, scale, rng) for scale in SCALES]
     firsts = (0, 0, steps // 2, max(0, steps - STEPS))
-    found = [
-        _parting(rule, problem, start, way(problem, start), first, steps, rng)
+    departures = [
+        _departure_from(rule, problem, start, way(problem, start), first, steps, rng)
         for start, first in zip(trials, firsts, strict=True)
     ]
-    return max((value for value in found if np.isfinite(value)), default=np.inf)
+    return max((value for value in departures if np.isfinite(value)), default=np.inf)
 
 
-def _parting(
+def _departure_from(
     rule: CustomDynamics,
     problem: Problem,
     network: Network,
@@ -97,7 +97,7 @@ def _parting(
     steps: int,
     rng: np.random.Generator,
 ) -> float:
-    """`departure` from one network."""
+    """`departure` for one initial network."""
     if reduction.Q is not None:
         turn, _ = np.linalg.qr(rng.standard_normal((reduction.a.size, reduction.a.size)))
         reduction = replace(
@@ -113,8 +113,8 @@ def _parting(
             small = _call(rule, small, reduction.problem.X[index], y, step)
         lifted = _stacked(*reduction.lift(small[0], small[1], 1.0))
         start, end = _stacked(network.W, network.a), _stacked(full[0], full[1])
-        way = np.linalg.norm(end - start) + ROUNDING * np.linalg.norm(start)
-        return float(np.linalg.norm(end - lifted) / way)
+        distance = np.linalg.norm(end - start) + ROUNDING * np.linalg.norm(start)
+        return float(np.linalg.norm(end - lifted) / distance)
 
 
 def _both(problem: Problem, network: Network) -> Reduction:
@@ -138,7 +138,7 @@ def _stacked(W: FloatArray, a: FloatArray) -> FloatArray:
 
 
 def _like(network: Network, scale: float, rng: np.random.Generator) -> Network:
-    """A network of the same shape: Gaussian entries, `scale` times as large as those at hand."""
+    """A Gaussian network of the same shape, its entries `scale` times as large."""
     size = scale * (float(np.sqrt(np.mean(_stacked(network.W, network.a) ** 2))) or 1.0)
     W, a = rng.standard_normal(network.W.shape), rng.standard_normal(network.a.shape)
     return Network(size * W, size * a)
@@ -147,7 +147,7 @@ def _like(network: Network, scale: float, rng: np.random.Generator) -> Network:
 def _batch(
     rule: CustomDynamics, problem: Problem, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], FloatArray]:
-    """The samples of a step and their labels, with noise of the size asked for."""
+    """The samples of a step and their labels, with Gaussian noise of the rule's sigma."""
     index = np.arange(problem.samples)
     if rule.batch_size != FULL_BATCH:
         index = rng.integers(problem.samples, size=rule.batch_size)
@@ -162,7 +162,7 @@ def _with_memory(rule: CustomDynamics, W: FloatArray, a: FloatArray) -> Weights:
 
 
 def _call(rule: CustomDynamics, weights: Weights, X: FloatArray, y: FloatArray, t: int) -> Weights:
-    """One step on copies: a rule may work in place.  What it raises says what it was given."""
+    """One step on copies, as a rule may work in place.  Its errors get a note of the arguments."""
     W, a, *memory = (array.copy() for array in weights)
     arrays = zip(("W", "a", "X", "y", "V_W", "V_a"), (W, a, X, y, *memory), strict=False)
     given = ", ".join(f"{name} {array.shape}" for name, array in arrays)
@@ -172,7 +172,7 @@ def _call(rule: CustomDynamics, weights: Weights, X: FloatArray, y: FloatArray, 
 
 
 def _check_returns(rule: CustomDynamics, problem: Problem, network: Network) -> None:
-    """Refuses a rule that does not return arrays like those it was given, twice the same."""
+    """Refuses a rule whose results differ in type or shape from its arguments, or between calls."""
     weights = _with_memory(rule, network.W, network.a)
     index, y = _batch(rule, problem, np.random.default_rng(0))
     first, second = (_call(rule, weights, problem.X[index], y, 0) for _ in range(2))
@@ -187,7 +187,7 @@ def _check_returns(rule: CustomDynamics, problem: Problem, network: Network) -> 
             raise ValueError(f"step must return {name} of shape {like.shape}, got {value.shape}")
         if not np.array_equal(value, again, equal_nan=True):
             raise ValueError(
-                f"step must depend on its arguments alone: {name} differs when asked twice"
+                f"step must depend on its arguments alone: {name} differs at a second call"
             )
 
 
@@ -212,7 +212,7 @@ class CustomEngine:
         steps: int,
         first_step: int,
     ) -> None:
-        """See LinearEngine.train: step(*parameters, X, y, t) gives the parameters."""
+        """See LinearEngine.train: step(*parameters, X, y, t) returns the parameters."""
         rule = cast(CustomDynamics, dynamics)
         with np.errstate(over="ignore", invalid="ignore"):
             for s in np.flatnonzero(state.diverged_at < 0).tolist():
@@ -234,25 +234,25 @@ class CustomEngine:
         index, labels = _draws(problem, rule, words)
         compiled = hasattr(rule.step, "py_func")
         if compiled:
-            # Numba takes most of a second to import: only when something runs.
+            # Imported here, as Numba takes most of a second to import.
             from lnsim.simulation.custom_loop import walk
         else:
             walk = _walk
 
         def work(block: slice) -> None:
             for s in going[block].tolist():
-                done = walk(
+                diverged_at = walk(
                     rule.step, state.W[s], state.a[s], _memory(state, s), problem.X, problem.y,
                     None if index is None else index[s], labels[s], first_step,
                 )  # fmt: skip
-                if done >= 0:
-                    state.diverged_at[s] = first_step + done
+                if diverged_at >= 0:
+                    state.diverged_at[s] = first_step + diverged_at
 
         going = np.flatnonzero(state.diverged_at < 0)
         if compiled:
             in_blocks(work, going.size)
         else:
-            # What is about to diverge may overflow: it is no news, and the status will say so.
+            # A replica that diverges may overflow; its status reports the divergence.
             with np.errstate(over="ignore", invalid="ignore"):
                 work(slice(None))
 
@@ -260,7 +260,7 @@ class CustomEngine:
 def _draws(
     problem: Problem, rule: CustomDynamics, words: NDArray[np.uint64]
 ) -> tuple[NDArray[np.int64] | None, FloatArray]:
-    """The samples (S, T, B), or None for all of them, and their labels, noise included."""
+    """The samples (S, T, B), or None for all samples, and their labels, noise included."""
     index = None
     labels = np.broadcast_to(problem.y, (*words.shape[:2], problem.samples))
     if rule.batch_size != FULL_BATCH:
@@ -273,7 +273,7 @@ def _draws(
 
 
 def _memory(state: State, s: int) -> Weights:
-    """What the rule remembers in replica s."""
+    """The buffers of the rule's memory in replica s."""
     if state.W_velocity is None or state.a_velocity is None:
         return ()
     return state.W_velocity[s], state.a_velocity[s]
@@ -282,27 +282,28 @@ def _memory(state: State, s: int) -> Weights:
 def _walk(step, W, a, memory, X, y, index, labels, first_step):  # type: ignore[no-untyped-def]
     """Trains one replica in place; returns the step of the call at which it diverged, or -1.
 
-    index : (T, B), or None for all samples; labels : (T, B) or (T, n).  Divergence is found as in
-    the built-in dynamics, and a step that returns NaN or infinity is not taken: it shows in the
-    next residual.
+    index : (T, B), or None for all samples; labels : (T, B) or (T, n).  Divergence is detected as
+    in the built-in dynamics.  A step that returns NaN or infinity is undone: the next residual
+    reveals it.
     """
-    before = now = (W, a, *memory)
-    done, x, shown = -1, X, y
+    previous = weights = (W, a, *memory)
+    diverged_at, x, targets = -1, X, y
     for t in range(len(labels)):
         if index is not None:
-            x, shown = X.take(index[t], axis=0), labels[t]
-        residual = x @ (now[1] @ now[0]) - shown
-        # Their sum first, which is the fastest: it is the largest or their mean at the least.
+            x, targets = X.take(index[t], axis=0), labels[t]
+        residual = x @ (weights[1] @ weights[0]) - targets
+        # The sum of squares is the fastest check, and at least as large as their mean or maximum.
         if not residual @ residual < DIVERGED_ABOVE and _diverged(residual, index is None):
-            done = t
+            diverged_at = t
             break
-        W_t, a_t, *rest = (array.copy() for array in now)
-        before, now = now, step(W_t, a_t, x, labels[t], first_step + t, *rest)
-    if not (np.isfinite(now[0]).all() and np.isfinite(now[1]).all()):
-        now, done = before, (len(labels) if done < 0 else done) - 1
-    for array, value in zip((W, a, *memory), now, strict=True):
+        W_t, a_t, *memory_t = (array.copy() for array in weights)
+        previous, weights = weights, step(W_t, a_t, x, labels[t], first_step + t, *memory_t)
+    if not (np.isfinite(weights[0]).all() and np.isfinite(weights[1]).all()):
+        weights = previous
+        diverged_at = (len(labels) if diverged_at < 0 else diverged_at) - 1
+    for array, value in zip((W, a, *memory), weights, strict=True):
         array[:] = value
-    return done
+    return diverged_at
 
 
 def _diverged(residual: FloatArray, mean: bool) -> bool:
@@ -321,25 +322,28 @@ def _walk_model(
     steps: int,
     first_step: int,
 ) -> None:
-    """Trains replica s in place; divergence is that of the kernels for any model."""
-    now = list(model.from_flat(state.theta[s].copy()).parameters.values())
+    """Trains replica s in place, and detects divergence like the kernels for any model."""
+    parameters = list(model.from_flat(state.theta[s].copy()).parameters.values())
     targets = draws.targets[s % len(draws.targets)]
     for t in range(steps):
         y = targets[t % len(targets)]
         x = X if draws.index is None else X[draws.index[s, t]]
-        f = model.with_parameters(now).predict(x)
+        f = model.with_parameters(parameters).predict(x)
         squares = np.square(f - y if loss == "squared" else f).sum(axis=1)
         if not float(squares.max()) < DIVERGED_ABOVE:
             state.diverged_at[s] = first_step + t
             break
-        now = _stepped(rule, now, x, y, first_step + t)
-    state.theta[s] = np.concatenate([array.ravel() for array in now])
+        parameters = _stepped(rule, parameters, x, y, first_step + t)
+    state.theta[s] = np.concatenate([array.ravel() for array in parameters])
 
 
 def _stepped(
     rule: CustomDynamics, arrays: list[FloatArray], x: FloatArray, y: FloatArray, t: int
 ) -> list[FloatArray]:
-    """The parameters after a step of the rule.  Raises TypeError or ValueError for other arrays."""
+    """The parameters after a step of the rule.
+
+    Raises TypeError or ValueError if the step returns another number of arrays, dtype or shape.
+    """
     given = ", ".join(str(array.shape) for array in arrays)
     with Noting(f"raised by the rule's own step, given parameters {given} and t = {t}"):
         result = rule.step(*(array.copy() for array in arrays), x.copy(), y.copy(), t)

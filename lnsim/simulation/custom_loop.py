@@ -1,4 +1,4 @@
-"""The loop around a rule of the user's own that Numba has compiled."""
+"""The training loop of a user's own rule that Numba has compiled."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from numba import njit
 from lnsim.base.checks import DIVERGED_ABOVE
 
 
-# Written out entry by entry, which compiles many times faster than NumPy's functions do.
+# Loops over entries compile many times faster than NumPy's functions.
 @njit(nogil=True, error_model="numpy")
 def _remember(memory, values):  # type: ignore[no-untyped-def]
-    # Numba leaves out a branch on the length of a tuple: there may be nothing to remember.
+    # Numba drops this branch when the tuple is empty, for a rule without memory.
     if len(memory) > 0:
         V_W, V_a = memory
         new_V_W, new_V_a = values[2], values[3]
@@ -24,7 +24,7 @@ def _remember(memory, values):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, error_model="numpy")
 def walk(step, W, a, memory, X, y, index, labels, first_step):  # type: ignore[no-untyped-def]
-    """lnsim.custom._walk."""
+    """The compiled form of lnsim.simulation.custom._walk."""
     size, rank = labels.shape[1], W.shape[1]
     x, targets, theta = np.empty((size, rank)), np.empty(size), np.empty(rank)
     for t in range(labels.shape[0]):

@@ -1,4 +1,4 @@
-"""The one loop that recording needs: a single pass over all neurons for what is kept of each."""
+"""The compiled loop of recording: one pass over all neurons for the quantities of each."""
 
 from __future__ import annotations
 

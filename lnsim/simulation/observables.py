@@ -1,13 +1,12 @@
-"""What is recorded of a two-layer linear network, each quantity with its formula.
+"""The formulas of the recorded quantities of a two-layer linear network.
 
-`FORMULAS` has for each, by its name in the table of run/quantities.py, a function of one `View`: a
-stack of B networks, any mixture of steps and replicas of one run, so that the cost of a call is
-shared by all of them.
+`FORMULAS` maps each name in the table of run/quantities.py to a function of one `View`: a stack of
+B networks, any mixture of steps and replicas of one run, which share the cost of a call.
 
 A user's own observables are functions of a Network, called at every record (recorder.py).
 
-Everything is taken in reduced coordinates (reduction.py): the trained part of neuron i is row i of
-Q W, (m, r), and the part that no training input reaches, s rest_i, is orthogonal to it, so that
+All are computed in reduced coordinates (reduction.py): the trained part of neuron i is row i of
+Q W, (m, r), and its untrained part, s rest_i, is orthogonal to all training inputs, so that
 
     |w_i|^2 = |(QW)_i|^2 + s^2 |rest_i|^2,
     <w_i, theta_star> = <(QW)_i, V^T theta_star> + s <rest_i, theta_star>,
@@ -37,7 +36,7 @@ from lnsim.run.quantities import Axis
 
 
 class Frame:
-    """What stays fixed along a run: the problem, the reduction, the network at the start."""
+    """The constants of a run: the problem, the reduction, the network at the start."""
 
     def __init__(self, problem: Problem, reduction: Reduction) -> None:
         assert problem.theta_star is not None
@@ -73,39 +72,39 @@ class Frame:
     def formulas(
         self, axis: Axis = Axis.RECORD, *, of_neurons: bool = False, needs: str = ""
     ) -> dict[str, Callable[[Any], FloatArray]]:
-        """The quantities of the table that are recorded so, and how each is computed."""
+        """The formulas, by name, of the quantities in the table with these properties."""
         names = quantities.names(quantities.TWO_LAYER, axis, of_neurons=of_neurons, needs=needs)
         return {name: FORMULAS[name] for name in names}
 
     def path(self, name: str, tracked: int) -> int:
-        """The number of values at every record of a quantity of single neurons."""
+        """The number of values per record of a quantity of single neurons."""
         return tracked
 
     def view(self, weights: list[FloatArray], scale: FloatArray, twin: FloatArray) -> View:
-        """B networks of reduced weights; see View."""
+        """The View of B networks with these reduced weights."""
         W, a = weights
         return View(self, W, a, scale, twin)
 
     def network(self, weights: list[FloatArray], scale: float) -> Network:
-        """The full network of reduced weights W : (p, r), a : (p,), read-only."""
+        """The full network, read-only, from reduced weights W : (p, r), a : (p,)."""
         reduced_W, reduced_a = weights
         W, a = self.reduction.lift(reduced_W.copy(), reduced_a.copy(), scale)
         W.flags.writeable = a.flags.writeable = False
         return Network(W, a)
 
     def final(self, weights: list[FloatArray], scale: float) -> dict[str, FloatArray]:
-        """The arrays that a trajectory has of the last network."""
+        """The arrays of the final network, as a trajectory holds them."""
         reduced_W, reduced_a = weights
         W, a = self.reduction.lift(reduced_W, reduced_a, scale)
         return {"final_W": W, "final_a": a}
 
     def constants(self) -> dict[str, FloatArray]:
-        """The arrays of the run that are known at its start."""
+        """The arrays of the run that do not depend on training."""
         return {"theta_star": self.theta_star}
 
 
 class View:
-    """B networks.  W : (B, p, r), a : (B, p) reduced weights, `scale` : (B,) of Reduction.lift.
+    """B networks: reduced weights W : (B, p, r), a : (B, p), and `scale` : (B,) of Reduction.lift.
 
     twin_theta : (B, r) are the reduced predictors of their linearised twins.
     """
@@ -157,7 +156,7 @@ class View:
 
     @cached_property
     def _neurons(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        # Numba takes most of a second to import: only when something runs.
+        # Imported here, as Numba takes most of a second to import.
         from lnsim.simulation.neuron_loop import measure_neurons
 
         frame = self.frame
@@ -190,7 +189,7 @@ class View:
 def _apply(matrix: FloatArray, vectors: FloatArray) -> FloatArray:
     """`matrix` : (k, l) times each of `vectors` : (B, l), shape (B, k).
 
-    One product a vector, not one for all: the last bit must not depend on what else is in a view.
+    Each vector has its own product, so that its last bit does not depend on the others in a view.
     """
     return np.matmul(matrix, vectors[:, :, None])[:, :, 0]
 
@@ -210,7 +209,7 @@ def _kernel_norm(A: FloatArray, gram: FloatArray) -> FloatArray:
 
 
 def _loss(X: FloatArray | None, y: FloatArray | None, theta: FloatArray) -> FloatArray:
-    """(1/2n) sum (<theta, x_i> - y_i)^2, shape (B,); NaN where there are no data."""
+    """(1/2n) sum (<theta, x_i> - y_i)^2, shape (B,); NaN without data."""
     if X is None or y is None:
         return np.full(len(theta), np.nan)
     residuals = _apply(X, theta) - y
@@ -304,11 +303,11 @@ FORMULAS: dict[str, Callable[[View], FloatArray]] = {
     "cloud_norm": lambda view: view.norms,
     "cloud_alignment": lambda view: view.alignments,
 }
-"""One number of every network, (B,), or of every neuron of each, (B, m): see Quantity."""
+"""Each returns one number per network, (B,), or one per neuron, (B, m): see Quantity."""
 
 
 Observable = Callable[[Any], float]
-"""A user's own: a number of a Network or another model, which is read-only."""
+"""A user's own observable: a number computed from a read-only Network or other model."""
 
 
 def check_observables(observables: Mapping[str, Observable], model: str) -> dict[str, Observable]:
@@ -328,13 +327,13 @@ def check_observables(observables: Mapping[str, Observable], model: str) -> dict
 
 
 def ask(name: str, function: Observable, network: Model) -> float:
-    """What the observable `name` says of a network.  Raises TypeError if it is no number."""
+    """The value of the observable `name` of a network.  Raises TypeError if it is not a number."""
     with Noting(f"raised by the observable {name!r}"):
         value = function(network)
-    found = np.asarray(value)
-    if found.ndim > 0 or found.dtype.kind not in "biuf":
-        shape = f" of shape {found.shape}" if found.ndim else ""
+    array = np.asarray(value)
+    if array.ndim > 0 or array.dtype.kind not in "biuf":
+        shape = f" of shape {array.shape}" if array.ndim else ""
         raise TypeError(
             f"observable {name!r} must return a number, got {type(value).__name__}{shape}"
         )
-    return float(found)
+    return float(array)

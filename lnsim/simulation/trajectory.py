@@ -1,4 +1,4 @@
-"""The result of a run: one type always, whatever made it."""
+"""The result of a run, which has one type for all experiments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 SCHEMA = 2
-"""The form of a trajectory's file; another is refused."""
+"""The schema number of a trajectory's file; `load` refuses any other."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,9 +35,9 @@ class Trajectory(Record):
 
     @property
     def final(self) -> Any:
-        """The model at the last step; for an ensemble of S replicas, of the first of them.
+        """The model at the last step; for an ensemble, that of the first replica.
 
-        A Network, Diagonal, DeepLinear or ReLUNetwork, as the run was given.
+        It is a Network, Diagonal, DeepLinear or ReLUNetwork, like the model the run began with.
         """
         weights = {
             name.removeprefix("final_"): array
@@ -48,8 +48,8 @@ class Trajectory(Record):
             raise KeyError("no final weights in this trajectory: it was run with clouds=False")
         if self.arrays.get("diverged_at", self.steps[:1]).size > 1:
             weights = {name: array[0] for name, array in weights.items()}
-        about = json.loads(str(self.arrays.get("model", '{"model": "two-layer"}')))
-        return model_of(about, weights)
+        description = json.loads(str(self.arrays.get("model", '{"model": "two-layer"}')))
+        return model_of(description, weights)
 
     def phases(self) -> Phases:
         """Measured phase times (phases.py)."""
@@ -58,13 +58,14 @@ class Trajectory(Record):
     def plot(
         self, *names: str, ax: Axes | None = None, style: str | None = None, **line: Any
     ) -> Figure:
-        """The figure of the experiment that made this trajectory.
+        """Draws the figure of the trajectory's experiment.
 
         Without one it is that of the two phases, or of any model (figures/models.py).
 
-        With `names` a panel of each of these curves (curves.py), such as "norm_mean".  With `ax`
-        the one curve is drawn there, with `line` (label, color, ...) for matplotlib; scales and
-        limits stay as they are, and the axes' figure is returned.  `style` is "paper" or "screen".
+        With `names` the figure has a panel for each of these curves (curves.py), such as
+        "norm_mean".  With `ax` the one curve is drawn there, with `line` (label, color, ...) for
+        matplotlib; scales and limits stay as they are, and the axes' figure is returned.  `style`
+        is "paper" or "screen".
 
         Raises ValueError for an unknown curve or style.
         """
@@ -75,8 +76,8 @@ class Trajectory(Record):
             if len(names) != 1:
                 raise ValueError(f"ax takes the name of one curve, got {len(names)}")
             figures_curves.draw(ax, self, names[0], **line)
-            there: Any = ax.figure
-            return there
+            parent: Any = ax.figure
+            return parent
         if line:
             raise TypeError(f"{', '.join(line)} is for a curve drawn on ax, which is not given")
         with figures_style.use(style):
@@ -89,9 +90,9 @@ class Trajectory(Record):
             return two_phases.two_phases(self)
 
     def to_dataframe(self) -> Any:
-        """A pandas.DataFrame of all curves, a row for each record, and each replica or tau.
+        """A pandas.DataFrame of all curves, with a row for each record of each replica or tau.
 
-        Raises ValueError where pandas is not installed.
+        Raises ValueError if pandas is not installed.
         """
         return notebook.dataframe(curves.table(self))
 
@@ -99,9 +100,9 @@ class Trajectory(Record):
         return notebook.of_trajectory(self)
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers of how the run ended, as written to summary.json.
+        """The numbers of summary.json: status, steps, first and last values, escape times.
 
-        Lists of them for an ensemble, and for networks trained at several tau, which stand beside.
+        They are lists for an ensemble, and for networks trained at several tau, with "tau" added.
         """
         ends = {name: (self[name][..., 0], self[name][..., -1]) for name in curves.names(self)}
         summary = {
@@ -122,29 +123,31 @@ class Trajectory(Record):
     def save(self, folder: str | os.PathLike[str], file: str = "trajectory.npz") -> None:
         """Writes config.toml, summary.json, environment.json and the arrays, each atomically.
 
-        The arrays' file says by itself what `load` gives back, all but the provenance.  Raises
-        OSError where the folder cannot be written.
+        The arrays' file alone holds all that `load` returns, except the provenance.  Raises
+        OSError if the folder cannot be written.
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         text = configs.to_toml(self.config)
         state = {f"state_{name}": value for name, value in self.state.items()}
-        held = {**self.arrays, **state}
+        contents = {**self.arrays, **state}
         about = {
             "schema": SCHEMA, "config": text, "status": [self.status.code, self.status.step],
-            "sha256": archive.digest(held),
+            "sha256": archive.digest(contents),
         }  # fmt: skip
-        archive.write(path / file, {**held, "about": np.array(json.dumps(about))})
+        archive.write(path / file, {**contents, "about": np.array(json.dumps(about))})
         files.write_text(path / "config.toml", text)
         files.write_json(path / "summary.json", self.summary())
         files.write_json(path / "environment.json", dict(self.provenance))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], file: str = "trajectory.npz") -> Trajectory:
-        """Reads back what `save` wrote.  Raises ValueError for a folder that is no run folder."""
+        """Reads a folder that `save` wrote.  Raises ValueError for any other folder."""
         path = Path(folder)
         if not (path / file).is_file():
-            raise ValueError(f"{path} is no run folder, or nothing was kept yet: it has no {file}")
+            raise ValueError(
+                f"{path} is not a run folder, or nothing is saved in it yet: it has no {file}"
+            )
         arrays = archive.read(path / file)
         try:
             about = json.loads(str(arrays.pop("about")))
@@ -152,7 +155,7 @@ class Trajectory(Record):
             if schema != SCHEMA:
                 raise ValueError(f"it has schema {schema}, and this lnsim reads {SCHEMA}")
             if about["sha256"] != archive.digest(arrays):
-                raise ValueError("it is damaged: its arrays do not have their digest")
+                raise ValueError("it is damaged: its arrays do not match their digest")
             status, config = Status(*about["status"]), tomllib.loads(about["config"])
             steps = arrays["step"]
             if not isinstance(status.step, int):
@@ -175,7 +178,7 @@ class Trajectory(Record):
 
 
 def _plain(value: Any) -> Any:
-    """Floats that JSON can hold, in lists as in the array: one that is not finite becomes null."""
+    """An array as nested lists of floats, in which NaN and infinity become None (JSON's null)."""
     if np.ndim(value):
         return [_plain(part) for part in value]
     number = float(value)

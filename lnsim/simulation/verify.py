@@ -1,12 +1,12 @@
-"""Recomputes a random segment of a run and compares it, number by number, with what was recorded.
+"""Recomputes a random segment of a run and compares it, number by number, with the records.
 
 A run of the two-layer linear network keeps its state at records 1, 2, 4, 8, ... (recorder.py).  A
 segment begins at one of them, or at the start, and ends at the next, or at the end.  Other runs are
-recomputed from their start for as long as there is time.
+recomputed from their start until the time is up.
 
-Same software and same processor: the same bits.  Elsewhere, on a GPU, and of a run of several
-processes, sums are ordered in other ways, and numbers agree to a tolerance; of networks as far as
-their training does not amplify rounding (rounding.py).
+The same software on the same processor gives the same bits.  Elsewhere, on a GPU, and in a run of
+several processes, sums have another order, and numbers agree within a tolerance; those of image
+networks only while training does not amplify rounding too far (rounding.py).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from lnsim.simulation.rounding import CLOSE_FLOAT32, Allowed, Pair
 from lnsim.simulation.trajectory import Trajectory
 
 CLOSE = 1e-6
-"""How far numbers may differ, as a share of the largest of their array, where bits may."""
+"""The largest difference allowed where bits may differ, relative to the array's largest number."""
 
 SHOWN = 10
-"""Differences that are named one by one; the records come first."""
+"""The number of differences that are listed; those of the records come first."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """`lines` say what was compared and what came of it, `same` whether all agreed."""
+    """`lines` report the comparison and its result, `same` is whether all numbers agreed."""
 
     lines: list[str]
     same: bool
@@ -48,13 +48,15 @@ class Verification:
 def verify(
     trajectory: Trajectory, *, seed: int | None = None, seconds: float = 60.0
 ) -> Verification:
-    """Recomputes the segment drawn by `seed` (None: at random), stopping at the first record after
-    `seconds`, and compares.
+    """Recomputes the segment drawn by `seed` (None: at random), and compares it.
 
-    Raises ValueError for a trajectory that no experiment made.
+    Stops at the first record after `seconds`.  Raises ValueError for a trajectory that was not
+    made by an experiment.
     """
     if "experiment" not in trajectory.config:
-        raise ValueError("only a run of an experiment can be verified: it has all to repeat it")
+        raise ValueError(
+            "only a run of an experiment can be verified: its configuration can be run again"
+        )
     made_by = experiment.load(str(trajectory.config["experiment"]))
     if not seconds >= 0.0:
         raise ValueError(f"seconds must be at least 0, got {seconds}")
@@ -90,7 +92,7 @@ def verify(
 
 
 def _segment(trajectory: Trajectory, seed: int) -> tuple[int | None, int | None]:
-    """The records at which the segment begins, None for the start, and ends, None for the end."""
+    """The records at which the segment begins (None: the start) and ends (None: the end)."""
     count = trajectory.steps.size
     waypoints = [
         record
@@ -98,8 +100,8 @@ def _segment(trajectory: Trajectory, seed: int) -> tuple[int | None, int | None]
         if any(name.startswith(waypoint(record)) for name in trajectory.state)
     ]
     borders = [None, *waypoints, None]
-    at = int(np.random.default_rng(seed).integers(len(borders) - 1))
-    return borders[at], borders[at + 1]
+    drawn = int(np.random.default_rng(seed).integers(len(borders) - 1))
+    return borders[drawn], borders[drawn + 1]
 
 
 def _repeated(trajectory: Trajectory, made_by: Experiment) -> Callable[..., Trajectory]:
@@ -110,7 +112,7 @@ def _repeated(trajectory: Trajectory, made_by: Experiment) -> Callable[..., Traj
 
 
 def _limit(again: Trajectory, run: Callable[..., Trajectory], seconds: float) -> Allowed:
-    """How far rounding lets a run of networks be compared with `again`."""
+    """The records and tolerances with which a run of image networks is compared with `again`."""
     start = rounding.moved_by_a_bit(again, run)
     deadline = time.monotonic() + seconds
     return rounding.allowed(again, run(resume=start, stop=lambda: time.monotonic() > deadline))
@@ -124,7 +126,7 @@ def _recompute(
     last: int | None,
     seconds: float,
 ) -> Trajectory:
-    """The run once more, from record `first` until record `last` or for so long."""
+    """Runs again from record `first`, until record `last` or for `seconds`."""
     end = np.inf if last is None else trajectory.steps[last]
     if trajectory.status.code == Ending.STOPPED and made_by.exact:
         end = min(end, trajectory.status.step)
@@ -143,7 +145,7 @@ def _recompute(
 
 
 def _at(trajectory: Trajectory, record: int) -> Trajectory:
-    """The run as it was at a record whose state was kept."""
+    """The run as it was at a record that has a saved state."""
     prefix = waypoint(record)
     state = {
         name.removeprefix(prefix): value
@@ -160,7 +162,7 @@ def _at(trajectory: Trajectory, record: int) -> Trajectory:
 
 
 def _reasons(trajectory: Trajectory, environment: dict[str, Any], again: Trajectory) -> list[str]:
-    """Why bits may differ: what is another than it was, and devices that give no promise."""
+    """Why bits may differ: software or hardware that changed, and CUDA devices."""
     recorded = trajectory.provenance
     if not isinstance(recorded.get("versions"), dict):
         return ["environment.json does not say where it ran"]
@@ -179,7 +181,7 @@ def _reasons(trajectory: Trajectory, environment: dict[str, Any], again: Traject
 
 
 def _tolerance(trajectory: Trajectory, elsewhere: bool) -> float:
-    """How far an array may be from what was recorded, as a share of its largest number."""
+    """The difference allowed from a recorded array, relative to its largest number."""
     if not elsewhere:
         return 0.0
     return CLOSE if trajectory.config.get("dtype", "float64") == "float64" else CLOSE_FLOAT32
@@ -188,10 +190,10 @@ def _tolerance(trajectory: Trajectory, elsewhere: bool) -> float:
 def _other_run(
     trajectory: Trajectory, again: Trajectory, environment: dict[str, Any], limit: Allowed | None
 ) -> list[str]:
-    """Another configuration, and another end where rounding decides nothing."""
+    """Differences in configuration, and in the ending unless rounding may have changed it."""
     differences = []
     if trajectory.provenance.get("config_sha256", "") not in ("", environment["config_sha256"]):
-        differences.append("environment.json is of another configuration")
+        differences.append("environment.json belongs to another configuration")
     codes = (trajectory.status.code, again.status.code)
     end = min(again.status.step, trajectory.status.step)
     comparable = "STOPPED" not in codes and (limit is None or end <= limit.last_step)
@@ -201,7 +203,7 @@ def _other_run(
 
 
 def _missing(trajectory: Trajectory, again: Trajectory) -> list[str]:
-    """The arrays that only one of the two has."""
+    """A line for each array that only one of the two runs has."""
     recorded, recomputed = trajectory.arrays.keys(), again.arrays.keys()
     return [f"{name} is not recorded" for name in sorted(recomputed - recorded)] + [
         f"{name} is not one of this experiment's arrays" for name in sorted(recorded - recomputed)
@@ -209,7 +211,7 @@ def _missing(trajectory: Trajectory, again: Trajectory) -> list[str]:
 
 
 def _pairs(trajectory: Trajectory, again: Trajectory, first: int | None) -> Iterator[Pair]:
-    """Everything that was recomputed, beside what was recorded."""
+    """Every recomputed array, paired with the recorded one."""
     begin = 0 if first is None else first + 1
     count = min(trajectory.steps.size, again.steps.size)
     steps = trajectory.steps[begin:count]
@@ -232,7 +234,7 @@ def _pairs(trajectory: Trajectory, again: Trajectory, first: int | None) -> Iter
 
 
 def _ended_alike(trajectory: Trajectory, again: Trajectory) -> bool:
-    """Whether both ended at one step and, of a run of several networks, every network did."""
+    """Whether both runs, and every network of a run of several, ended alike at the same step."""
     names = [name for name in trajectory.state if name.endswith(".status")]
     return again.status == trajectory.status and all(
         np.array_equal(trajectory.state[name], again.state.get(name, "")) for name in names
@@ -240,7 +242,7 @@ def _ended_alike(trajectory: Trajectory, again: Trajectory) -> bool:
 
 
 def _of_clouds(trajectory: Trajectory, again: Trajectory, name: str, first_step: int) -> Pair:
-    """The clouds that both have, from a step on."""
+    """The clouds that both runs have, from `first_step` on."""
     steps, ours, theirs = np.intersect1d(
         trajectory["cloud_step"], again["cloud_step"], return_indices=True
     )
@@ -251,9 +253,10 @@ def _of_clouds(trajectory: Trajectory, again: Trajectory, name: str, first_step:
 
 
 def _difference(pair: Pair, unfinished: bool, complete: bool) -> list[str]:
-    """In words, where the two differ first, if they do.
+    """A line on the first difference of the two arrays, or an empty list.
 
-    `unfinished`: what was not reached in recomputing is NaN; `complete`: nothing recorded is so.
+    `unfinished`: `again` is NaN where recomputing did not arrive; `complete`: in `recorded` NaN
+    never means this.
     """
     recorded, again = pair.recorded, pair.again
     if recorded.shape != again.shape or recorded.dtype != again.dtype:
@@ -262,18 +265,18 @@ def _difference(pair: Pair, unfinished: bool, complete: bool) -> list[str]:
         ]
     same = recorded == again
     if recorded.dtype.kind == "f":
-        unknown = np.isnan(again), np.isnan(recorded)
-        same |= unknown[0] & unknown[1]
+        nan_again, nan_recorded = np.isnan(again), np.isnan(recorded)
+        same |= nan_again & nan_recorded
         if unfinished:
-            same |= unknown[0] if complete else unknown[0] | unknown[1]
+            same |= nan_again if complete else nan_again | nan_recorded
         if np.any(pair.tolerance):
             largest = np.max(np.abs(again), initial=0.0, where=np.isfinite(again))
             with np.errstate(all="ignore"):
                 same |= np.abs(recorded - again) <= pair.tolerance * largest + pair.margin
     if np.all(same):
         return []
-    place = tuple(int(i) for i in np.argwhere(~np.atleast_1d(same))[0])
-    values = (np.atleast_1d(array)[place].item() for array in (recorded, again))
-    at = "" if pair.steps is None else f" at the record of step {pair.steps[place[0]]:,}"
-    where = f"{pair.name}{list(place[1:] if pair.steps is not None else place) or ''}"
-    return ["{}{}: recorded {!r}, recomputed {!r}".format(where, at, *values)]
+    index = tuple(int(i) for i in np.argwhere(~np.atleast_1d(same))[0])
+    values = (np.atleast_1d(array)[index].item() for array in (recorded, again))
+    record = "" if pair.steps is None else f" at the record of step {pair.steps[index[0]]:,}"
+    entry = f"{pair.name}{list(index[1:] if pair.steps is not None else index) or ''}"
+    return ["{}{}: recorded {!r}, recomputed {!r}".format(entry, record, *values)]

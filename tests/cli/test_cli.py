@@ -263,8 +263,8 @@ def test_one_line_for_what_argparse_and_files_get_wrong(tmp_path, capsys):
         (["run", "--config", str(tmp_path / "name.toml")], "experiment must be a name, got 3"),
         (["run", "label-noise", "--checkpoint-every", "nan"], "--checkpoint-every must be"),
         (["run", "label-noise", "--set", "samples=1e9", "dim=1e6"], "not enough memory"),
-        (["run", "--resume", "--out", str(tmp_path)], "is no run folder"),
-        (["theory", str(tmp_path)], "is no run folder"),
+        (["run", "--resume", "--out", str(tmp_path)], "is not a run folder"),
+        (["theory", str(tmp_path)], "is not a run folder"),
         (["theory", "--set", "sigma=-1"], "sigma must be"),
     ):
         try:

@@ -383,7 +383,7 @@ def test_the_command_line_compares_runs_and_obeys_the_style(tmp_path, capsys):
     for arguments, says in (
         ([one, two, "--column", "norm_maen"], "did you mean 'norm_mean'?"),
         ([one, two, "--where", "lr=1"], "--where is for sweep folders, not for runs"),
-        ([one, str(tmp_path)], "is no run folder"),
+        ([one, str(tmp_path)], "is not a run folder"),
     ):
         capsys.readouterr()
         assert main(["plot", *arguments]) == 2, arguments

@@ -132,7 +132,7 @@ def test_the_command(runs, tmp_path, capsys):
     assert main(["verify", str(tmp_path), "--seed", "3"]) == 1
     assert "differs       train_loss at the record of step" in capsys.readouterr().out
     for arguments, says in (
-        ([str(tmp_path / "none")], "is no run folder"),
+        ([str(tmp_path / "none")], "is not a run folder"),
         ([str(folder), "--seconds", "-1"], "seconds must be at least 0, got -1"),
     ):
         assert main(["verify", *arguments]) == 2

@@ -277,7 +277,7 @@ def test_the_command_line_draws_and_exports_sweeps_and_runs(tmp_path, capsys):
         ([str(out), str(out), "--csv", "-"], "--csv takes one sweep folder, got 2"),
         ([str(run), "--csv", "-"], "--csv is for sweep folders, not for runs"),
         ([str(run), "--column", "regime"], "no curve 'regime'"),
-        ([str(run), str(out)], "is no run folder"),
+        ([str(run), str(out)], "is not a run folder"),
     ):
         capsys.readouterr()
         assert main(["plot", *arguments]) == 2, arguments
