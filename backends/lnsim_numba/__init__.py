@@ -21,7 +21,7 @@ KERNELS: dict[str, Callable[[Call, Numbers], None]] = {
     "descent": descend,
     "oscillation": oscillate,
 }
-"""By the `kernel` of a dynamics what trains the replicas of a call that go on."""
+"""By the `kernel` of a dynamics, the function that trains the undiverged replicas of a call."""
 
 
 class NumbaEngine:

@@ -2,19 +2,19 @@
 
 Derivation.  The gradient of (1/2B) sum_b r_b^2 is a z^T and W z with z = (1/B) sum_b r_b x_b, and
 f(x_b) = theta . x_b with theta = W^T a.  So a batch costs B products of length r and two passes
-through W, not B passes; the clean full batch only z = (X^T X theta - X^T y) / n.  With v = W z:
+through W, not B; the clean full batch needs only z = (X^T X theta - X^T y) / n.  With v = W z:
 
     V_W <- mu V_W + a z^T + w W,   V_a <- mu V_a + v + w a,   W <- W - lr V_W,   a <- a - lr V_a.
 
-SAM.  The gradient (a z^T, v) has squared norm |a|^2 |z|^2 + |v|^2; with h = rho / norm the weights
-moved along it are W + h a z^T and a + h v, whose predictor is
+SAM.  The gradient (a z^T, v) has squared norm |a|^2 |z|^2 + |v|^2; with h = rho / norm the
+perturbed weights are W + h a z^T and a + h v, whose predictor is
 
     theta' = theta + h (|a|^2 z + W^T v) + h^2 (a . v) z.
 
 With z' from theta' on the same batch, the step is taken along a' = a + h v and
 v' = W z' + h (z . z') a in place of a and v.
 
-Ledger: lr v and lr |z| a in the place of c u and c |x| a of kernels.py.
+Ledger: lr v and lr |z| a in place of c u and c |x| a of kernels.py.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from lnsim_numba.common import (
 def batches(  # type: ignore[no-untyped-def]
     W, a, V_W, V_a, data, words, noise, batch, rates, rows, first_step
 ):
-    """Trains by batches of `batch`, or all samples if it is 0.
+    """Trains by batches of `batch` samples, or of all if it is 0.
 
-    W, V_W : (p, r); a, V_a : (p,), the V being the momentum buffers; words : (T, draws).
+    W and its velocity V_W : (p, r); a and V_a : (p,); words : (T, draws).
     """
     width, rank = W.shape
     lr, sigma, rho = rates["lr"], rates["sigma"], rates["rho"]
@@ -49,11 +49,11 @@ def batches(  # type: ignore[no-untyped-def]
     theta, moved_theta = np.empty(rank), np.empty(rank)
     z, moved_z = np.empty(rank), np.empty(rank)
     v, moved_v, moved_a = np.empty(width), np.empty(width), np.empty(width)
-    done = -1
+    diverged_step = -1
     for t in range(words.shape[0]):
         apply_transposed(Wt, a, theta)
         if has_diverged(descent(theta, z, data, words, noise, t, batch, sigma)):
-            done = t
+            diverged_step = t
             break
         apply(Wt, z, v)
         moved_a[:] = a
@@ -93,18 +93,18 @@ def batches(  # type: ignore[no-untyped-def]
                 a[k] -= lr * V_a[k]
     W[:] = Wt.T
     V_W[:] = Vt.T
-    return done
+    return diverged_step
 
 
 @compiled(**EXACT)
 def batches_replicas(  # type: ignore[no-untyped-def]
     W, a, V_W, V_a, data, words, noise, batch, rates, rows, first_step, going, diverged_at
 ):
-    """`batches` for the replicas `going`, their numbers.  W : (S, p, r), words : (S, T, draws)."""
+    """`batches` for the replicas of indices `going`.  W : (S, p, r), words : (S, T, draws)."""
     for s in going:
-        done = batches(
+        diverged_step = batches(
             W[s], a[s], V_W[s], V_a[s], data, words[s], part(noise, s), batch, rates[s],
             part(rows, s), first_step,
         )  # fmt: skip
-        if done >= 0:
-            diverged_at[s] = first_step + done
+        if diverged_step >= 0:
+            diverged_at[s] = first_step + diverged_step

@@ -1,4 +1,4 @@
-"""What the engine was asked for, as the kernels take it."""
+"""The arguments of an engine's call, in the form that the kernels take."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lnsim.models.problem import Problem
 from lnsim.models.twin import Twin
 
 Numbers = NDArray[np.intp]
-"""Numbers of replicas."""
+"""Indices of replicas."""
 
 
 def scalars(*names: str) -> np.dtype[np.void]:
-    """The record that a kernel takes of the scalars of a dynamics: these, each a float64."""
+    """The dtype of the record in which a kernel takes these scalars of a dynamics, as float64."""
     return np.dtype([(name, np.float64) for name in names])
 
 
@@ -38,9 +38,9 @@ class Call:
     twin: Twin | None
 
     def rates(self, kind: np.dtype[np.void]) -> NDArray[np.void]:
-        """The scalars of every replica, (S,), as records that `scalars` has made.
+        """The scalars of every replica, (S,), as records of a dtype made by `scalars`.
 
-        A scalar that the dynamics does not have is 0; those that the record does not have are left.
+        A scalar that the dynamics lacks is 0; one that the record lacks is left out.
         """
         rates = np.zeros(len(self.words), dtype=kind)
         for name, value in self.dynamics.scalars().items():
@@ -50,7 +50,7 @@ class Call:
 
     @cached_property
     def noise(self) -> FloatArray | None:
-        """Unit label noise, (S, T, draws); None: Rademacher signs are read off the words."""
+        """Unit label noise, (S, T, draws); None for Rademacher signs, which are bits of words."""
         noise = self.dynamics.label_noise
         if noise is None or noise.law == "rademacher":
             return None

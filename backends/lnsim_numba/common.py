@@ -1,9 +1,9 @@
-"""What all kernels share: how they are compiled, and how a word becomes a draw.
+"""The functions and compiler options that all kernels share.
 
 Rates are a record for each replica: the scalars that a kernel takes of the dynamics, by name
 (call.py).  Data are a tuple (X, y, gram, moment, square): X : (n, r), y : (n,), gram = X^T X / n,
-moment = X^T y / n, square = y^T y / n.  Label noise comes ready made, (T, draws), or is None: then
-its sign is the lowest bit of the word.  Numba compiles the two cases apart.
+moment = X^T y / n, square = y^T y / n.  Label noise is an array (T, draws), or None: then its sign
+is the lowest bit of the word.  Numba compiles the two cases separately.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from lnsim.base.checks import DIVERGED_ABOVE
 from lnsim.base.compiled import compiled
 
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-# Only flags that keep NaN and infinity honest: divergence is found by them.
+# Only flags that preserve NaN and infinity, by which divergence is detected.
 FAST: dict[str, Any] = {**EXACT, "fastmath": {"contract", "reassoc", "nsz"}}
 BARE: dict[str, Any] = {**FAST, "_nrt": False}
-"""For loops that make no arrays, but views: Numba counts no references in them.
+"""Options for loops that allocate no arrays, only views: without reference counting.
 
-Counting costs 10 ns for every view and every array handed on, more than a small step does.
+Counting costs 10 ns per view and per array passed on, more than a small step does.
 """
 
 _HIGH = np.uint64(32)
@@ -30,7 +30,7 @@ _SIGN = np.uint64(1)
 
 @compiled(**EXACT)
 def drawn_sample(word, samples):  # type: ignore[no-untyped-def]
-    """The sample that a word draws (streams.py)."""
+    """The index of the sample that a word draws (streams.py)."""
     return np.intp(((word >> _HIGH) * np.uint64(samples)) >> _HIGH)
 
 
@@ -38,7 +38,7 @@ def drawn_sample(word, samples):  # type: ignore[no-untyped-def]
 def drawn_noise(words, noise, t, b, sigma):  # type: ignore[no-untyped-def]
     """Label noise of draw b of step t."""
     if noise is None:
-        # Arithmetic, not a branch: half of all guesses would be wrong.
+        # Arithmetic, as a branch would be mispredicted half of the time.
         return sigma * (2.0 * np.float64(words[t, b] & _SIGN) - 1.0)
     return sigma * noise[t, b]
 
@@ -57,9 +57,9 @@ def has_diverged(squared_residual):  # type: ignore[no-untyped-def]
 
 @compiled(**FAST)
 def _descent_by_products(theta, z, X, y, words, noise, t, batch, sigma):  # type: ignore[no-untyped-def]
-    """`descent` for batches of at least n: z = X^T c / B, c the sum of residuals sample by sample.
+    """`descent` for batches of at least n: z = X^T c, c : (n,) the sums of r_b / B by sample.
 
-    Smaller ones are taken row by row: products over the rows drawn, gathered, take as long.
+    Smaller batches go row by row: to gather their rows for matrix products takes as long.
     """
     clean = np.dot(X, theta) - y
     c = np.zeros(y.size)
@@ -76,10 +76,10 @@ def _descent_by_products(theta, z, X, y, words, noise, t, batch, sigma):  # type
 
 @compiled(**FAST)
 def descent(theta, z, data, words, noise, t, batch, sigma):  # type: ignore[no-untyped-def]
-    """z = (1/B) sum_b r_b x_b at the predictor theta; batch 0 takes all samples, each once.
+    """z = (1/B) sum_b r_b x_b at the predictor theta; batch 0 uses every sample once.
 
-    z : (r,) is written.  Without label noise the full batch needs gram and moment alone.  Returns
-    the largest squared residual met, or the mean one of the clean full batch.
+    z : (r,) is written.  Without label noise the full batch uses only gram and moment.  Returns the
+    largest squared residual of the batch, or the mean squared residual of the clean full batch.
     """
     X, y, gram, moment, square = data
     rank = theta.size
@@ -143,6 +143,6 @@ def dot(x, y):  # type: ignore[no-untyped-def]
 @compiled(**FAST)
 def aligned(size):  # type: ignore[no-untyped-def]
     """Zeros of `size`, starting on a cache line."""
-    room = np.zeros(size + 8)
-    start = (-(room.ctypes.data // 8)) % 8
-    return room[start : start + size]
+    buffer = np.zeros(size + 8)
+    start = (-(buffer.ctypes.data // 8)) % 8
+    return buffer[start : start + size]

@@ -1,7 +1,7 @@
 """The kernel "descent": SGD, GD and SAM on one sample or a batch, with their linearised twin.
 
-A replica's numbers do not depend on which others are advanced with it: which loop takes it is
-decided for each of them.
+The loop is chosen for each replica by itself, so that its numbers do not depend on the replicas
+that are advanced with it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _NO_FEATURES = (np.empty((0, 0)), np.empty((0, 0)), np.empty(0))
 
 
 def descend(call: Call, going: Numbers) -> None:
-    """Trains the replicas `going`: by one sample a step where nothing needs the batch loop."""
+    """Trains the replicas `going`: by the one-sample loop if possible, else by the batch loop."""
     rates = call.rates(DESCENT_SCALARS)
-    plain = going[:0]
+    by_one_sample = going[:0]
     if call.dynamics.batch_size == 1:
-        heavy = (rates["momentum"] > 0.0) | (rates["weight_decay"] > 0.0)
-        plain, going = going[~heavy[going]], going[heavy[going]]
-    _train_by_one_sample(call, rates, plain)
+        needs_batches = (rates["momentum"] > 0.0) | (rates["weight_decay"] > 0.0)
+        by_one_sample, going = going[~needs_batches[going]], going[needs_batches[going]]
+    _train_by_one_sample(call, rates, by_one_sample)
     train_by_batches(call, rates, going)
     train_twin(call, rates, going)
 

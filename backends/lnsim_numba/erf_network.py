@@ -1,26 +1,26 @@
-r"""The two-layer erf network on the CPU: one fused pass a step, one thread a run, no BLAS.
+r"""The two-layer erf network on the CPU: one fused pass per step, one thread per run, no BLAS.
 
-The equations, and the reduction that leaves the coefficients A as the first layer's state, are in
-lnsim/images/erf_network.py.  Row j of a step: h = H_j(0) + gram_j A, phi = erf(h), f = W2 phi + b2,
-D_j = (f - y_j) lr / (nC), and then the gradients by hand
+The equations, and the reduction of the first layer's state to the coefficients A, are in
+lnsim/images/erf_network.py.  Row j of a step computes h = H_j(0) + gram_j A, phi = erf(h),
+f = W2 phi + b2, D_j = (f - y_j) lr / (nC), and then the gradients by hand
 
     Delta_j = (D_j W2) o erf'(h),        grad W2 += D_j phi^T,        grad b2 += D_j;
 
-A -= Delta waits until all rows are done, for they all need it.  A row stays in the first cache from
-its first product to its last, and a step is too short (0.4 ms) to be shared among threads.
+A -= Delta comes after all rows, as they all need A.  A row stays in the L1 cache from its first
+product to its last, and a step is too short (0.4 ms) to be shared among threads.
 
-erf and erf' by one table.  Around a node c, with g(x) = erf'(x) = 2 / sqrt(pi) e^{-x^2} and
+erf and erf' from one table.  Around a node c, with g(x) = erf'(x) = 2 / sqrt(pi) e^{-x^2} and
 g(c + e) = g(c) sum_i u_i, the terms of the Taylor series follow from g' = -2 x g:
 
     u_0 = 1,   u_{i+1} = (-2 c e u_i - 2 e^2 u_{i-1}) / (i + 1),
     erf(c + e) = erf(c) + g(c) e sum_i u_i / (i + 1).
 
 By Cramer's bound on Hermite functions |g(c) u_i| <= 1.3 (sqrt(2) |e|)^i / sqrt(i!): with a node
-every 1/32, so |e| <= 1/64, eight terms leave 3e-16.  Beyond 6, erf is 1 to the last bit.  The
-look-up and the series are two loops, because only the second can be vectorised.
+every 1/32, so |e| <= 1/64, eight terms leave an error of 3e-16.  Beyond 6, erf is 1 to the last
+bit.  The look-up and the series are two loops, because only the second can be vectorised.
 
-Outputs are made in double precision whatever the type of the gradients: late in training f - y is
-a small difference of large numbers, and an error of f would not fade as one of a gradient does.
+Outputs are computed in double precision for gradients of any type: late in training f - y is a
+small difference of large numbers, and an error of f would not fade like one of a gradient.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LAST_NODE = 6
 NODES_PER_UNIT = 32
 TERMS = 8
 UNROLLED = 4
-"""Rows of A that a pass of the product takes at once: their number is padded to a multiple."""
+"""Rows of A per pass of the product: A is padded to a multiple of this number of rows."""
 
 
 def check_device(device: str) -> None:
@@ -106,15 +106,16 @@ def _nodes() -> FloatArray:
 def descend(
     A: Any, W2: Any, b2: Any, labels: Any, rate: Any, gram: Any, start: Any, nodes: Any, real: Any
 ) -> None:
-    """Takes one run through T steps in place.
+    """Trains one run for T steps in place.
 
     A : (padded, m), W2 : (C, m), b2 : (C,), labels : (T, n), gram : (padded, padded),
-    start : (n, m), all float64 and A's further rows zero; `real` has the type of the gradients.
+    start : (n, m), all but the labels float64, A's rows from n on zero; `real` has the dtype of the
+    gradients.
     """
     samples, width = start.shape
     rows = np.empty((2, width))
     weights = np.empty(W2.shape, real.dtype)
-    moved = np.empty(W2.shape, real.dtype)
+    W2_change = np.empty(W2.shape, real.dtype)
     Delta = np.empty(start.shape, real.dtype)
     double = np.empty((4, width))
     phi, node_slope, centre, offset = double[0], double[1], double[2], double[3]
@@ -128,7 +129,7 @@ def descend(
             shift[c] = 0.0
             for i in range(width):
                 weights[c, i] = W2[c, i]
-                moved[c, i] = 0.0
+                W2_change[c, i] = 0.0
         for j in range(samples):
             if j % 2 == 0:
                 preactivations(A, gram, start, j, rows)
@@ -138,16 +139,16 @@ def descend(
             for c in range(b2.size):
                 D[c] = rate * (f[c] + b2[c] - (labels[t, j] == c))
                 shift[c] += D[c]
-            backward(D, weights, phi_real, slope, Delta[j], moved)
+            backward(D, weights, phi_real, slope, Delta[j], W2_change)
         subtract(A, Delta)
-        subtract(W2, moved)
+        subtract(W2, W2_change)
         for c in range(b2.size):
             b2[c] -= shift[c]
 
 
 @compiled(**FAST)
 def subtract(values: Any, change: Any) -> None:
-    """values -= change, on as many rows as there are of the change."""
+    """values -= change, on the rows that `change` has."""
     for j in range(change.shape[0]):
         for i in range(change.shape[1]):
             values[j, i] -= change[j, i]
@@ -172,9 +173,9 @@ def preactivations(A: Any, gram: Any, start: Any, j: Any, rows: Any) -> None:
 
 @compiled(**FAST)
 def look_up(h: Any, nodes: Any, phi: Any, slope: Any, centre: Any, offset: Any) -> None:
-    """The node nearest to every h, erf and erf' there, and how far it is."""
+    """The node nearest to every h, erf and erf' at the node, and the offset of h from it."""
     for i in range(h.size):
-        # NaN fails both comparisons and gets a node too; its centre makes the series NaN again.
+        # NaN fails both comparisons and gets a node too; its centre is NaN, and so is the series.
         x = h[i] if h[i] > -LAST_NODE else -float(LAST_NODE)
         x = x if x < LAST_NODE else float(LAST_NODE)
         node = np.uint64(np.int64((x + LAST_NODE) * NODES_PER_UNIT + 0.5))
@@ -186,19 +187,19 @@ def look_up(h: Any, nodes: Any, phi: Any, slope: Any, centre: Any, offset: Any) 
 
 @compiled(**FAST)
 def series(phi: Any, slope: Any, centre: Any, offset: Any, phi_real: Any, slope_real: Any) -> None:
-    """From those at the nodes, erf in `phi`, and both in the arrays of the gradients' type."""
+    """Replaces erf at the nodes in `phi` by erf(h); writes erf and erf' in the gradients' dtype."""
     for i in range(phi.size):
         e = offset[i]
         p, q = -2.0 * centre[i] * e, -2.0 * e * e
-        before, u = 0.0, 1.0
-        of_slope, of_erf = 1.0, 1.0
+        previous, u = 0.0, 1.0
+        slope_sum, erf_sum = 1.0, 1.0
         for k in range(1, TERMS):
-            before, u = u, (p * u + q * before) * (1.0 / k)
-            of_slope += u
-            of_erf += u * (1.0 / (k + 1))
-        phi[i] += slope[i] * e * of_erf
+            previous, u = u, (p * u + q * previous) * (1.0 / k)
+            slope_sum += u
+            erf_sum += u * (1.0 / (k + 1))
+        phi[i] += slope[i] * e * erf_sum
         phi_real[i] = phi[i]
-        slope_real[i] = slope[i] * of_slope
+        slope_real[i] = slope[i] * slope_sum
 
 
 @compiled(**FAST)
@@ -212,14 +213,14 @@ def forward(W2: Any, phi: Any, f: Any) -> None:
 
 
 @compiled(**FAST)
-def backward(D: Any, W2: Any, phi: Any, slope: Any, Delta: Any, moved: Any) -> None:
-    """Delta = (D W2) o slope is written, D phi^T is added to `moved`."""
+def backward(D: Any, W2: Any, phi: Any, slope: Any, Delta: Any, W2_change: Any) -> None:
+    """Writes Delta = (D W2) o slope, and adds D phi^T to `W2_change`."""
     for i in range(phi.size):
         Delta[i] = 0.0
     for c in range(D.size):
         g = D[c]
         for i in range(phi.size):
             Delta[i] += g * W2[c, i]
-            moved[c, i] += g * phi[i]
+            W2_change[c, i] += g * phi[i]
     for i in range(phi.size):
         Delta[i] *= slope[i]

@@ -1,36 +1,36 @@
-"""One sample a step: SGD and SAM, the kernels that most runs spend their time in.
+"""SGD and SAM with one sample per step, the kernels in which most runs spend their time.
 
 Derivation.  f(x) = a^T W x, one sample, residual r = f(x) - y - eps, loss r^2 / 2.
 
     dL/dW_kj = r a_k x_j,    dL/da_k = r (W x)_k.
 
-With u = W x and c = -lr r, both right sides at the same time:
+With u = W x and c = -lr r, and both updates simultaneous:
 
     a . u = f,    W <- W + c a x^T,    a <- a + c u.
 
-Each step needs u = W x for the next sample, W after the update: the update and the next product run
-through W once, together.
+Each step needs u = W x for the next sample, with W after the update: one pass through W does the
+update and the next product.
 
 SAM on one sample.  The gradient (r a x^T, r u) has norm |r| sqrt(s), s = |a|^2 |x|^2 + |u|^2.  With
-h = rho sign(r) / sqrt(s) the weights moved along it are W + h a x^T and a + h u, so at them
+h = rho sign(r) / sqrt(s) the perturbed weights are W + h a x^T and a + h u, for which
 
     a' = a + h u,    u' = u + h |x|^2 a,    f' = a' . u' = f + h s + h^2 f |x|^2,
 
 and with c = -lr (f' - y - eps) the step is  W <- W + c a' x^T,  a <- a + c u'.
 
-Ledger.  A step changes |w_k|^2 - a_k^2 of SGD by (c |x| a_k)^2 - (c u_k)^2 exactly (the cross terms
-cancel); where `rows` : (2, L, p) is given, c u and c |x| a of step t go to
-rows[0] and rows[1] at t mod L.
+Ledger.  A step of SGD changes |w_k|^2 - a_k^2 by exactly (c |x| a_k)^2 - (c u_k)^2 (the cross terms
+cancel).  If `rows` : (2, L, p) is given, c u and c |x| a of step t are written to rows[0] and
+rows[1] at t mod L.
 
-Twin.  Where its `theta` is given, the linearised twin takes the same step; `features` are the
-inputs, moves and norms of lnsim.linearized.Twin.
+Twin.  If its `theta` is given, the linearised twin takes the same step; `features` are the inputs,
+moves and norms of lnsim.models.twin.Twin.
 
 Layout.  The hidden units are packed into tiles of up to 24 (vectors.py), padded with zeros (which
-stay zero), aligned to cache lines: one tile when reduced at d = 20, 42 when dense at m = 1000.
-Each replica is advanced by one thread from start to end, so the number of threads changes no bit.
+stay zero) and aligned to cache lines: one tile when reduced at d = 20, 42 when dense at m = 1000.
+One thread advances a replica from start to end, so the number of threads changes no bit.
 
-All arrays are C-contiguous; float64 throughout.  A kernel returns the number of steps done when a
-squared residual was not below DIVERGED_ABOVE, or -1.
+All arrays are C-contiguous float64.  A kernel returns the number of steps done before a squared
+residual was not below DIVERGED_ABOVE, or -1.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from lnsim_numba.vectors import LANES, MOST_VECTORS, sam_pass, tile_pass, twin_p
 
 @compiled(**FAST)
 def one_sample_plain(W, a, data, words, noise, rates, rows, theta, features, first_step):  # type: ignore[no-untyped-def]
-    """SGD or SAM as the equations stand.  W : (p, r), a : (p,), words : (T, 1)."""
+    """SGD or SAM as in the equations above.  W : (p, r), a : (p,), words : (T, 1)."""
     X, y = data[0], data[1]
     width, rank = W.shape
     lr, sigma, rho = rates["lr"], rates["sigma"], rates["rho"]
@@ -170,7 +170,7 @@ def _sam(tile, W, a, u, data, words, noise, rates, theta, features):  # type: ig
 
 @compiled(**EXACT)
 def _padded(theta, features):  # type: ignore[no-untyped-def]
-    """theta padded with zeros like the inputs of the twin; of no length where there is no twin."""
+    """theta padded with zeros like the inputs of the twin; an empty array without a twin."""
     padded = aligned(features[0].shape[1])
     if theta is not None:
         padded[: theta.size] = theta
@@ -193,9 +193,9 @@ def one_sample_tiled(  # type: ignore[no-untyped-def]
         tiled_W[k // units, :, k % units] = W[k]
     padded = _padded(theta, features)
     if rates["rho"] > 0.0:
-        done = _sam(tile, tiled_W, tiled_a, u, data, words, noise, rates, padded, features)
+        diverged_step = _sam(tile, tiled_W, tiled_a, u, data, words, noise, rates, padded, features)
     else:
-        done = _sgd(
+        diverged_step = _sgd(
             tile, tiled_W, tiled_a, u, data, words, noise, rates, rows, padded, features, first_step
         )
     if theta is not None:
@@ -203,17 +203,17 @@ def one_sample_tiled(  # type: ignore[no-untyped-def]
     a[:] = tiled_a[:width]
     for k in range(width):
         W[k] = tiled_W[k // units, :, k % units]
-    return done
+    return diverged_step
 
 
 def tile_of(width: int) -> tuple[int, ...]:
-    """The tile for p = `width` hidden units: as few tiles as can be, then as narrow as can be."""
+    """The tile for p = `width` hidden units: the narrowest that gives the fewest tiles."""
     tiles = -(-width // (LANES * MOST_VECTORS))
     return (0,) * -(-width // (LANES * tiles))
 
 
 if config.DISABLE_JIT:
-    # There are no vectors without the compiler; the plain loop is the same algorithm.
+    # The vectors need the compiler; the plain loop is the same algorithm.
     def one_sample(tile, *arguments):  # type: ignore[no-untyped-def]
         return one_sample_plain(*arguments)
 else:
@@ -224,11 +224,11 @@ else:
 def one_sample_replicas(  # type: ignore[no-untyped-def]
     tile, W, a, data, words, noise, rates, rows, theta, features, first_step, going, diverged_at
 ):
-    """`one_sample` for the replicas `going`, their numbers.  W : (S, p, r), words : (S, T, 1)."""
+    """`one_sample` for the replicas of indices `going`.  W : (S, p, r), words : (S, T, 1)."""
     for s in going:
-        done = one_sample(
+        diverged_step = one_sample(
             tile, W[s], a[s], data, words[s], part(noise, s), rates[s], part(rows, s),
             part(theta, s), features, first_step,
         )  # fmt: skip
-        if done >= 0:
-            diverged_at[s] = first_step + done
+        if diverged_step >= 0:
+            diverged_at[s] = first_step + diverged_step

@@ -1,11 +1,11 @@
-"""The oscillation simulation of Lemma 4: full-batch descent of W under a chain for every a_i.
+"""The oscillation simulation of Lemma 4: full-batch descent of W, with a Markov chain as every a_i.
 
     z = grad_theta L = (X^T X theta - X^T y) / n,  theta = W^T a,    W <- W - lr a z^T.
 
 A neuron with a_i = +-A goes to 0 and from there to +-A again, so a neuron is active every other
-step and the two halves take turns.  Each half is held by itself, hidden index innermost.  One pass
-over the active half does its update and, on the same loads, makes the theta of two steps on, when
-the same half is active again; its signs by then are those of the step between.
+step and two halves of the neurons alternate.  Each half is stored separately, with the hidden index
+innermost.  One pass over the active half does its update and, on the same loads, computes the theta
+of two steps later, when this half is active again, with the signs drawn in the step between.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _pass(Wt, a, z, next_a, theta, lr):  # type: ignore[no-untyped-def]
 
 @compiled(**EXACT)
 def _transposed(W, neurons):  # type: ignore[no-untyped-def]
-    """The rows `neurons` of W, transposed; rows padded with zeros to whole cache lines."""
+    """The rows `neurons` of W, transposed; its rows are padded with zeros to whole cache lines."""
     result = aligned(W.shape[1] * _padded(neurons.size)).reshape(W.shape[1], -1)
     for k in range(neurons.size):
         result[:, k] = W[neurons[k]]
@@ -56,7 +56,7 @@ def _transposed(W, neurons):  # type: ignore[no-untyped-def]
 
 @compiled(**EXACT)
 def _signs(a, neurons):  # type: ignore[no-untyped-def]
-    """a of `neurons`, padded alike; the padding stays zero."""
+    """a of `neurons`, padded to the same length; the padding stays zero."""
     result = aligned(_padded(neurons.size))
     result[: neurons.size] = a[neurons]
     return result
@@ -77,17 +77,17 @@ def oscillation(W, a, data, words, rates):  # type: ignore[no-untyped-def]
     signs = (_signs(a, halves[0]), _signs(a, halves[1]))
     next_signs = (_signs(a, halves[0]), _signs(a, halves[1]))
     theta = (np.empty(rank), np.empty(rank))
-    z, nothing = np.empty(rank), np.zeros(rank)
+    z, zero = np.empty(rank), np.zeros(rank)
     if steps == 0:
         return -1
-    _pass(Wt[0], signs[0], nothing, signs[0], theta[0], lr)
+    _pass(Wt[0], signs[0], zero, signs[0], theta[0], lr)
     drawn_signs(words[0], halves[1], amplitude, signs[1])
-    _pass(Wt[1], signs[1], nothing, signs[1], theta[1], lr)
-    done = -1
+    _pass(Wt[1], signs[1], zero, signs[1], theta[1], lr)
+    diverged_step = -1
     for t in range(steps):
         h = t % 2
         if has_diverged(descent(theta[h], z, data, words, None, t, 0, 0.0)):
-            done = t
+            diverged_step = t
             break
         if t + 1 < steps:
             drawn_signs(words[t + 1], halves[h], amplitude, next_signs[h])
@@ -96,12 +96,12 @@ def oscillation(W, a, data, words, rates):  # type: ignore[no-untyped-def]
     for h in range(2):
         for k in range(halves[h].size):
             W[halves[h][k]] = Wt[h][:, k]
-    return done
+    return diverged_step
 
 
 @compiled(**EXACT)
 def run_chain(chain, words, amplitude):  # type: ignore[no-untyped-def]
-    """Takes the states of the chain : (m,) through words.shape[0] steps; only the last decide."""
+    """Advances the states of the chain : (m,) by words.shape[0] steps; only the last matters."""
     steps = words.shape[0]
     signs = np.empty(1)
     for i in range(chain.size):
@@ -115,15 +115,15 @@ def run_chain(chain, words, amplitude):  # type: ignore[no-untyped-def]
 def oscillation_replicas(  # type: ignore[no-untyped-def]
     W, a, data, words, rates, first_step, going, diverged_at
 ):
-    """`oscillation` for the replicas `going`, their numbers.  W : (S, m, r)."""
+    """`oscillation` for the replicas of indices `going`.  W : (S, m, r)."""
     for s in going:
-        done = oscillation(W[s], a[s], data, words[s], rates[s])
-        if done >= 0:
-            diverged_at[s] = first_step + done
+        diverged_step = oscillation(W[s], a[s], data, words[s], rates[s])
+        if diverged_step >= 0:
+            diverged_at[s] = first_step + diverged_step
 
 
 def oscillate(call: Call, going: Numbers) -> None:
-    """Trains the replicas `going`; the chain runs in any case, and while it is off, unseen."""
+    """Trains the replicas `going`; the chain advances even while the oscillation is off."""
     state, words, rates = call.state, call.words, call.rates(SCALARS)
     descent_rates = call.rates(DESCENT_SCALARS)
     oscillating = cast(Oscillation, call.dynamics).oscillating
@@ -138,8 +138,8 @@ def oscillate(call: Call, going: Numbers) -> None:
     else:
         train_by_batches(call, descent_rates, going)
     assert state.chain is not None
-    for chain, own_words, amplitude in zip(state.chain, words, rates["amplitude"], strict=True):
-        run_chain(chain, own_words, amplitude)
+    for chain, chain_words, amplitude in zip(state.chain, words, rates["amplitude"], strict=True):
+        run_chain(chain, chain_words, amplitude)
     if oscillating:
         state.a[:] = state.chain
     train_twin(call, descent_rates, going)

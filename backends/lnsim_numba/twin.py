@@ -1,13 +1,13 @@
-"""The linearised twin (lnsim.linearized): a recursion of r numbers on the same draws.
+"""The linearised twin (lnsim.models.twin): a recursion of r numbers on the same draws.
 
     V <- mu V + A z + w (theta + theta(0)),    theta <- theta - lr V,
 
 A = W(0)^T W(0) + |a(0)|^2 I, z = (1/B) sum_b r_b x_b at theta; SAM takes z at
-theta + rho A z / sqrt(z^T A z), for the gradient (a(0) z^T, W(0) z) has squared norm z^T A z.
+theta + rho A z / sqrt(z^T A z), as the gradient (a(0) z^T, W(0) z) has squared norm z^T A z.
 
-On one sample a step A z = r A x_i, with all A x_i made beforehand; that step is taken inside the
-loop of the network itself (kernels.py), where it costs little: the processor does it while the
-network's own residual is under way.
+With one sample per step A z = r A x_i, where all A x_i are computed in advance; that step is part
+of the network's own loop (kernels.py), where it costs little: the processor does it while it
+computes the network's residual.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lnsim_numba.common import EXACT, FAST, descent, has_diverged, part
 
 @compiled(**FAST)
 def twin_step(theta, x, move, target, lr, push):  # type: ignore[no-untyped-def]
-    """vectors.twin_pass as it stands: move = A x, push = rho sqrt(x^T A x)."""
+    """vectors.twin_pass as a plain loop: move = A x, push = rho sqrt(x^T A x)."""
     residual = -target
     for j in range(theta.size):
         residual += x[j] * theta[j]
@@ -32,7 +32,7 @@ def twin_step(theta, x, move, target, lr, push):  # type: ignore[no-untyped-def]
 
 @compiled(**FAST)
 def twin(theta, V, start, A, data, words, noise, batch, rates):  # type: ignore[no-untyped-def]
-    """Batches.  theta, its momentum V and start = theta(0) : (r,); A : (r, r)."""
+    """Trains the twin by batches.  theta, its velocity V, start = theta(0) : (r,); A : (r, r)."""
     lr, sigma, rho = rates["lr"], rates["sigma"], rates["rho"]
     momentum, decay = rates["momentum"], rates["weight_decay"]
     z, move = np.empty(theta.size), np.empty(theta.size)
@@ -64,6 +64,6 @@ def twin(theta, V, start, A, data, words, noise, batch, rates):  # type: ignore[
 def twin_replicas(  # type: ignore[no-untyped-def]
     theta, V, start, A, data, words, noise, batch, rates, going
 ):
-    """`twin` for the replicas `going`, their numbers.  theta, V : (S, r), words : (S, T, draws)."""
+    """`twin` for the replicas of indices `going`.  theta, V : (S, r), words : (S, T, draws)."""
     for s in going:
         twin(theta[s], V[s], start, A, data, words[s], part(noise, s), batch, rates[s])

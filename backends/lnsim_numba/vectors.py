@@ -1,21 +1,22 @@
 """The inner loops of one-sample steps, in explicit SIMD vectors.
 
 The pass.  A tile holds LANES * V hidden units: W : (r, LANES * V) with the hidden index innermost,
-a and u of LANES * V each.  The pass applies the update of one step and, on the same loads, makes
+a and u of LANES * V each.  The pass applies the update of one step and, on the same loads, computes
 the pre-activations u = W x' of the next:
 
     p = c a + e u,   a <- a + c u + g a,   W_j <- W_j + x_j p,   u <- sum_j x'_j W_j
 
-It returns f(x') = a . u, and for SAM also a . a and u . u.  SGD has e = g = 0 and leaves them out.
+It returns f(x') = a . u, and for SAM also a . a and u . u.  For SGD e = g = 0, and the code omits
+them.
 
-Written as loops, LLVM either guards every short inner loop against aliasing or unrolls it into
-register spills.  So the pass is emitted as LLVM IR: p and the V accumulators stay in registers
-(12 of 16 at V = 6 on AVX2), each W_j is loaded and stored once.  The vectors are <4 x double>,
-which LLVM splits where a machine's are narrower (SSE2, NEON), and multiply-adds are llvm.fmuladd,
-which is fused where the machine does that fast and is a product and a sum elsewhere.
+From loops, LLVM either makes guards against aliasing for every short inner loop or unrolls it until
+registers spill.  So the pass is emitted as LLVM IR: p and the V accumulators stay in registers
+(12 of 16 at V = 6 on AVX2), and each W_j is loaded and stored once.  The vectors are <4 x double>,
+which LLVM splits where a machine's are narrower (SSE2, NEON).  Multiply-adds are llvm.fmuladd,
+which is fused where the machine does that fast, and a product and a sum elsewhere.
 
-The twin's step (twin.py) is emitted likewise, so short that the processor does it while the sums of
-the pass are under way.
+The twin's step (twin.py) is emitted likewise; it is so short that the processor does it during the
+sums of the pass.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ _ZERO = ir.Constant(_VECTOR, [0.0] * LANES)
 
 
 class _Emitter:
-    """Writes vector operations at the place where `builder` stands."""
+    """Emits vector operations at the position of `builder`."""
 
     def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
         self.builder = builder
         self._context, self._signature, self._args = context, signature, args
 
     def pointer(self, argument: int, offset: Any = None) -> Any:
-        """The data of an array argument, from `offset` elements on."""
+        """A pointer to the data of an array argument, `offset` elements from its start."""
         kind, value = self._signature.args[argument], self._args[argument]
         data = self._context.make_array(kind)(self._context, self.builder, value).data
         return data if offset is None else self.builder.gep(data, [offset])
@@ -61,11 +62,11 @@ class _Emitter:
         return value
 
     def store(self, value: Any, base: Any, offset: Any) -> None:
-        """The counterpart of `load`."""
+        """Stores LANES elements to `base` from `offset` on."""
         self.builder.store(value, self._at(base, offset)).align = 8
 
     def splat(self, scalar: Any) -> Any:
-        """A vector of LANES times `scalar`."""
+        """A vector whose LANES elements all are `scalar`."""
         empty = ir.Constant(_VECTOR, ir.Undefined)
         one = self.builder.insert_element(empty, scalar, _INT32(0))
         first = ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
@@ -86,14 +87,14 @@ class _Emitter:
 
     def dot(self, x: list[Any], y: list[Any], start: Any) -> Any:
         """start + sum_k x_k y_k, lane by lane."""
-        # Three chains of multiply-adds: one would be the longest wait of the whole step.
+        # Three chains of multiply-adds, as the latency of a single one would dominate the step.
         chains = [start, _ZERO, _ZERO]
         for k, (left, right) in enumerate(zip(x, y, strict=True)):
             chains[k % 3] = self.fma(left, right, chains[k % 3])
         return self.builder.fadd(self.builder.fadd(chains[1], chains[2]), chains[0])
 
     def loop(self, count: Any, starts: list[Any], body: Callable[[Any, list[Any]], Any]) -> Any:
-        """`body`(index, values) -> values, `count` >= 1 times; returns the last values."""
+        """Emits `count` >= 1 iterations of `body`(index, values) -> values; returns the last."""
         builder = self.builder
         before, inside = builder.block, builder.append_basic_block("body")
         builder.branch(inside)
@@ -113,7 +114,7 @@ class _Emitter:
 
 
 def _not_unrolled(module: Any) -> Any:
-    """Loop metadata: unrolled, the pass would need more registers than there are."""
+    """Loop metadata that forbids unrolling, for which the registers would not suffice."""
     disable = module.add_metadata(["llvm.loop.unroll.disable"])
     loop = module.add_metadata([disable, disable])
     loop.operands = (loop, disable)  # a loop's metadata names itself first
@@ -121,7 +122,7 @@ def _not_unrolled(module: Any) -> Any:
 
 
 def _pass(vectors: int, sam: bool) -> Callable[..., Any]:
-    """The code generator of the pass for tiles of `vectors` vectors, of SAM or of SGD."""
+    """The code generator of the pass of SAM or SGD for tiles of `vectors` vectors."""
     units = range(vectors)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -130,10 +131,10 @@ def _pass(vectors: int, sam: bool) -> Callable[..., Any]:
         emit = _Emitter(context, builder, signature, args)
         W, a, u = emit.pointer(1), emit.pointer(2), emit.pointer(3)
         x, next_x = emit.pointer(4, x_at), emit.pointer(4, next_at)
-        c, *others = (emit.splat(factor) for factor in factors)
+        c, *sam_factors = (emit.splat(factor) for factor in factors)
         at = [intp(LANES * k) for k in units]
 
-        def one_tile(tile: Any, so_far: list[Any]) -> list[Any]:
+        def one_tile(tile: Any, tile_sums: list[Any]) -> list[Any]:
             first = builder.mul(tile, intp(LANES * vectors))
             a_tile, u_tile = builder.gep(a, [first]), builder.gep(u, [first])
             W_tile = builder.gep(W, [builder.mul(first, rank)])
@@ -142,7 +143,7 @@ def _pass(vectors: int, sam: bool) -> Callable[..., Any]:
                 a_k, u_k = emit.load(a_tile, at[k]), emit.load(u_tile, at[k])
                 p_k, new_a = builder.fmul(c, a_k), emit.fma(c, u_k, a_k)
                 if sam:
-                    e, g = others
+                    e, g = sam_factors
                     p_k, new_a = emit.fma(e, u_k, p_k), emit.fma(g, a_k, new_a)
                 p.append(p_k)
                 emit.store(new_a, a_tile, at[k])
@@ -163,7 +164,7 @@ def _pass(vectors: int, sam: bool) -> Callable[..., Any]:
                 emit.store(totals[k], u_tile, at[k])
             new_a = [emit.load(a_tile, at[k]) for k in units]
             pairs = [(new_a, totals), (new_a, new_a), (totals, totals)]
-            return [emit.dot(*pair, start) for pair, start in zip(pairs, so_far, strict=False)]
+            return [emit.dot(*pair, start) for pair, start in zip(pairs, tile_sums, strict=False)]
 
         sums = emit.loop(tiles, [_ZERO] * (3 if sam else 1), one_tile)
         results = [emit.across(total) for total in sums]
@@ -179,8 +180,8 @@ def tile_pass(
 ) -> Any:  # fmt: skip
     """The pass of SGD over all tiles; returns f(x').
 
-    tile: a tuple of V integers, whose length is part of the type, so that each V has code of its
-    own.  W : (tiles, rank, LANES V), a and u : (tiles LANES V,), X : (n, rank); x and x' start at
+    tile: a tuple of V integers, whose length is part of its type, so that each V has its own code.
+    W : (tiles, rank, LANES V), a and u : (tiles LANES V,), X : (n, rank); x and x' start at
     X.flat[x_at] and X.flat[next_at].
     """
     at, real = types.intp, types.float64
@@ -204,9 +205,10 @@ def twin_pass(
     typingctx: Any, theta: Any, inputs: Any, moves: Any, at: Any, vectors: Any, target: Any,
     lr: Any, push: Any,
 ) -> Any:  # fmt: skip
-    """theta <- theta - lr (r + sign(r) push) move, r = <theta, x> - target; none if it diverged.
+    """theta <- theta - lr (r + sign(r) push) move, r = <theta, x> - target.
 
-    theta : (LANES `vectors`,); x and move start at inputs.flat[at] and moves.flat[at].
+    theta : (LANES `vectors`,) is unchanged if r has diverged.  x and move start at inputs.flat[at]
+    and moves.flat[at].
     """
     real = types.float64
     signature = types.void(theta, inputs, moves, types.intp, types.intp, real, real, real)
@@ -216,9 +218,9 @@ def twin_pass(
         emit = _Emitter(context, builder, signature, args)
         weights, x, move = emit.pointer(0), emit.pointer(1, offset), emit.pointer(2, offset)
 
-        def product(k: Any, so_far: list[Any]) -> list[Any]:
+        def product(k: Any, sums: list[Any]) -> list[Any]:
             j = builder.mul(k, k.type(LANES))
-            return [emit.fma(emit.load(weights, j), emit.load(x, j), so_far[0])]
+            return [emit.fma(emit.load(weights, j), emit.load(x, j), sums[0])]
 
         (total,) = emit.loop(count, [_ZERO], product)
         residual = builder.fsub(emit.across(total), target)
@@ -227,11 +229,11 @@ def twin_pass(
             negative, builder.fsub(residual, push), builder.fadd(residual, push)
         )
         square = builder.fmul(residual, residual)
-        goes_on = builder.fcmp_ordered("<", square, _DOUBLE(DIVERGED_ABOVE))
-        step = builder.fmul(builder.fneg(lr), builder.select(goes_on, pushed, _DOUBLE(0.0)))
+        undiverged = builder.fcmp_ordered("<", square, _DOUBLE(DIVERGED_ABOVE))
+        step = builder.fmul(builder.fneg(lr), builder.select(undiverged, pushed, _DOUBLE(0.0)))
         c = emit.splat(step)
 
-        def update(k: Any, nothing: list[Any]) -> list[Any]:
+        def update(k: Any, _: list[Any]) -> list[Any]:
             j = builder.mul(k, k.type(LANES))
             emit.store(emit.fma(c, emit.load(move, j), emit.load(weights, j)), weights, j)
             return []
