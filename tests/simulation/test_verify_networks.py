@@ -91,7 +91,7 @@ def test_other_images_are_another_run(root, tmp_path):
     write_images(tmp_path / "others.npz", 1)
     moved = {**trajectory.config, "data": str(tmp_path / "others.npz")}
     result = verify(replace(trajectory, config=moved))
-    assert not result.same and "environment.json is of another" in " ".join(result.lines)
+    assert not result.same and "environment.json belongs to another" in " ".join(result.lines)
     about = {k: v for k, v in trajectory.provenance.items() if k != "config_sha256"}
     images = replace(trajectory, config=moved, provenance=about)
     result = verify(images)
