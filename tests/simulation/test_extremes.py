@@ -167,7 +167,7 @@ def held(path):
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(store, "BUSY", 0.02)
-    monkeypatch.setattr(store, "SHORT", 0.01)
+    monkeypatch.setattr(store, "BRIEF", 0.01)
 
 
 def sweep_of_four(out, progress=None):
