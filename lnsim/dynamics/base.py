@@ -39,6 +39,10 @@ class Schedule(ABC):
     def at(self, step: int) -> tuple[Dynamics, int]:
         """The dynamics of `step`, and the step before which it does not change."""
 
+    def check_replicas(self, replicas: int) -> None:
+        """Raises ValueError unless every scalar has one value, or one for each replica."""
+        self.at(0)[0].check_replicas(replicas)
+
     def factors(self, first_step: int, count: int) -> tuple[FloatArray | None, FloatArray | None]:
         """What lr and the noise are multiplied by at each of `count` steps, where they change.
 
@@ -79,6 +83,8 @@ class Dynamics(Schedule):
         for name, bounds in self.ranges.items():
             object.__setattr__(self, name, checks.real(name, getattr(self, name), **bounds))
         checks.integer("batch_size", self.batch_size, 0, checks.MOST_ENTRIES)
+        for name in ("replacement", "normalized"):
+            checks.flag(name, getattr(self, name))
         noises = check_noises(self.noise)
         if isinstance(self.noise, tuple):
             object.__setattr__(

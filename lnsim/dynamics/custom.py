@@ -24,8 +24,9 @@ class CustomDynamics(Dynamics):
     the weights' shapes, zero at the start: step(W, a, X, y, t, V_W, V_a) -> (W, a, V_W, V_a) with
     V_W : (K, p, r), V_a : (K, p).
 
-    For another model, loss or noise the rule is step(*parameters, X, y, t) -> parameters, where
-    y : (B, C) are the targets of the loss.  It has no `memory`, and trains the dense network.
+    For another model, loss, noise or schedule the rule is step(*parameters, X, y, t) -> parameters,
+    where y : (B, C), or (B,) for an a : (m,), are the targets of the loss.  It has no `memory`, and
+    trains the dense network.
 
     A run is reduced if a check finds that the rule allows it (simulation/custom.py), and dense if
     not: `provenance["reduced"]` of the trajectory names the sides that were reduced.  A `step`

@@ -129,6 +129,10 @@ class ParameterNoise(Noise):
     keeps_hidden: ClassVar = False
     keeps_inputs: ClassVar = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.flag("anticorrelated", self.anticorrelated)
+
 
 @dataclass(frozen=True)
 class Dropout(Noise):

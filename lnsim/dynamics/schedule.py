@@ -97,47 +97,57 @@ class Piecewise(Factor):
 
 @dataclass(frozen=True)
 class WarmUp(Factor):
-    """Linear from 1/steps at the first step to 1 at step `steps` - 1, then 1."""
+    """Linear from 1/steps at the first step to 1 at step `steps` - 1, then 1.
 
-    steps: int
+    `steps` >= 1 is one number, or an array of one number per replica.
+    """
+
+    steps: Scalar
 
     def __post_init__(self) -> None:
-        checks.integer("steps", self.steps, 1, checks.MOST_STEPS)
+        object.__setattr__(self, "steps", checks.real("steps", self.steps, least=1.0))
 
     def at(self, steps: NDArray[np.int64]) -> FloatArray:
         """See Factor."""
-        return np.minimum(1.0, (steps + 1.0) / self.steps)
+        return np.minimum(1.0, (steps + 1.0) / _column(self.steps))
 
 
 @dataclass(frozen=True)
 class Decay(Factor):
     """From 1 at step 0 to `end` at step `steps`, and `end` after it, along a curve.
 
-    `curve`: "cosine" (half a period), "linear" or "exponential".  Raises ValueError for `end`
-    outside [0, 1], an end of 0 for "exponential", an unknown curve.
+    `curve`: "cosine" (half a period), "linear" or "exponential".  `steps` >= 1 and `end` are one
+    number, or arrays of one number per replica.  Raises ValueError for `end` outside [0, 1], an end
+    of 0 for "exponential", an unknown curve.
     """
 
-    steps: int
-    end: float = 0.0
+    steps: Scalar
+    end: Scalar = 0.0
     curve: str = "cosine"
 
     def __post_init__(self) -> None:
-        checks.integer("steps", self.steps, 1, checks.MOST_STEPS)
+        object.__setattr__(self, "steps", checks.real("steps", self.steps, least=1.0))
         checks.choice("curve", self.curve, ("cosine", "exponential", "linear"))
         end = checks.real("end", self.end, least=0.0)
-        if not isinstance(end, float) or end > 1.0:
-            raise ValueError(f"end must be one number of at most 1, got {self.end!r}")
-        if self.curve == "exponential" and end == 0.0:
+        if np.any(np.asarray(end) > 1.0):
+            raise ValueError(f"end must be at most 1, got {np.max(end):g}")
+        if self.curve == "exponential" and np.any(np.asarray(end) == 0.0):
             raise ValueError("end must be above 0 for an exponential decay, got 0")
+        object.__setattr__(self, "end", end)
 
     def at(self, steps: NDArray[np.int64]) -> FloatArray:
         """See Factor."""
-        share = np.minimum(1.0, steps / self.steps)
+        share, end = np.minimum(1.0, steps / _column(self.steps)), _column(self.end)
         if self.curve == "exponential":
-            return np.asarray(self.end**share)
+            return np.asarray(end**share)
         if self.curve == "cosine":
             share = 0.5 - 0.5 * np.cos(np.pi * share)
-        return np.asarray(1.0 - (1.0 - self.end) * share)
+        return np.asarray(1.0 - (1.0 - end) * share)
+
+
+def _column(value: Scalar) -> Scalar:
+    """One number, or the numbers of all replicas in a column, (S, 1)."""
+    return value if isinstance(value, float) else np.reshape(value, (-1, 1))
 
 
 @dataclass(frozen=True)
@@ -170,6 +180,15 @@ class Scheduled(Schedule):
         # A number that is out of range is found here, not in the middle of a run.
         for step in (0, *(step for factor in self._piecewise for step in factor.boundaries)):
             base.scaled(*self._constant(step))
+
+    def check_replicas(self, replicas: int) -> None:
+        """Those of the dynamics, and every factor that has one value for each replica."""
+        super().check_replicas(replicas)
+        for name in ("lr", "noise"):
+            for factor in getattr(self, name):
+                values = factor.at(np.zeros(1, dtype=np.int64))
+                if values.ndim == 2:
+                    checks.per_replica(f"the factor of {name}", values[:, 0], replicas)
 
     @property
     def _piecewise(self) -> tuple[Piecewise, ...]:

@@ -50,8 +50,8 @@ def figure(trajectory: Record) -> Figure:
     # The alignment's axis, and the bar beside the paths, stand to the right of their panels.
     wide = "alignment_mean" in series
     right, between = {
-        (2, True): (0.905, 0.5), (2, False): (0.985, 0.28),
-        (3, True): (0.93, 0.72), (3, False): (0.985, 0.38),
+        (2, True): (0.905, 0.5), (2, False): (0.972, 0.28),
+        (3, True): (0.93, 0.72), (3, False): (0.972, 0.38),
     }[across, wide]  # fmt: skip
     with drawing():
         shown = blank(TWO_COLUMNS, height)
@@ -136,7 +136,10 @@ def draw_spectrum(axes: Axes, series: Series) -> None:
         axes.legend(loc="upper left", ncols=2, bbox_to_anchor=(0.0, 1.12), columnspacing=1.0)
     # The start is no part of a logarithmic axis of time, and may be far above all that follows.
     later = values[1:] if len(values) > 2 else values
-    axes.set_ylim(0.0, panels.limit(later))
+    levels = np.zeros(1)
+    if "theta_star" in series:
+        levels = np.linalg.svd(np.atleast_2d(series["theta_star"]), compute_uv=False)
+    axes.set_ylim(0.0, panels.limit(np.append(later, levels)))
     axes.set_ylabel("singular values")
 
 

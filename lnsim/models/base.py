@@ -63,6 +63,11 @@ class Model(ABC):
         """C, the number of outputs."""
 
     @property
+    def scalar(self) -> bool:
+        """Whether it is the two-layer network whose second layer has no axis for outputs."""
+        return False
+
+    @property
     def hidden(self) -> int:
         """The number of hidden units of all layers, which dropout drops."""
         return 0

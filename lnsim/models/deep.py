@@ -60,6 +60,7 @@ class DeepLinear(Model):
                     f"weights[{layer}] must be square for a skip, got {weights[layer].shape}"
                 )
         object.__setattr__(self, "weights", weights)
+        checks.flag("residual", self.residual)
 
     @property
     def parameters(self) -> dict[str, FloatArray]:
@@ -121,7 +122,7 @@ class DeepLinear(Model):
 
     def reduced(self, X: FloatArray, *, hidden: bool, inputs: bool) -> Coordinates[DeepLinear]:
         """See Model and the derivation above; with skips nothing is reduced."""
-        if self.residual:
+        if any(self.skips):
             return Coordinates(self, X)
         weights: list[FloatArray] = list(self.weights)
         turns: list[list[FloatArray | None]] = [[None, None] for _ in weights]

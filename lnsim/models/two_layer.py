@@ -60,6 +60,11 @@ class Network(Model):
         return len(self.A)
 
     @property
+    def scalar(self) -> bool:
+        """Whether a : (m,)."""
+        return self.a.ndim == 1
+
+    @property
     def hidden(self) -> int:
         """m."""
         return self.width

@@ -333,7 +333,8 @@ def _walk_model(
         if not float(squares.max()) < DIVERGED_ABOVE:
             state.diverged_at[s] = first_step + t
             break
-        parameters = _stepped(rule, parameters, x, y, first_step + t)
+        labels = y[:, 0] if model.scalar else y
+        parameters = _stepped(rule, parameters, x, labels, first_step + t)
     state.theta[s] = np.concatenate([array.ravel() for array in parameters])
 
 

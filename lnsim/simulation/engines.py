@@ -19,7 +19,7 @@ IN_NUMPY = {"custom": CustomEngine}
 
 def is_general(schedule: Schedule, model: Model, problem: Problem) -> bool:
     """Whether a run needs the kernels for any model: the scalar network has some of its own."""
-    scalar = isinstance(model, Network) and model.a.ndim == 1 and problem.y.ndim == 1
+    scalar = model.scalar and problem.y.ndim == 1
     return schedule.general or not scalar or problem.loss != "squared"
 
 
@@ -56,9 +56,10 @@ def check_general(schedule: Schedule, model: Model, problem: Problem) -> None:
         )
     if dynamics.kernel not in GENERAL:
         raise ValueError(
-            f"a {type(dynamics).__name__} trains the two-layer network with one output under the"
-            f" squared loss and plain label noise, got {type(model).__name__} with"
-            f" {model.outputs} outputs, loss {problem.loss!r} and noise {dynamics.noise!r}"
+            f"{type(dynamics).__name__} trains the two-layer network with one output under the"
+            " squared loss, plain label noise and factors that are piecewise constant, got"
+            f" {type(model).__name__} with {model.outputs} outputs, loss {problem.loss!r} and noise"
+            f" {dynamics.noise!r}"
         )
     if model.outputs < problem.outputs or (
         model.outputs != problem.outputs and problem.loss != "cross-entropy"

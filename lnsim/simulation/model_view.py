@@ -194,9 +194,8 @@ def _ntk_distance(view: ModelView) -> FloatArray:
     start = _kernel_parts(frame.model)
     norm = _kernel_norm(*start, frame.gram)
     changes = [_kernel_parts(model) for model in view.models]
-    return np.array(
-        [_kernel_norm(D - start[0], N - start[1], frame.gram) / norm for D, N in changes]
-    )
+    moved = [_kernel_norm(D - start[0], N - start[1], frame.gram) for D, N in changes]
+    return np.array(moved) / (norm or np.nan)
 
 
 def _kernel_parts(model: Model) -> tuple[FloatArray, FloatArray]:

@@ -74,7 +74,10 @@ class Frame:
     ) -> dict[str, Callable[[Any], FloatArray]]:
         """The formulas, by name, of the quantities in the table with these properties."""
         names = quantities.names(quantities.TWO_LAYER, axis, of_neurons=of_neurons, needs=needs)
-        return {name: FORMULAS[name] for name in names}
+        recorded_formulas = {name: FORMULAS[name] for name in names}
+        if (axis, of_neurons, needs) == (Axis.RECORD, False, "") and self.problem.classes:
+            recorded_formulas |= ACCURACIES
+        return recorded_formulas
 
     def path(self, name: str, tracked: int) -> int:
         """The number of values per record of a quantity of single neurons."""
@@ -278,6 +281,20 @@ def ntk_distance(view: View) -> FloatArray:
     frame = view.frame
     change = _tangent_matrix(view.reduced_W, view.reduced_a) - frame.tangent_start
     return _kernel_norm(change, frame.gram) / frame.kernel_norm
+
+
+def _accuracy(X: FloatArray | None, y: FloatArray | None, view: View) -> FloatArray:
+    """Share of samples with <theta, x> on the side of the label -1 or 1; NaN without data."""
+    if X is None or y is None:
+        return np.full(len(view.theta), np.nan)
+    return np.asarray(((_apply(X, view.theta) > 0.0) == (y > 0.0)).mean(axis=1))
+
+
+ACCURACIES: dict[str, Callable[[View], FloatArray]] = {
+    "train_accuracy": lambda v: _accuracy(v.frame.problem.X, v.frame.problem.y, v),
+    "test_accuracy": lambda v: _accuracy(v.frame.problem.X_test, v.frame.problem.y_test, v),
+}
+"""What is recorded besides where all labels are -1 or 1."""
 
 
 FORMULAS: dict[str, Callable[[View], FloatArray]] = {

@@ -388,6 +388,8 @@ class Recorder:
         for name, values in self._of_clouds():
             values[:, :clouds_taken] = replicas_in_front(name)[:, :clouds_taken]
         for name, value in self._resumed().items():
+            if earlier.state[name].shape != value.shape:
+                raise ValueError(f"cannot resume: the earlier run has another {name}")
             value[...] = earlier.state[name]
         prefixes = tuple(waypoint(record) for record in waypoint_records(records_taken))
         states = earlier.state.items()

@@ -116,7 +116,11 @@ def simulate(
             "samples": problem.samples,
             "dim": problem.dim,
             **({"width": network.width} if isinstance(network, Network) else {}),
-            **(network.about() | {"loss": problem.loss} if general else {}),
+            **(
+                network.about() | {"shape": list(network.shape()), "loss": problem.loss}
+                if general
+                else {}
+            ),
             "dynamics": _in_full(dynamics),
             "steps": steps,
             "record_every": record_every,
@@ -209,6 +213,5 @@ def _base(dynamics: Schedule, replicas: int) -> Dynamics:
     """The dynamics of the first step, after checking its scalars against the replicas."""
     if not isinstance(dynamics, Schedule):
         raise TypeError(f"dynamics must be SGD, GD, SAM, ... of lnsim, got {dynamics!r}")
-    base, _ = dynamics.at(0)
-    base.check_replicas(replicas)
-    return base
+    dynamics.check_replicas(replicas)
+    return dynamics.at(0)[0]

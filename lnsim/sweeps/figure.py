@@ -203,7 +203,7 @@ def draw_map(axes: Axes, sweep: Table, column: str) -> None:
         key.label(axis, scale)
     axes.set_xlim(*x.borders[[0, -1]])
     axes.set_ylim(*y.borders[[0, -1]])
-    legend += _draw_boundaries(axes, x, y, cells)
+    legend += _draw_boundaries(axes, sweep, x, y, cells)
     if legend:
         axes.legend(
             handles=legend, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2,
@@ -267,14 +267,15 @@ def _medians(cells: Any, column: str, shape: tuple[int, int]) -> FloatArray:
     return image
 
 
-def _draw_boundaries(axes: Axes, x: _Axis, y: _Axis, cells: Any) -> list[Any]:
+def _draw_boundaries(axes: Axes, sweep: Table, x: _Axis, y: _Axis, cells: Any) -> list[Any]:
     """Draws where each prediction equals its level, if that is within the map; returns a legend."""
     legend: list[Any] = []
     shape = (y.places.size, x.places.size)
     if min(shape) < 2:
         return legend
     outline: list[Any] = [withStroke(linewidth=pt(2.2), foreground="white")]
-    for column, level_key, style, name in BOUNDARIES:
+    boundaries = BOUNDARIES if points.has_theory(sweep.experiment) else ()
+    for column, level_key, style, name in boundaries:
         predicted = _medians(cells, column, shape)
         level = _medians(cells, level_key, shape) if level_key else np.ones(shape)
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -169,7 +169,7 @@ def test_bad_files_and_folders(tmp_path, capsys):
         (["run", "label-noise", "--out", str(tmp_path / "file")], "is a file"),
         (["run", "label-noise", "--out", str(tmp_path / "file" / "deep")], "cannot be written"),
         (["run", "label-noise", "--resume"], "--resume needs --out"),
-        (["run", "label-noise", "--resume", "--out", str(tmp_path / "full")], "no run folder"),
+        (["run", "label-noise", "--resume", "--out", str(tmp_path / "full")], "not a run folder"),
     ):
         assert main(arguments) == 2, arguments
         output = capsys.readouterr()

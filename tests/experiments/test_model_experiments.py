@@ -130,6 +130,17 @@ def test_replicas_and_points_of_a_sweep_are_the_runs_alone(name, tmp_path):
     np.testing.assert_array_equal(ensemble["train_loss"][0], first["train_loss"])
 
 
+@pytest.mark.parametrize("name", OF_MODEL)
+def test_a_map_of_two_keys_is_drawn(name, tmp_path):
+    key = "tau" if name == "two-layer" else "sigma"
+    grid = {key: [0.1, 0.3], "lr": [1e-4, 1e-3]}
+    with ThreadPoolExecutor(1) as executor:
+        base = {**SMALL, **OF_MODEL[name]}
+        base.pop("lr", None)
+        sweep = lnsim.sweep(name, grid, out=tmp_path / "s", base=base, executor=executor)
+    assert len(sweep.rows) == 4 and len(sweep.plot().axes) == 2
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -266,7 +277,7 @@ def test_every_noise_has_a_run_above():
         ("relu", ["rho=0.1", "momentum=0.5"], "momentum must be 0 with rho > 0, got 0.5"),
         ("relu", ["rho=0.1", "batch_size=4", "micro_batch=3"], "micro_batch must divide the batch"),
         ("relu", ["noise=flips"], "LabelFlips needs labels that are classes"),
-        ("relu", ["decay_steps=5", "decay_end=2"], "end must be one number of at most 1, got 2"),
+        ("relu", ["decay_steps=5", "decay_end=2"], "end must be at most 1, got 2"),
         ("relu", ["widht=5"], "unknown key 'widht': did you mean 'width'?"),
     ],
 )
