@@ -77,7 +77,7 @@ class ModelConfig(ABC):
     samples: int = key(200, "n, training samples")
     test_samples: int = key(1000, "samples of the test set")
     dim: int = key(20, "d, the input dimension")
-    data_noise: float = key(0.0, "of a regression: deviation of the noise in the data's labels, drawn once")
+    data_noise: float = key(0.0, "deviation of the noise in a regression's labels, drawn once")
     loss: str = key("squared", "squared, logistic or cross-entropy")
     scale: float = key(1.0, "what the weights at the start are multiplied by, or are")
     noise: str = key("label", NOISE)

@@ -25,7 +25,7 @@ class Config(_models.LayersConfig):
 
     samples: int = key(64, "n, training samples")
     dim: int = key(16, "d, the input dimension")
-    data_noise: float = key(0.5, "deviation of the noise in the data's labels, drawn once")
+    data_noise: float = key(0.5, "deviation of the noise in a regression's labels, drawn once")
     sigma: float = key(4.0, "deviation of the noise on labels, gradient or parameters")
     lr: float = key(5e-3, "learning rate, eta in the paper")
     steps: int = key(200_000, "how long to train")
