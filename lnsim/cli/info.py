@@ -11,7 +11,6 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import lnsim
 from lnsim import backend as backends
 from lnsim.base.threads import cores
 
@@ -53,7 +52,10 @@ def _wrapped(name: str, text: str) -> list[str]:
 
 def _entries() -> Iterator[tuple[str, str]]:
     """The names of the entries, and their texts."""
-    yield "lnsim", f"{_version('lnsim') or 'not installed'}, {os.path.dirname(lnsim.__file__)}"
+    yield (
+        "lnsim",
+        f"{_version('lnsim') or 'not installed'}, {os.path.dirname(os.path.dirname(__file__))}",
+    )
     yield "python", f"{platform.python_version()}, {sys.executable}"
     yield "system", platform.platform()
     for package in CORE:
