@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from lnsim import backend as backends
@@ -38,12 +39,19 @@ def coordinates_of(
     if allowed is False or dynamics.equivariant is None:
         hidden = inputs = False
     coordinates = model.reduced(problem.X, hidden=hidden, inputs=inputs)
-    if allowed and not coordinates.sides:
+    check_reduced(allowed, coordinates.sides, model, dynamics)
+    return coordinates
+
+
+def check_reduced(
+    asked: bool | None, sides: Sequence[str], model: Model, dynamics: Dynamics
+) -> None:
+    """Raises ValueError where a reduction is asked for and there is none."""
+    if asked and not sides:
         raise ValueError(
             f"reduce must be False or None: a {type(model).__name__} of this size under"
             f" {type(dynamics).__name__} with this noise has no reduction"
         )
-    return coordinates
 
 
 def check_general(schedule: Schedule, model: Model, problem: Problem) -> None:

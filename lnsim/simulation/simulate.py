@@ -23,6 +23,7 @@ from lnsim.run.loop import drive, record_steps
 from lnsim.run.record import Status
 from lnsim.simulation.engines import (
     check_general,
+    check_reduced,
     check_trains_models,
     coordinates_of,
     engine_of,
@@ -72,7 +73,7 @@ def simulate(
     for bit the single run of seed[c].  A replica that diverges is left behind; the others go on.
 
     `reduce=False` trains the dense network, None a reduced one where there is one; True asks for
-    one of a model that is not the two-layer network with one output.  `ledger` keeps the norm
+    one.  `ledger` keeps the norm
     ledger of every neuron (ledger.py), `linearized` trains the linearised twin along (twin.py).
     The path of the first `tracked` neurons is kept at every record; `clouds`, all neurons at a few
     of them and the weights at the end, which are most of the memory of a large ensemble: S m
@@ -148,6 +149,7 @@ def simulate(
         linearized = linearized and base.has_twin
         moving = Replicas.start(reduction, base, replicas, linearized=linearized, ledger=ledger)
         frame = Frame(problem, reduction)
+        check_reduced(reduce, frame.sides, network, base)
         trained, draws = reduction.problem, base.draws(problem.samples, network.width)
     recorder = Recorder(frame, base, moving, plan, tracked, clouds, observables)
     step = 0

@@ -59,7 +59,7 @@ def test_reduced_dense_and_naive_runs_agree(case):
         batch=case["batch"], law=case["law"], momentum=case["momentum"], decay=case["decay"],
         seed=case["seed"],
     )  # fmt: skip
-    for reduce in (True, False):
+    for reduce in (None, False):
         run = lnsim.simulate(
             problem, network, dynamics, steps=40, record_every=7, seed=case["seed"], reduce=reduce
         )
@@ -222,7 +222,7 @@ def test_reduction_is_exact_over_many_steps():
             record_every=50_000,
             reduce=reduce,
         )
-        for reduce in (True, False)
+        for reduce in (None, False)
     ]
     assert relative(runs[0].final.W, runs[1].final.W) < 1e-12
 

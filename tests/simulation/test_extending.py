@@ -209,7 +209,7 @@ def test_resumed_from_a_file_bit_for_bit(step, memory, tmp_path):
     simulate(problem, network, rule, steps=21, observables=observables).save(tmp_path)
     earlier = lnsim.Trajectory.load(tmp_path)
     rest = simulate(
-        problem, network, rule, steps=40, observables=observables, resume=earlier, reduce=True
+        problem, network, rule, steps=40, observables=observables, resume=earlier, reduce=None
     )
     for name, value in whole.arrays.items():
         np.testing.assert_array_equal(rest[name], value, err_msg=name)
@@ -276,7 +276,7 @@ def test_what_a_rule_returns_is_checked():
         (lambda W, a, X, y, t: (W.T, a), ValueError, r"W of shape \(30, 9\), got \(9, 30\)"),
         (lambda W, a, X, y, t: (W + next(calls), a), ValueError, "on its arguments alone: W"),
     ):
-        for reduce in (True, False):
+        for reduce in (None, False):
             with pytest.raises(error, match=says):
                 simulate(problem, network, lnsim.CustomDynamics(step), reduce=reduce)
 

@@ -95,3 +95,9 @@ def test_factors_of_replicas():
 def test_words_are_no_flags(made, says):
     with pytest.raises(TypeError, match=re.escape(says)):
         made()
+
+
+def test_a_reduction_that_is_asked_for_and_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="reduce must be False or None: a Network of this size"):
+        run(lnsim.ntk_init(5, 6), lnsim.SGD(0.01), reduce=True)
+    assert run(lnsim.ntk_init(8, 6), lnsim.SGD(0.01), reduce=True).provenance["reduced"]
