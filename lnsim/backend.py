@@ -66,6 +66,24 @@ class ModelState:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Steps of a model for `LinearEngine.train`, `steps` of them from `first_step` on.
+
+    `model` says which functions of theta are trained and their sizes; its own weights are not read.
+    X : (n, r) are the training inputs, `loss` one of models.problem.LOSSES, `draws` those of these
+    steps.  What a step does is in dynamics/.
+    """
+
+    model: Model
+    X: FloatArray
+    loss: str
+    dynamics: Dynamics
+    draws: Draws
+    steps: int
+    first_step: int
+
+
+@dataclass(frozen=True)
 class Gradient:
     """Full-batch gradient of (1/2n) sum (f(x_i) - y_i)^2.  W : (S, p, r), a : (S, p)."""
 
@@ -94,22 +112,10 @@ class LinearEngine(Protocol):
         diverges stops there.
         """
 
-    def train(
-        self,
-        state: ModelState,
-        model: Model,
-        X: FloatArray,
-        loss: str,
-        dynamics: Dynamics,
-        draws: Draws,
-        steps: int,
-        first_step: int,
-    ) -> None:
-        """Takes `state` through `steps` steps on `draws` of the inputs X : (n, r).
+    def train(self, state: ModelState, segment: Segment) -> None:
+        """Takes `state` through the steps of `segment`.
 
-        `model` says which functions of theta are trained and their sizes; its own weights are not
-        read.  What a step does is in dynamics/.  Raises ValueError for a model or a dynamics that
-        the engine does not have.
+        Raises ValueError for a model or a dynamics that the engine does not have.
         """
 
     def gradient(self, state: State, problem: Problem) -> Gradient:

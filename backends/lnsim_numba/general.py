@@ -23,12 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lnsim.backend import ModelState, kernel_of
+from lnsim.backend import ModelState, Segment, kernel_of
 from lnsim.base.checks import FloatArray
 from lnsim.base.compiled import compiled
 from lnsim.base.threads import in_blocks
-from lnsim.dynamics import Dynamics, ParameterNoise
-from lnsim.dynamics.draws import Draws
+from lnsim.dynamics import Dynamics
 from lnsim.models.base import Model
 from lnsim_numba.call import scalars
 from lnsim_numba.common import BARE, EXACT, FAST, has_diverged
@@ -232,17 +231,9 @@ MODELS: dict[str, Callable[[Any], Any]] = {
 """By the kernel of a model its sizes, as the functions of models.py take them."""
 
 
-def train_model(
-    state: ModelState,
-    model: Model,
-    X: FloatArray,
-    loss: str,
-    dynamics: Dynamics,
-    draws: Draws,
-    steps: int,
-    first_step: int,
-) -> None:
+def train_model(state: ModelState, segment: Segment) -> None:
     """See LinearEngine.train."""
+    model, dynamics, draws = segment.model, segment.dynamics, segment.draws
     sizes = kernel_of(MODELS, model, "numba")(model)
     rates = np.zeros(len(state.theta), dtype=kernel_of(DYNAMICS, dynamics, "numba"))
     for name, value in dynamics.scalars().items():
@@ -257,12 +248,12 @@ def train_model(
         _or_none(draws.keep, 4),
         np.empty((1, 0)) if lr is None else np.ascontiguousarray(lr),
     )
-    form = form_of(model, loss, dynamics, arrays[1].shape[2])
+    form = form_of(model, segment.loss, dynamics, arrays[1].shape[2])
     going = np.flatnonzero(state.diverged_at < 0)
     in_blocks(
         lambda block: train_replicas(
-            sizes, state.theta, state.velocity, state.last, X, *arrays, rates, form, steps,
-            first_step, going[block], state.diverged_at,
+            sizes, state.theta, state.velocity, state.last, segment.X, *arrays, rates, form,
+            segment.steps, segment.first_step, going[block], state.diverged_at,
         ),
         going.size,
     )  # fmt: skip
@@ -271,9 +262,7 @@ def train_model(
 def form_of(model: Model, loss: str, dynamics: Dynamics, batch: int) -> Form:
     """What the kernel needs to know of the loss and the dynamics, on batches of `batch`."""
     border = model.first_layer_size
-    anticorrelated = any(
-        isinstance(noise, ParameterNoise) and noise.anticorrelated for noise in dynamics.noises
-    )
+    noise = dynamics.parameter_noise
     return Form(
         loss=LOSSES[loss],
         parts=dynamics.parts(batch),
@@ -282,7 +271,7 @@ def form_of(model: Model, loss: str, dynamics: Dynamics, batch: int) -> Form:
         last=border if dynamics.layers == "first" else model.size,
         new_loss=dynamics.through != "jacobian",
         new_jacobian=dynamics.through != "loss",
-        memory=-1.0 if anticorrelated else 0.0,
+        memory=-1.0 if noise is not None and noise.anticorrelated else 0.0,
     )
 
 

@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lnsim.backend import ModelState, kernel_of
+from lnsim.backend import ModelState, Segment, kernel_of
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
-from lnsim.dynamics import Dynamics, ParameterNoise
-from lnsim.dynamics.draws import Draws
 from lnsim.models.base import Model
 from lnsim_torch.tensors import ratio, to_numpy
 
@@ -100,24 +98,17 @@ class _Descent:
     """The kernel "descent": all that a call of `train_model` trains, and one step of it."""
 
     def __init__(
-        self,
-        state: ModelState,
-        model: Model,
-        X: FloatArray,
-        loss: str,
-        dynamics: Dynamics,
-        draws: Draws,
-        tensor: Callable[[FloatArray], Tensor],
+        self, state: ModelState, segment: Segment, tensor: Callable[[FloatArray], Tensor]
     ) -> None:
+        model, dynamics, draws = segment.model, segment.dynamics, segment.draws
         self._model, self._predict = model, kernel_of(MODELS, model, "torch")
         self._shapes = [array.shape for array in model.parameters.values()]
         self._sizes = [array.size for array in model.parameters.values()]
-        self._loss, self._squared = LOSSES[loss], loss == "squared"
+        self._loss, self._squared = LOSSES[segment.loss], segment.loss == "squared"
         self._through, self._normalized = dynamics.through, dynamics.normalized
         self._parts = dynamics.parts(draws.targets.shape[2])
-        self._anticorrelated = any(
-            isinstance(noise, ParameterNoise) and noise.anticorrelated for noise in dynamics.noises
-        )
+        noise = dynamics.parameter_noise
+        self._anticorrelated = noise is not None and noise.anticorrelated
         self.theta, self._velocity = tensor(state.theta), tensor(state.velocity)
         self._last = tensor(state.last)
         device = self.theta.device
@@ -131,7 +122,7 @@ class _Descent:
         # Without either a replica has no use for its velocity, which stays as it was.
         self._has_velocity = (self._momentum > 0.0) | (self._decay > 0.0)
         self._moving = tensor(_moving(model, dynamics.layers))
-        self._X, self._targets = tensor(X), tensor(draws.targets)
+        self._X, self._targets = tensor(segment.X), tensor(draws.targets)
         self._index = None if draws.index is None else torch.tensor(draws.index, device=device)
         self._keep, self._gradient_noise, self._parameter_noise, self._lr_factors = (
             None if array is None else tensor(array)
@@ -225,21 +216,12 @@ KERNELS: dict[str, type[_Descent]] = {"descent": _Descent}
 
 
 def train_model(
-    state: ModelState,
-    model: Model,
-    X: FloatArray,
-    loss: str,
-    dynamics: Dynamics,
-    draws: Draws,
-    steps: int,
-    first_step: int,
-    tensor: Callable[[FloatArray], Tensor],
+    state: ModelState, segment: Segment, tensor: Callable[[FloatArray], Tensor]
 ) -> None:
     """See LinearEngine.train; `tensor` copies an array to the device, in the engine's precision."""
-    kernel = kernel_of(KERNELS, dynamics, "torch")
-    run = kernel(state, model, X, loss, dynamics, draws, tensor)
-    for t in range(steps):
-        run.step(t, first_step + t)
+    run = kernel_of(KERNELS, segment.dynamics, "torch")(state, segment, tensor)
+    for t in range(segment.steps):
+        run.step(t, segment.first_step + t)
     run.store(state)
 
 

@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lnsim import streams
-from lnsim.backend import Gradient, ModelState, State, kernel_of
+from lnsim.backend import Gradient, ModelState, Segment, State, kernel_of
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
 from lnsim.dynamics import FULL_BATCH, Dynamics, Oscillation
-from lnsim.dynamics.draws import Draws
-from lnsim.models.base import Model
 from lnsim.models.problem import Problem
 from lnsim.models.twin import Twin
 from lnsim_torch.devices import check_device
@@ -106,19 +104,9 @@ class TorchEngine:
         linearized.theta[:], linearized.velocity[:] = to_numpy(theta), to_numpy(V)
 
     @held(1)
-    def train(
-        self,
-        state: ModelState,
-        model: Model,
-        X: FloatArray,
-        loss: str,
-        dynamics: Dynamics,
-        draws: Draws,
-        steps: int,
-        first_step: int,
-    ) -> None:
+    def train(self, state: ModelState, segment: Segment) -> None:
         """See lnsim.backend.LinearEngine.train.  Uses one CPU thread: see threads.py."""
-        train_model(state, model, X, loss, dynamics, draws, steps, first_step, self.tensor)
+        train_model(state, segment, self.tensor)
 
     def gradient(self, state: State, problem: Problem) -> Gradient:
         """See lnsim.backend.LinearEngine.gradient."""

@@ -89,7 +89,10 @@ class Untouched:
         watch.allocated, watch.limit = 0, nbytes
         try:
             yield lambda: watch.allocated
-        except Exception:  # TooMuch, or an error that the network raised in its place
+        except Exception:
+            # A network may catch TooMuch and raise an error of any type in its place.  What it
+            # allocated decides: below the limit the error is the network's own and is raised again;
+            # above it TooMuch is raised below, whatever the network made of it.
             if watch.allocated <= nbytes:
                 raise
         finally:

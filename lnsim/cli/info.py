@@ -143,5 +143,5 @@ def _tried(work: Callable[[], Any]) -> tuple[Any, str]:
         return work(), ""
     except ValueError:
         raise
-    except Exception as error:  # foreign code may raise anything: the report shows it
+    except Exception as error:  # nothing is hidden: the report's line shows the type and the text
         return None, f"broken: {type(error).__name__}: {' '.join(str(error).split())}"

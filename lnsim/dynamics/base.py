@@ -15,7 +15,7 @@ import numpy as np
 
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray, Scalar
-from lnsim.dynamics.noise import LabelNoise, Noise, check_noises
+from lnsim.dynamics.noise import LabelNoise, Noise, ParameterNoise, check_noises
 
 FULL_BATCH = 0
 """As a batch size: all n samples, each once."""
@@ -110,6 +110,11 @@ class Dynamics(Schedule):
     def label_noise(self) -> LabelNoise | None:
         """The LabelNoise among the noises, if there is one."""
         return next((noise for noise in self.noises if isinstance(noise, LabelNoise)), None)
+
+    @property
+    def parameter_noise(self) -> ParameterNoise | None:
+        """The ParameterNoise among the noises, if there is one."""
+        return next((noise for noise in self.noises if isinstance(noise, ParameterNoise)), None)
 
     @property
     def general(self) -> bool:  # type: ignore[override]

@@ -56,6 +56,19 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """What the loss compares with where there is no noise.
+
+    of_samples : (n, C); where labels are classes also their numbers, labels : (n,), and what stands
+    for every class, of_classes : (classes, C).
+    """
+
+    of_samples: FloatArray
+    labels: NDArray[np.int64] | None = None
+    of_classes: FloatArray | None = None
+
+
+@dataclass(frozen=True)
 class Draws:
     """The draws of T steps of S replicas; an axis of length 1 stands for all of it.
 
@@ -107,24 +120,21 @@ def drawn(
     dynamics: Dynamics,
     sizes: Sizes,
     words: Words,
-    targets: FloatArray,
-    labels: NDArray[np.int64] | None,
-    class_targets: FloatArray | None,
+    targets: Targets,
     order: NDArray[np.int64],
     first_step: int,
     factors: tuple[FloatArray | None, FloatArray | None] = (None, None),
 ) -> Draws:
     """The draws of `words` : (S, T, D), of which the first step is `first_step`.
 
-    targets : (n, C), and for labels that are classes their numbers, (n,), and the target of every
-    class.  order : (S, n), the epoch's order without replacement, is updated in place.
+    order : (S, n), the epoch's order without replacement, is updated in place.  factors: those of
+    lr and of the noises' strengths, (T,) or (S, T) each, or None.
     """
     lr, strength = factors
     label_words, further = _layout(dynamics, sizes)
     index, shown = _labels(
-        dynamics, sizes, words[..., :label_words], targets, labels, class_targets, order,
-        first_step, strength,
-    )  # fmt: skip
+        dynamics, sizes, words[..., :label_words], targets, order, first_step, strength
+    )
     arrays: dict[type, FloatArray] = {}
     at = label_words
     for noise, count in further:
@@ -149,9 +159,7 @@ def _labels(
     dynamics: Dynamics,
     sizes: Sizes,
     words: Words,
-    targets: FloatArray,
-    labels: NDArray[np.int64] | None,
-    class_targets: FloatArray | None,
+    targets: Targets,
     order: NDArray[np.int64],
     first_step: int,
     strength: FloatArray | None,
@@ -161,12 +169,12 @@ def _labels(
     full = dynamics.batch_size == FULL_BATCH
     noise = next((noise for noise in dynamics.noises if noise.on_labels), None)
     if full and noise is None:
-        return None, targets[None, None]
+        return None, targets.of_samples[None, None]
     if isinstance(noise, LabelNoise) and noise.labels is not None:
         words = words.reshape(replicas, steps, noise.labels, -1)
         unit = _unit(words, noise.law, sizes.outputs)
         epsilon = _times(noise.sigma, strength, unit)
-        return None, _on_some(sizes, words[..., 0], targets, epsilon, noise.labels)
+        return None, _on_some(sizes, words[..., 0], targets.of_samples, epsilon, noise.labels)
     of_draws = dynamics.batch_size or sizes.samples
     each = words.shape[2] // of_draws
     index = None
@@ -175,14 +183,14 @@ def _labels(
     if isinstance(noise, LabelNoise) and noise.law != "rademacher":
         unit = streams.unit_noise(words.reshape(replicas, steps, of_draws, -1), noise.law)
         epsilon = _times(noise.sigma, strength, unit)
-        return index, (targets if index is None else targets[index]) + epsilon
-    rows = targets
+        return index, targets.of_samples[... if index is None else index] + epsilon
+    rows = targets.of_samples
     if isinstance(noise, LabelFlips):
-        assert labels is not None and class_targets is not None
-        rows = class_targets
+        assert targets.labels is not None and targets.of_classes is not None
+        rows = targets.of_classes
     samples = np.empty((replicas, 0, 0), dtype=np.int64) if index is None else index
     shown = np.empty((replicas, steps, of_draws, rows.shape[1]))
-    _show(noise, (words, each), rows, labels, samples, strength, shown)
+    _show(noise, (words, each), rows, targets.labels, samples, strength, shown)
     return index, shown
 
 

@@ -34,7 +34,9 @@ def guarded(*others: type[Exception]) -> Iterator[None]:
         yield
     except others:
         raise
-    except Exception as error:  # foreign code may raise anything: Undrawn says what it was
+    except Exception as error:
+        # Matplotlib, fonts, LaTeX and ffmpeg raise errors of any type, and a run's numbers are not
+        # to be lost for a figure.  Nothing is hidden: Undrawn has the type, the text and the cause.
         text = textwrap.shorten(str(error), LONGEST, placeholder=" ...")
         raise Undrawn(f"no figure, {': '.join(filter(None, (type(error).__name__, text)))}") from (
             error

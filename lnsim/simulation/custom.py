@@ -26,12 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim import streams
-from lnsim.backend import LinearEngine, ModelState, State
+from lnsim.backend import LinearEngine, ModelState, Segment, State
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray, Noting, per_replica
 from lnsim.base.threads import in_blocks
 from lnsim.dynamics import FULL_BATCH, CustomDynamics, Dynamics
-from lnsim.dynamics.draws import Draws
-from lnsim.models.base import Model
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import Reduction, dense
 from lnsim.models.reduction import reduce as reduce_both
@@ -201,22 +199,11 @@ class CustomEngine:
     def __init__(self, engine: LinearEngine) -> None:
         self.gradient = engine.gradient
 
-    def train(
-        self,
-        state: ModelState,
-        model: Model,
-        X: FloatArray,
-        loss: str,
-        dynamics: Dynamics,
-        draws: Draws,
-        steps: int,
-        first_step: int,
-    ) -> None:
+    def train(self, state: ModelState, segment: Segment) -> None:
         """See LinearEngine.train: step(*parameters, X, y, t) returns the parameters."""
-        rule = cast(CustomDynamics, dynamics)
         with np.errstate(over="ignore", invalid="ignore"):
             for s in np.flatnonzero(state.diverged_at < 0).tolist():
-                _walk_model(rule, state, s, model, X, loss, draws, steps, first_step)
+                _walk_model(state, s, segment)
 
     def advance(
         self,
@@ -311,30 +298,21 @@ def _diverged(residual: FloatArray, mean: bool) -> bool:
     return not float(squares.mean() if mean else squares.max()) < DIVERGED_ABOVE
 
 
-def _walk_model(
-    rule: CustomDynamics,
-    state: ModelState,
-    s: int,
-    model: Model,
-    X: FloatArray,
-    loss: str,
-    draws: Draws,
-    steps: int,
-    first_step: int,
-) -> None:
+def _walk_model(state: ModelState, s: int, segment: Segment) -> None:
     """Trains replica s in place, and detects divergence like the kernels for any model."""
+    rule, model, draws = cast(CustomDynamics, segment.dynamics), segment.model, segment.draws
     parameters = list(model.from_flat(state.theta[s].copy()).parameters.values())
     targets = draws.targets[s % len(draws.targets)]
-    for t in range(steps):
+    for t in range(segment.steps):
         y = targets[t % len(targets)]
-        x = X if draws.index is None else X[draws.index[s, t]]
+        x = segment.X if draws.index is None else segment.X[draws.index[s, t]]
         f = model.with_parameters(parameters).predict(x)
-        squares = np.square(f - y if loss == "squared" else f).sum(axis=1)
+        squares = np.square(f - y if segment.loss == "squared" else f).sum(axis=1)
         if not float(squares.max()) < DIVERGED_ABOVE:
-            state.diverged_at[s] = first_step + t
+            state.diverged_at[s] = segment.first_step + t
             break
         labels = y[:, 0] if model.scalar else y
-        parameters = _stepped(rule, parameters, x, labels, first_step + t)
+        parameters = _stepped(rule, parameters, x, labels, segment.first_step + t)
     state.theta[s] = np.concatenate([array.ravel() for array in parameters])
 
 

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lnsim.backend import LinearEngine, ModelState
+from lnsim.backend import LinearEngine, ModelState, Segment
 from lnsim.base.checks import FloatArray
-from lnsim.dynamics import Dynamics, ParameterNoise, Schedule
-from lnsim.dynamics.draws import Sizes, drawn
+from lnsim.dynamics import Dynamics
+from lnsim.dynamics.draws import Sizes, Targets, drawn
 from lnsim.models.base import Coordinates, Model
 from lnsim.models.problem import Problem
 from lnsim.simulation.replicas import Moving
-from lnsim.streams import WordStream
 
 NUMBERS_PER_WORD = 4
 """Numbers to compare with that are held at a time, for each word that may be (Moving.room)."""
@@ -23,18 +22,12 @@ NUMBERS_PER_WORD = 4
 
 @dataclass
 class ModelReplicas(Moving):
-    """The replicas of one run, in reduced coordinates, updated in place.
-
-    `targets`, `labels`, `class_targets` are those of Problem, of the training samples.
-    """
+    """The replicas of one run, in reduced coordinates, updated in place."""
 
     state: ModelState
     coordinates: Coordinates[Model]
-    problem: Problem
     sizes: Sizes
-    targets: FloatArray
-    labels: NDArray[np.int64] | None
-    class_targets: FloatArray | None
+    targets: Targets
     twin: None = None
     ledger: None = None
 
@@ -51,7 +44,7 @@ class ModelReplicas(Moving):
     ) -> ModelReplicas:
         """`count` copies of the reduced model, at rest."""
         theta = np.repeat(coordinates.model.flat[None], count, axis=0)
-        perturbed = any(isinstance(noise, ParameterNoise) for noise in dynamics.noises)
+        perturbed = dynamics.parameter_noise is not None
         drawn_once = 0 if dynamics.replacement else sizes.samples
         state = ModelState(
             theta,
@@ -60,41 +53,34 @@ class ModelReplicas(Moving):
             order=np.zeros((count, drawn_once), dtype=np.int64),
             diverged_at=np.full(count, -1, dtype=np.int64),
         )
-        classes = problem.classes is not None
-        return cls(
-            state,
-            coordinates,
-            problem,
-            sizes,
-            _of_outputs(problem.targets(problem.y), sizes.outputs),
-            problem.labels(problem.y) if classes else None,
-            _of_outputs(problem.class_targets, sizes.outputs) if classes else None,
-        )
+        of_samples = _of_outputs(problem.targets(problem.y), sizes.outputs)
+        targets = Targets(of_samples)
+        if problem.classes is not None:
+            of_classes = _of_outputs(problem.class_targets, sizes.outputs)
+            targets = Targets(of_samples, problem.labels(problem.y), of_classes)
+        return cls(state, coordinates, sizes, targets)
 
-    def advance(
+    def room(self, dynamics: Dynamics, draws: int, step: int) -> int:
+        """As many as the words and the numbers to compare with allow."""
+        numbers = (dynamics.batch_size or self.sizes.samples) * self.sizes.outputs
+        return super().room(dynamics, max(draws, numbers // NUMBERS_PER_WORD), step)
+
+    def train(
         self,
         engine: LinearEngine,
         problem: Problem,
-        dynamics: Schedule,
-        stream: WordStream,
-        draws: int,
-        step: int,
-        most: int,
-    ) -> int:
-        """Takes at most `most` steps from `step`, as many as go at once; returns how many."""
-        now, until = dynamics.at(step)
-        numbers = (now.batch_size or self.sizes.samples) * self.sizes.outputs
-        count = min(most, until - step, self.room(max(draws, numbers // NUMBERS_PER_WORD)))
-        words = stream.take(count * draws).reshape(len(self), count, draws)
-        given = drawn(
-            now, self.sizes, words, self.targets, self.labels, self.class_targets,
-            self.state.order, step, dynamics.factors(step, count),
-        )  # fmt: skip
-        engine.train(
-            self.state, self.coordinates.model, self.coordinates.X, problem.loss, now, given,
-            count, step,
-        )  # fmt: skip
-        return count
+        dynamics: Dynamics,
+        words: NDArray[np.uint64],
+        first_step: int,
+        factors: tuple[FloatArray | None, FloatArray | None],
+    ) -> None:
+        """See Moving."""
+        draws = drawn(
+            dynamics, self.sizes, words, self.targets, self.state.order, first_step, factors
+        )
+        model, X = self.coordinates.model, self.coordinates.X
+        segment = Segment(model, X, problem.loss, dynamics, draws, words.shape[1], first_step)
+        engine.train(self.state, segment)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything by name, not copied."""

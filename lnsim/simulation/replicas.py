@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim.backend import LinearEngine, State
-from lnsim.dynamics import Dynamics, Schedule
+from lnsim.base.checks import FloatArray
+from lnsim.dynamics import Dynamics
 from lnsim.models.ledger import Ledger
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import Reduction
 from lnsim.models.twin import Twin, twin
-from lnsim.streams import WordStream
 
 WORDS_AT_ONCE = 1 << 16
 """Words held in memory at a time, over all replicas (512 KiB): small enough for the caches."""
@@ -36,17 +36,16 @@ class Moving(ABC):
     """The arrays of `state` that are the networks' weights, replicas in front."""
 
     @abstractmethod
-    def advance(
+    def train(
         self,
         engine: LinearEngine,
         problem: Problem,
-        dynamics: Schedule,
-        stream: WordStream,
-        draws: int,
-        step: int,
-        most: int,
-    ) -> int:
-        """Takes at most `most` steps from `step`, as many as go at once; returns how many."""
+        dynamics: Dynamics,
+        words: NDArray[np.uint64],
+        first_step: int,
+        factors: tuple[FloatArray | None, FloatArray | None],
+    ) -> None:
+        """Trains by `words` : (S, T, draws) from `first_step` on; factors: Schedule.factors."""
 
     @abstractmethod
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -60,8 +59,8 @@ class Moving(ABC):
         """Whether no replica is left to train."""
         return bool((self.state.diverged_at >= 0).all())
 
-    def room(self, draws: int) -> int:
-        """Steps of `draws` words that are taken at once."""
+    def room(self, dynamics: Dynamics, draws: int, step: int) -> int:
+        """Number of steps of `draws` words that can be taken at once from `step` on."""
         return max(1, max(WORDS_AT_ONCE // len(self), LEAST_WORDS) // max(1, draws))
 
     def restore(self, earlier: Mapping[str, NDArray[Any]]) -> None:
@@ -108,33 +107,31 @@ class Replicas(Moving):
             Ledger(reduction, count) if ledger else None,
         )
 
-    def advance(
+    def room(self, dynamics: Dynamics, draws: int, step: int) -> int:
+        """As many as the words allow, and the ledger before it must be emptied."""
+        room = super().room(dynamics, draws, step)
+        return room if self.ledger is None else min(room, self.ledger.room(step))
+
+    def train(
         self,
         engine: LinearEngine,
         problem: Problem,
-        dynamics: Schedule,
-        stream: WordStream,
-        draws: int,
-        step: int,
-        most: int,
-    ) -> int:
-        """Takes at most `most` steps from `step`, as many as go at once; returns how many."""
-        now, until = dynamics.at(step)
-        count = min(most, until - step, self.room(draws))
-        if self.ledger is not None:
-            count = min(count, self.ledger.room(step))
-        words = stream.take(count * draws).reshape(len(self), count, draws)
+        dynamics: Dynamics,
+        words: NDArray[np.uint64],
+        first_step: int,
+        factors: tuple[FloatArray | None, FloatArray | None],
+    ) -> None:
+        """See Moving; factors change at no step of a schedule that trains the scalar network."""
         rows = None if self.ledger is None else self.ledger.rows
-        engine.advance(self.state, problem, now, words, step, rows, self.twin)
+        engine.advance(self.state, problem, dynamics, words, first_step, rows, self.twin)
         if self.ledger is not None:
-            self.ledger.note(step + count)
-        return count
+            self.ledger.note(first_step + words.shape[1])
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything by name, not copied."""
-        found: dict[str, Any] = dict(vars(self.state))
+        arrays: dict[str, Any] = dict(vars(self.state))
         if self.twin is not None:
-            found |= {"twin_theta": self.twin.theta, "twin_velocity": self.twin.velocity}
+            arrays |= {"twin_theta": self.twin.theta, "twin_velocity": self.twin.velocity}
         if self.ledger is not None:
-            found |= {"ledger_sums": self.ledger.sums, "ledger_rows": self.ledger.rows}
-        return {name: array for name, array in found.items() if array is not None}
+            arrays |= {"ledger_sums": self.ledger.sums, "ledger_rows": self.ledger.rows}
+        return {name: array for name, array in arrays.items() if array is not None}

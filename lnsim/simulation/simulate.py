@@ -187,10 +187,14 @@ class _Run:
         """Goes to `target` in as few calls of the engine as the words, the ledger and dynamics that
         change allow."""
         while step < target and not self.moving.all_diverged:
-            step += self.moving.advance(
-                self.engine, self.problem, self.dynamics, self.stream, self.draws, step,
-                target - step,
-            )  # fmt: skip
+            now, until = self.dynamics.at(step)
+            count = min(target, until) - step
+            count = min(count, self.moving.room(now, self.draws, step))
+            words = self.stream.take(count * self.draws)
+            words = words.reshape(len(self.moving), count, self.draws)
+            factors = self.dynamics.factors(step, count)
+            self.moving.train(self.engine, self.problem, now, words, step, factors)
+            step += count
             yield step
 
     def observe(self, step: int) -> bool:

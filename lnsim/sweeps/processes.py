@@ -113,7 +113,9 @@ def _serve(pipe: Connection) -> None:
             answer: tuple[Exception | None, Any]
             try:
                 answer = None, task(*arguments, **options)
-            except Exception as error:  # any error of a task is raised again in the parent
+            except Exception as error:
+                # A task is any function, and may raise an error of any type.  None is dropped: the
+                # parent raises it again, with its traceback as a note.
                 answer = _sendable(error), None
             pipe.send(answer)
 
@@ -123,7 +125,9 @@ def _sendable(error: Exception) -> Exception:
     text = traceback.format_exc()
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # pickling runs code of the error's class, which may raise anything
+    except Exception:
+        # Pickling runs methods of the error's own class, which may fail in any way.  The error is
+        # kept: as a RuntimeError with its type and text.
         error = RuntimeError(f"{type(error).__name__}: {error}")
     error.add_note(f"in a process of the sweep:\n{text}")
     return error

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lnsim
-from lnsim.backend import load
+from lnsim.backend import Segment, load
 
 torch = pytest.importorskip("torch")
 
@@ -282,8 +282,8 @@ class _Unknown(lnsim.DeepLinear):
 
 def test_what_the_engine_does_not_have_is_named():
     engine = load("torch")
-    arguments = None, 1, 0
     with pytest.raises(ValueError, match="'torch' has no kernel 'oscillation' for Oscillation"):
-        engine.train(None, deep(1), None, "squared", lnsim.Oscillation(1e-2), *arguments)
+        engine.train(None, Segment(deep(1), None, "squared", lnsim.Oscillation(1e-2), None, 1, 0))
     with pytest.raises(ValueError, match="'unknown' for _Unknown: it has deep, diagonal, relu"):
-        engine.train(None, _Unknown([matrix(1, 2)]), None, "squared", lnsim.GD(1e-2), *arguments)
+        unknown = _Unknown([matrix(1, 2)])
+        engine.train(None, Segment(unknown, None, "squared", lnsim.GD(1e-2), None, 1, 0))

@@ -5,7 +5,7 @@ import pytest
 
 import lnsim
 from lnsim import streams
-from lnsim.dynamics.draws import Draws, Sizes, drawn, words_a_step
+from lnsim.dynamics.draws import Draws, Sizes, Targets, drawn, words_a_step
 from lnsim.dynamics.flips import flip_labels
 
 pytestmark = pytest.mark.small
@@ -30,7 +30,13 @@ def draws(noise, batch, outputs, strength, further=()):
     labels = rng.integers(0, outputs, N)
     order = np.zeros((S, 0), dtype=np.int64)
     result = drawn(
-        dynamics, sizes, words, targets, labels, np.eye(outputs), order, 0, (None, strength)
+        dynamics,
+        sizes,
+        words,
+        Targets(targets, labels, np.eye(outputs)),
+        order,
+        0,
+        (None, strength),
     )
     of_noises = 6 * len(further)
     words = words[..., : count - of_noises].reshape(S, T, batch or N, -1)
