@@ -57,7 +57,7 @@ class Case:
         )
 
 
-def library(folder: Path, optimised: str) -> ctypes.CDLL:
+def load_loops(folder: Path, optimised: str) -> ctypes.CDLL:
     """The C loops."""
     program = folder / f"floor{optimised}.so"
     compile_c("floor_models.c", program, optimised, "-shared", "-fPIC")
@@ -210,7 +210,7 @@ def main(rounds: int = ROUNDS) -> None:
     """Runs all cases round by round, and prints the table."""
     print(f"{'':34}{'ns a step':>11}{'min':>9}{'max':>9}{'ratio':>8}{'min':>7}{'max':>7}")
     with tempfile.TemporaryDirectory() as folder:
-        libraries = {flag: library(Path(folder), flag) for flag in OPTIMISED}
+        libraries = {flag: load_loops(Path(folder), flag) for flag in OPTIMISED}
         for name, case in cases(libraries).items():
             contenders = {"lnsim": case.simulate, **case.floors}
             for work in contenders.values():

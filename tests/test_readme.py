@@ -86,7 +86,7 @@ def checkout(tmp_path_factory):
     one that would download them.
     """
     if not (ROOT / ".git").exists():
-        pytest.skip("the benchmarks compare two commits, and a source archive has no history")
+        pytest.skip("the README's asv command compares two commits, and this copy has no history")
     place = tmp_path_factory.mktemp("readme") / "lnsim"
     subprocess.run(["git", "clone", "--quiet", ROOT, place], check=True)
     for name, commit in (("COMMIT1", "HEAD~1"), ("COMMIT2", "HEAD")):

@@ -300,7 +300,7 @@ class Swollen(Between):
     def forward(self, x):
         try:
             x.expand(1000, *x.shape).clone().sum()
-        except Exception as error:  # as a network may: it must not hide what was taken
+        except Exception as error:  # the test plays a network that handles every error in its way
             if self.error == "raised":
                 raise
             if self.error == "replaced":

@@ -118,7 +118,9 @@ def test_a_reader_that_has_had_enough_changes_no_exit_code(tmp_path, monkeypatch
     assert names(tmp_path / "a") == names(tmp_path / "b") == FILES
 
 
-@pytest.mark.skipif(not FULL, reason="this system has no /dev/full, the file that is always full")
+@pytest.mark.skipif(
+    not FULL, reason="writes that fail for want of space need /dev/full, which Linux has"
+)
 @pytest.mark.small
 def test_output_that_is_lost_is_told_and_the_run_is_kept(tmp_path, monkeypatch, capsys):
     for arguments, code in (

@@ -128,7 +128,7 @@ def test_the_cache_is_where_the_kernels_are():
 
 @pytest.mark.skipif(
     bool(numba.config.DISABLE_JIT),
-    reason="with NUMBA_DISABLE_JIT nothing is compiled, and info names no folder",
+    reason="it is about the folder of compiled code; with NUMBA_DISABLE_JIT there is none",
 )
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").touch()

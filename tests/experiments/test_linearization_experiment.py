@@ -341,7 +341,7 @@ def test_missing_torch_is_told_with_the_name_of_the_extra(data, monkeypatch):
 
 @pytest.mark.skipif(
     "LNSIM_CIFAR10" not in os.environ,
-    reason="the project ships no CIFAR-10: to run it, name a file of it, LNSIM_CIFAR10=FILE.npz",
+    reason="it needs real images, which are not ours to ship: give LNSIM_CIFAR10=FILE.npz",
 )
 def test_the_papers_claim_on_real_images():
     trajectory = linearization.run(linearization.Config(data=os.environ["LNSIM_CIFAR10"]))
