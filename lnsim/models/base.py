@@ -126,6 +126,27 @@ class Model(ABC):
         )
 
 
+class HiddenLayer(Model):
+    """A model whose first layer W : (m, d) has m neurons, and whose second goes out of them."""
+
+    W: FloatArray
+
+    @property
+    def dim(self) -> int:
+        """d, the input dimension."""
+        return self.W.shape[1]
+
+    @property
+    def hidden(self) -> int:
+        """m, the number of hidden neurons."""
+        return len(self.W)
+
+    @property
+    def neurons(self) -> FloatArray:
+        """W, shape (m, d)."""
+        return self.W
+
+
 @dataclass(frozen=True)
 class Coordinates(Generic[M]):
     """What stands for a model while it trains, and the way back.

@@ -18,14 +18,14 @@ import numpy as np
 
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
-from lnsim.models.base import Coordinates, Model, span
+from lnsim.models.base import Coordinates, HiddenLayer, span
 from lnsim.models.two_layer import ntk_init
 
 ACTIVATIONS = ("relu", "erf")
 
 
 @dataclass(frozen=True)
-class ReLUNetwork(Model):
+class ReLUNetwork(HiddenLayer):
     """First layer W : (m, d); second layer A : (C, m), or (m,) for one output.
 
     Raises TypeError or ValueError for wrong types, shapes that do not fit, NaN or infinity, an
@@ -65,24 +65,9 @@ class ReLUNetwork(Model):
         return (self.dim, self.hidden, self.outputs, ACTIVATIONS.index(self.activation))
 
     @property
-    def dim(self) -> int:
-        """d, the input dimension."""
-        return self.W.shape[1]
-
-    @property
     def outputs(self) -> int:
         """C, the number of outputs."""
         return len(self.A)
-
-    @property
-    def hidden(self) -> int:
-        """m, the number of hidden neurons."""
-        return len(self.W)
-
-    @property
-    def neurons(self) -> FloatArray:
-        """W, shape (m, d)."""
-        return self.W
 
     def predict(self, X: FloatArray) -> FloatArray:
         """See Model."""

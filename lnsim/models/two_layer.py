@@ -11,11 +11,11 @@ import numpy as np
 from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
-from lnsim.models.base import Coordinates, Model, orthonormal_columns, span
+from lnsim.models.base import Coordinates, HiddenLayer, orthonormal_columns, span
 
 
 @dataclass(frozen=True, init=False)
-class Network(Model):
+class Network(HiddenLayer):
     """First layer W : (m, d), neuron i is row i; second layer a : (m,), or (C, m) for C outputs.
 
     The second layer may be called `A`.  Raises TypeError or ValueError for wrong types, shapes that
@@ -50,29 +50,14 @@ class Network(Model):
         return self.W.shape[0]
 
     @property
-    def dim(self) -> int:
-        """d, the input dimension."""
-        return self.W.shape[1]
-
-    @property
-    def outputs(self) -> int:
-        """C, the number of outputs."""
-        return len(self.A)
-
-    @property
     def scalar(self) -> bool:
         """Whether a : (m,)."""
         return self.a.ndim == 1
 
     @property
-    def hidden(self) -> int:
-        """m."""
-        return self.width
-
-    @property
-    def neurons(self) -> FloatArray:
-        """W, shape (m, d)."""
-        return self.W
+    def outputs(self) -> int:
+        """C, the number of outputs."""
+        return len(self.A)
 
     @property
     def theta(self) -> FloatArray:

@@ -1,10 +1,11 @@
-"""Small images, networks and plans for the tests of the training loop."""
+"""Small images, networks and recipes for the tests of the training loop."""
 
 import numpy as np
 import pytest
 import torch
 from lnsim_torch import networks
 from lnsim_torch.training.train import Recipe, place
+from torch import nn
 
 from lnsim.images.data import Images
 
@@ -58,3 +59,16 @@ def same(a, b):
 
 def norm(network, step):
     return {"norm": next(network.parameters()).norm().item(), "twice": 2.0 * step}
+
+
+class Growing(nn.Module):
+    """Has a buffer that it sets in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", None)
+
+    def forward(self, h):
+        if self.training:
+            self.seen = h.detach().mean(0)
+        return h

@@ -12,6 +12,7 @@ from lnsim_torch.training.train import train
 from small_training import (  # noqa: F401
     CLASSES,
     RECIPE,
+    Growing,
     _one_thread,
     naive_inputs,
     same,
@@ -92,19 +93,6 @@ class Remembering(nn.Module):
         if self.training:
             self.masks.append(mask)
         return h * mask
-
-
-class Growing(nn.Module):
-    """Has a buffer that it sets in training."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("seen", None)
-
-    def forward(self, h):
-        if self.training:
-            self.seen = h.detach().mean(0)
-        return h
 
 
 def around(inside):

@@ -14,7 +14,7 @@ from lnsim_torch import networks
 from lnsim_torch.distributed import Group
 from lnsim_torch.training import randomness
 from lnsim_torch.training.train import Recipe, evaluate, place, train
-from small_training import CLASSES, _one_thread, same, small_data, small_images  # noqa: F401
+from small_training import CLASSES, Growing, _one_thread, same, small_data, small_images  # noqa: F401
 from torch import nn
 
 RECIPE = Recipe(steps=8, record_every=2, lr=0.1, batch_size=7, momentum=0.5, seed=3)
@@ -265,17 +265,6 @@ class WithNumpy(nn.Module):
 class WithExtraState(nn.Identity):
     def get_extra_state(self):
         return {"seen": 3}
-
-
-class Growing(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("seen", None)
-
-    def forward(self, h):
-        if self.training:
-            self.seen = h.detach().mean(0)
-        return h
 
 
 def test_state_that_cannot_be_kept_is_refused_in_a_line():
