@@ -58,5 +58,5 @@ class Config(_models.LayersConfig):
 
 
 EXPERIMENT = _models.experiment(
-    "deep", "deep linear network: label noise keeps the few directions of the target", Config
+    "deep", "deep linear network: label noise keeps few directions", Config
 )

@@ -270,7 +270,7 @@ class _Run:
 
 EXPERIMENT = Experiment(
     name="linearization",
-    meaning="label noise on images, beside the linearisation (notebook)",
+    meaning="label noise on images and the linearisation (notebook)",
     Config=Config,
     run=run,
     figures=lambda record: {"figure": figure(record)},

@@ -80,7 +80,7 @@ def _lemma_line(trajectory: Trajectory) -> str:
 
 EXPERIMENT = Experiment(
     name="oscillation",
-    meaning="an oscillating second layer alone shrinks the first (Lemma 4)",
+    meaning="an oscillating second layer shrinks the first (Lemma 4)",
     Config=Config,
     run=run,
     figures=lambda record: {"figure": figure(record)},

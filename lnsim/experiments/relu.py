@@ -50,5 +50,5 @@ class Config(_models.LayersConfig):
 
 
 EXPERIMENT = _models.experiment(
-    "relu", "two-layer ReLU or erf network: two phases under label noise", Config
+    "relu", "ReLU or erf network: two phases under label noise", Config
 )

@@ -51,5 +51,5 @@ class Config(_models.LayersConfig):
 
 
 EXPERIMENT = _models.experiment(
-    "two-layer", "two-layer linear network, classes under label flips (Algorithm 1)", Config
+    "two-layer", "linear network: classes under label flips (Algorithm 1)", Config
 )

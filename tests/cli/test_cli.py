@@ -182,7 +182,9 @@ def test_bad_files_and_folders(tmp_path, capsys):
 @pytest.mark.small
 def test_list_names_every_experiment(capsys):
     assert main(["list"]) == 0
-    assert "label-noise" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(experiments.names())
+    assert max(map(len, lines)) <= 80
 
 
 def test_as_a_module_and_light_to_import():
