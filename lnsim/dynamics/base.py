@@ -62,6 +62,8 @@ class Dynamics(Schedule):
     noise: Noise | tuple[Noise, ...] | None = None
     batch_size: int = 1
     replacement: bool = True
+    memory: int = 0
+    """Buffers of the weights' shapes that a rule of the user's own keeps (custom.py)."""
     normalized: bool = True
     layers: str = "both"
     through: str = "both"

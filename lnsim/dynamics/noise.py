@@ -40,6 +40,13 @@ class Noise:
         name = self.strength
         object.__setattr__(self, name, checks.real(name, getattr(self, name), least=0.0))
 
+    def check_fits(self, loss: str, classes: int | None, model: str, hidden: int) -> None:
+        """Raises ValueError unless it goes with this loss, these classes and this model.
+
+        classes: their number, None for labels that are no classes.  model: its name; hidden: its
+        number of hidden units.
+        """
+
     @property
     def scalar(self) -> Scalar:
         """Its strength."""
@@ -74,6 +81,11 @@ class LabelNoise(Noise):
         if self.labels is not None:
             checks.integer("labels", self.labels, 1, checks.MOST_ENTRIES)
 
+    def check_fits(self, loss: str, classes: int | None, model: str, hidden: int) -> None:
+        """See Noise."""
+        if loss != "squared":
+            raise ValueError(f"LabelNoise is for the squared loss, got {loss!r}: use LabelFlips")
+
     def __repr__(self) -> str:
         drawn = "" if self.labels is None else f", labels={self.labels!r}"
         return f"LabelNoise(sigma={self.sigma!r}, law={self.law!r}{drawn})"
@@ -98,6 +110,11 @@ class LabelFlips(Noise):
         object.__setattr__(self, "to", "any" if self.to == "all" else self.to)
         checks.choice("to", self.to, ("any", "other"))
         _at_most_one("tau", self.tau)
+
+    def check_fits(self, loss: str, classes: int | None, model: str, hidden: int) -> None:
+        """See Noise."""
+        if classes is None:
+            raise ValueError("LabelFlips needs labels that are classes, got other numbers")
 
 
 @dataclass(frozen=True)
@@ -151,6 +168,11 @@ class Dropout(Noise):
         _at_most_one("rate", self.rate)
         if np.any(np.asarray(self.rate) == 1.0):
             raise ValueError("rate must be below 1, got 1")
+
+    def check_fits(self, loss: str, classes: int | None, model: str, hidden: int) -> None:
+        """See Noise."""
+        if hidden == 0:
+            raise ValueError(f"Dropout needs hidden units, and a {model} has none")
 
 
 def _at_most_one(name: str, value: Scalar) -> None:

@@ -7,7 +7,7 @@ from typing import cast
 
 from lnsim import backend as backends
 from lnsim.backend import LinearEngine
-from lnsim.dynamics import CustomDynamics, Dropout, Dynamics, LabelFlips, LabelNoise, Schedule
+from lnsim.dynamics import CustomDynamics, Dynamics, Schedule
 from lnsim.models.base import Coordinates, Model
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import Reduction, dense, reduce
@@ -57,7 +57,7 @@ def check_reduced(
 def check_general(schedule: Schedule, model: Model, problem: Problem) -> None:
     """Refuses what the kernels for any model do not train.  Raises ValueError."""
     dynamics, _ = schedule.at(0)
-    if getattr(dynamics, "memory", 0):
+    if dynamics.memory:
         raise ValueError(
             "memory must be 0 for a rule that does not train the two-layer network with one output"
             f" under the squared loss and plain label noise, got {dynamics!r}"
@@ -78,14 +78,7 @@ def check_general(schedule: Schedule, model: Model, problem: Problem) -> None:
     for noise in dynamics.noises:
         if dynamics.kernel == "custom" and not noise.on_labels:
             raise ValueError(f"a CustomDynamics takes noise on labels alone, got {noise!r}")
-        if isinstance(noise, LabelNoise) and problem.loss != "squared":
-            raise ValueError(
-                f"LabelNoise is for the squared loss, got {problem.loss!r}: use LabelFlips"
-            )
-        if isinstance(noise, LabelFlips) and problem.classes is None:
-            raise ValueError("LabelFlips needs labels that are classes, got other numbers")
-        if isinstance(noise, Dropout) and model.hidden == 0:
-            raise ValueError(f"Dropout needs hidden units, and a {type(model).__name__} has none")
+        noise.check_fits(problem.loss, problem.classes, type(model).__name__, model.hidden)
     dynamics.parts(dynamics.batch_size or problem.samples)
 
 
