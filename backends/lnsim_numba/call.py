@@ -25,6 +25,18 @@ def scalars(*names: str) -> np.dtype[np.void]:
     return np.dtype([(name, np.float64) for name in names])
 
 
+def rates(dynamics: Dynamics, replicas: int, kind: np.dtype[np.void]) -> NDArray[np.void]:
+    """The scalars of every replica, (S,), as records of a dtype made by `scalars`.
+
+    A scalar that the dynamics lacks is 0; one that the record lacks is left out.
+    """
+    records = np.zeros(replicas, dtype=kind)
+    for name, value in dynamics.scalars().items():
+        if name in (kind.names or ()):
+            records[name] = value
+    return records
+
+
 @dataclass(frozen=True)
 class Call:
     """The arguments of LinearEngine.advance."""
@@ -38,15 +50,8 @@ class Call:
     twin: Twin | None
 
     def rates(self, kind: np.dtype[np.void]) -> NDArray[np.void]:
-        """The scalars of every replica, (S,), as records of a dtype made by `scalars`.
-
-        A scalar that the dynamics lacks is 0; one that the record lacks is left out.
-        """
-        rates = np.zeros(len(self.words), dtype=kind)
-        for name, value in self.dynamics.scalars().items():
-            if name in (kind.names or ()):
-                rates[name] = value
-        return rates
+        """See `rates`."""
+        return rates(self.dynamics, len(self.words), kind)
 
     @cached_property
     def noise(self) -> FloatArray | None:

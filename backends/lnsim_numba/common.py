@@ -55,6 +55,12 @@ def has_diverged(squared_residual):  # type: ignore[no-untyped-def]
     return not squared_residual < DIVERGED_ABOVE
 
 
+@compiled(**EXACT)
+def larger(square, worst):  # type: ignore[no-untyped-def]
+    """Whether `square` takes the place of the largest: NaN does, and nothing takes NaN's."""
+    return square > worst or square != square
+
+
 @compiled(**FAST)
 def _descent_by_products(theta, z, X, y, words, noise, t, batch, sigma):  # type: ignore[no-untyped-def]
     """`descent` for batches of at least n: z = X^T c, c : (n,) the sums of r_b / B by sample.
@@ -67,7 +73,7 @@ def _descent_by_products(theta, z, X, y, words, noise, t, batch, sigma):  # type
     for b in range(batch):
         i = drawn_sample(words[t, b], y.size)
         residual = clean[i] - drawn_noise(words, noise, t, b, sigma)
-        if not residual * residual < worst:
+        if larger(residual * residual, worst):
             worst = residual * residual
         c[i] += residual / batch
     z[:] = np.dot(c, X)
@@ -93,7 +99,7 @@ def descent(theta, z, data, words, noise, t, batch, sigma):  # type: ignore[no-u
             residual = -(y[i] + drawn_noise(words, noise, t, b, sigma))
             for j in range(rank):
                 residual += theta[j] * X[i, j]
-            if not residual * residual < worst:
+            if larger(residual * residual, worst):
                 worst = residual * residual
             residual /= batch
             for j in range(rank):

@@ -29,8 +29,8 @@ from lnsim.base.compiled import compiled
 from lnsim.base.threads import in_blocks
 from lnsim.dynamics import Dynamics
 from lnsim.models.base import Model
-from lnsim_numba.call import scalars
-from lnsim_numba.common import BARE, EXACT, FAST, has_diverged
+from lnsim_numba.call import rates, scalars
+from lnsim_numba.common import BARE, EXACT, FAST, has_diverged, larger
 from lnsim_numba.models import Deep, Diagonal, TwoLayer, forward, pull_back, work
 
 SQUARED, LOGISTIC, CROSS_ENTROPY = 0, 1, 2
@@ -84,7 +84,7 @@ def derivative(loss, f, targets, g):  # type: ignore[no-untyped-def]
                 square += f[b, c] * f[b, c]
             for c in range(f.shape[1]):
                 g[b, c] = g[b, c] / total - targets[b, c]
-        if not square < worst:
+        if larger(square, worst):
             worst = square
     return worst
 
@@ -108,7 +108,7 @@ def _fill(array, value):  # type: ignore[no-untyped-def]
 @compiled(**BARE)
 def _train(  # type: ignore[no-untyped-def]
     model, theta, V, last, X, index, targets, gradient, parameters, keep, lr, rates, form, steps,
-    xs, f, g, moved_g, grad, step, moved, here, there, none,
+    xs, f, g, moved_g, grad, step, moved, at_theta, at_moved, none,
 ):  # fmt: skip
     """`train` with all the room it needs."""
     k = f.shape[0]
@@ -123,25 +123,25 @@ def _train(  # type: ignore[no-untyped-def]
         if in_place:
             i = index[t, 0] if index.size > 0 else 0
             x = X[i : i + 1]
-            forward(model, theta, x, mask, here, f)
+            forward(model, theta, x, mask, at_theta, f)
             if has_diverged(derivative(form.loss, f, shown, g)):
                 return t
-            pull_back(model, theta, x, mask, here, g, -rate, theta)
+            pull_back(model, theta, x, mask, at_theta, g, -rate, theta)
         else:
             if index.size > 0:
                 _gather(X, index[t], xs)
             _fill(grad, 0.0)
             for part in range(form.parts):
                 x, y = xs[part * k : (part + 1) * k], shown[part * k : (part + 1) * k]
-                kept = mask[part * k : (part + 1) * k]
-                forward(model, theta, x, kept, here, f)
+                part_mask = mask[part * k : (part + 1) * k]
+                forward(model, theta, x, part_mask, at_theta, f)
                 if has_diverged(derivative(form.loss, f, y, g)):
                     return t
                 if rho == 0.0:
-                    pull_back(model, theta, x, kept, here, g, 1.0 / batch, grad)
+                    pull_back(model, theta, x, part_mask, at_theta, g, 1.0 / batch, grad)
                     continue
                 _fill(step, 0.0)
-                pull_back(model, theta, x, kept, here, g, 1.0 / k, step)
+                pull_back(model, theta, x, part_mask, at_theta, g, 1.0 / k, step)
                 h = rho
                 if form.normalized:
                     square = 0.0
@@ -152,7 +152,7 @@ def _train(  # type: ignore[no-untyped-def]
                     moved[p] = theta[p]
                 for p in range(form.first, form.last):
                     moved[p] += h * step[p]
-                forward(model, moved, x, kept, there, f)
+                forward(model, moved, x, part_mask, at_moved, f)
                 if form.new_loss:
                     derivative(form.loss, f, y, moved_g)
                 else:
@@ -160,9 +160,9 @@ def _train(  # type: ignore[no-untyped-def]
                         for c in range(g.shape[1]):
                             moved_g[b, c] = g[b, c]
                 if form.new_jacobian:
-                    pull_back(model, moved, x, kept, there, moved_g, 1.0 / batch, grad)
+                    pull_back(model, moved, x, part_mask, at_moved, moved_g, 1.0 / batch, grad)
                 else:
-                    pull_back(model, theta, x, kept, here, moved_g, 1.0 / batch, grad)
+                    pull_back(model, theta, x, part_mask, at_theta, moved_g, 1.0 / batch, grad)
             if gradient.size > 0:
                 for p in range(theta.size):
                     grad[p] += gradient[t, p]
@@ -235,24 +235,21 @@ def train_model(state: ModelState, segment: Segment) -> None:
     """See LinearEngine.train."""
     model, dynamics, draws = segment.model, segment.dynamics, segment.draws
     sizes = kernel_of(MODELS, model, "numba")(model)
-    rates = np.zeros(len(state.theta), dtype=kernel_of(DYNAMICS, dynamics, "numba"))
-    for name, value in dynamics.scalars().items():
-        if name in (rates.dtype.names or ()):
-            rates[name] = value
+    records = rates(dynamics, len(state.theta), kernel_of(DYNAMICS, dynamics, "numba"))
     index, lr = draws.index, draws.lr
     arrays = (
         np.empty((1, 0, 0), dtype=np.int64) if index is None else index,
         np.ascontiguousarray(draws.targets),
-        _or_none(draws.gradient, 3),
-        _or_none(draws.parameters, 3),
-        _or_none(draws.keep, 4),
+        _or_empty(draws.gradient, 3),
+        _or_empty(draws.parameters, 3),
+        _or_empty(draws.keep, 4),
         np.empty((1, 0)) if lr is None else np.ascontiguousarray(lr),
     )
     form = form_of(model, segment.loss, dynamics, arrays[1].shape[2])
     going = np.flatnonzero(state.diverged_at < 0)
     in_blocks(
         lambda block: train_replicas(
-            sizes, state.theta, state.velocity, state.last, segment.X, *arrays, rates, form,
+            sizes, state.theta, state.velocity, state.last, segment.X, *arrays, records, form,
             segment.steps, segment.first_step, going[block], state.diverged_at,
         ),
         going.size,
@@ -275,6 +272,6 @@ def form_of(model: Model, loss: str, dynamics: Dynamics, batch: int) -> Form:
     )
 
 
-def _or_none(array: FloatArray | None, axes: int) -> FloatArray:
+def _or_empty(array: FloatArray | None, axes: int) -> FloatArray:
     """`array`, C-contiguous, or one without rows."""
     return np.empty((1, *(0,) * (axes - 1))) if array is None else np.ascontiguousarray(array)

@@ -259,10 +259,8 @@ def _samples(
 
 def _unit(words: Words, law: str, outputs: int) -> FloatArray:
     """Unit label noise of every output, (S, T, B, C), of words (S, T, B, k)."""
-    if law != "rademacher":
+    if law != "rademacher" or outputs == 1:
         return streams.unit_noise(words, law)
-    if outputs == 1:
-        return np.where(words & np.uint64(1), 1.0, -1.0)
     c = np.arange(outputs)
     bits = words[..., c // _BITS] >> (c % _BITS).astype(np.uint64) & np.uint64(1)
     return np.where(bits, 1.0, -1.0)

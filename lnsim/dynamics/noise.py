@@ -6,7 +6,7 @@ Which noises keep the reduction (models/reduction.py) follows from what they do 
   product of M from the right.  The reduction is exact, draw by draw.
 - Gaussian noise Xi on the gradient or on M itself: for a rotation O of the hidden layer O Xi has
   the law of Xi, so M^T M is a Markov chain of its own and has the law of a smaller system, but not
-  draw by draw: the draw that rotates with the network is another draw.  And Xi leaves the span of
+  draw by draw: one seed gives the rotated network other numbers.  And Xi leaves the span of
   M and of the inputs.  Such a run trains dense, so that one seed means one trajectory.
 - Dropout multiplies hidden units by numbers of their own: there is no rotation.  The inputs' side
   is kept.

@@ -54,6 +54,8 @@ class Config(_models.LayersConfig):
     @property
     def parameters(self) -> int:
         """See ModelConfig."""
+        if self.depth == 1:
+            return self.dim * self.outputs
         return self.width * (self.dim + self.outputs + self.width * max(self.depth - 2, 0))
 
 

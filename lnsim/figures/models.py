@@ -125,21 +125,20 @@ def draw_ends(axes: Axes, series: Series) -> None:
 def draw_spectrum(axes: Axes, series: Series) -> None:
     """The singular values of the predictor, those of the target dotted."""
     values = series["singular_values"]
+    target = np.zeros(1)
+    if "theta_star" in series:
+        target = np.linalg.svd(np.atleast_2d(series["theta_star"]), compute_uv=False)
     for i, path in enumerate(values.T):
         name = r"of $\Theta$" if i == 0 else None
         panels.plot(axes, series["step"], path, color=BLUE, lw=pt(0.5), label=name)
     if "theta_star" in series:
-        target = np.linalg.svd(np.atleast_2d(series["theta_star"]), compute_uv=False)
         for i, level in enumerate(target[target > 1e-9 * target.max()]):
             name = r"of $\Theta^\star$" if i == 0 else None
             axes.axhline(level, color=BLACK, ls=":", lw=pt(0.9), label=name)
         axes.legend(loc="upper left", ncols=2, bbox_to_anchor=(0.0, 1.12), columnspacing=1.0)
     # The start is no part of a logarithmic axis of time, and may be far above all that follows.
     later = values[1:] if len(values) > 2 else values
-    levels = np.zeros(1)
-    if "theta_star" in series:
-        levels = np.linalg.svd(np.atleast_2d(series["theta_star"]), compute_uv=False)
-    axes.set_ylim(0.0, panels.limit(np.append(later, levels)))
+    axes.set_ylim(0.0, panels.limit(np.append(later, target)))
     axes.set_ylabel("singular values")
 
 

@@ -9,7 +9,8 @@ alone.
 
 `reduced` gives coordinates in which the same training is smaller, where the model has a symmetry.
 
-To add a model, write a file here, and its functions in every engine that is to run it.
+To add a model, write a file here, a row in saved.py, its name in run/quantities.py, and its
+functions in every engine that is to run it.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class Coordinates(Generic[M]):
     """What stands for a model while it trains, and the way back.
 
     model: the (reduced) model at the start.  X : (n, r) its training inputs.
-    turns: for every parameter of the model the pair of matrices (L, R), either of them None, with
+    bases: for every parameter of the model the pair of matrices (L, R), either of them None, with
     full = L reduced R^T for what training moves; empty where nothing is reduced.
     rest: for every parameter what no training input reaches, or None; it only shrinks.
     sides: the sides that are reduced, "hidden" and "inputs".
@@ -160,18 +161,18 @@ class Coordinates(Generic[M]):
 
     model: M
     X: FloatArray
-    turns: tuple[tuple[FloatArray | None, FloatArray | None], ...] = ()
+    bases: tuple[tuple[FloatArray | None, FloatArray | None], ...] = ()
     rest: tuple[FloatArray | None, ...] = ()
     sides: tuple[str, ...] = ()
 
     def lift(self, theta: FloatArray, scale: float = 1.0) -> M:
         """The full model of the reduced parameters theta : (P,); `scale` multiplies the rest."""
         model = self.model.from_flat(theta)
-        if not self.turns:
+        if not self.bases:
             return model
         arrays = []
         for array, (left, right), rest in zip(
-            model.parameters.values(), self.turns, self.rest, strict=True
+            model.parameters.values(), self.bases, self.rest, strict=True
         ):
             full = array if left is None else left @ array
             full = full if right is None else full @ right.T

@@ -60,7 +60,7 @@ class DeepLinear(Model):
                     f"weights[{layer}] must be square for a skip, got {weights[layer].shape}"
                 )
         object.__setattr__(self, "weights", weights)
-        checks.flag("residual", self.residual)
+        object.__setattr__(self, "residual", checks.flag("residual", self.residual))
 
     @property
     def parameters(self) -> dict[str, FloatArray]:
@@ -111,8 +111,9 @@ class DeepLinear(Model):
     @property
     def predictor(self) -> FloatArray:
         """W_L ... W_1, shape (C, d)."""
-        product = np.eye(self.dim)
-        for W, skip in zip(self.weights, self.skips, strict=True):
+        first, *others = self.weights
+        product = first + np.eye(self.dim) if self.skips[0] else first
+        for W, skip in zip(others, self.skips[1:], strict=True):
             product = W @ product + (product if skip else 0.0)
         return product
 
@@ -125,14 +126,14 @@ class DeepLinear(Model):
         if any(self.skips):
             return Coordinates(self, X)
         weights: list[FloatArray] = list(self.weights)
-        turns: list[list[FloatArray | None]] = [[None, None] for _ in weights]
+        bases: list[list[FloatArray | None]] = [[None, None] for _ in weights]
         rest: list[FloatArray | None] = [None] * len(weights)
         sides = []
         V = span(X) if inputs else None
         if V is not None:
             trained = weights[0] @ V
             rest[0] = weights[0] - trained @ V.T
-            weights[0], X, turns[0][1] = trained, X @ V, V
+            weights[0], X, bases[0][1] = trained, X @ V, V
             sides.append("inputs")
         for layer in range(len(weights) - 1 if hidden else 0):
             ingoing, outgoing = weights[layer], weights[layer + 1]
@@ -140,13 +141,13 @@ class DeepLinear(Model):
                 Q, R = np.linalg.qr(np.hstack([ingoing, outgoing.T]))
                 weights[layer] = R[:, : ingoing.shape[1]]
                 weights[layer + 1] = R[:, ingoing.shape[1] :].T
-                turns[layer][0] = Q
-                turns[layer + 1][1] = Q
+                bases[layer][0] = Q
+                bases[layer + 1][1] = Q
                 sides.append("hidden")
         if not sides:
             return Coordinates(self, X)
         model = DeepLinear(tuple(weights))
-        pairs = tuple((left, right) for left, right in turns)
+        pairs = tuple((left, right) for left, right in bases)
         return Coordinates(model, X, pairs, tuple(rest), tuple(dict.fromkeys(sides)))
 
 
@@ -178,13 +179,14 @@ def deep_init(
     rng = streams.generator(seed, "init")
     weights = []
     ranks = min(sizes)
-    basis = orthonormal_columns(rng, sizes[0], ranks)
+    basis = orthonormal_columns(rng, sizes[0], ranks) if start == "balanced" else None
     for before, after in itertools.pairwise(sizes):
         if start == "ntk":
             W = rng.standard_normal((after, before)) / np.sqrt(before)
         elif start == "identity":
             W = np.eye(after, before)
         else:
+            assert basis is not None
             following = orthonormal_columns(rng, after, ranks)
             W = following @ basis.T
             basis = following

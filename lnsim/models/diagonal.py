@@ -42,7 +42,7 @@ class Diagonal(Model):
 
     def __post_init__(self) -> None:
         checks.choice("form", self.form, FORMS)
-        checks.integer("power", self.power, 1, 64)
+        object.__setattr__(self, "power", checks.integer("power", self.power, 1, 64))
         v = checks.array("v", self.v, 1)
         object.__setattr__(self, "v", v)
         if (self.u is None) != (self.form == "square"):
@@ -116,5 +116,5 @@ def diagonal_init(dim: int, scale: float = 0.1, form: str = "product", power: in
     alike = np.full(dim, checks.number("scale", scale))
     checks.choice("form", form, FORMS)
     if form == "product":
-        return Diagonal(alike, np.zeros(dim))
+        return Diagonal(alike, np.zeros(dim), form, power)
     return Diagonal(None if form == "square" else alike, alike.copy(), form, power)

@@ -150,8 +150,8 @@ class Problem:
 
     def correct(self, f: FloatArray, y: FloatArray) -> NDArray[np.bool_]:
         """Whether every prediction, f : (..., n, C), has the class of its label, shape (..., n)."""
-        found = (f[..., 0] > 0.0).astype(np.int64) if self.outputs == 1 else f.argmax(axis=-1)
-        return np.asarray(found == self.labels(y))
+        predicted = (f[..., 0] > 0.0).astype(np.int64) if self.outputs == 1 else f.argmax(axis=-1)
+        return np.asarray(predicted == self.labels(y))
 
     @property
     def outputs(self) -> int:

@@ -82,7 +82,9 @@ def low_rank_teacher(
     rng = streams.generator(seed, "theta_star")
     left, right = (orthonormal_columns(rng, size, singular.size) for size in (outputs, dim))
     theta_star = (left * singular) @ right.T
-    return _regression(samples, theta_star, seed, test_samples, noise, orthonormal)
+    return _regression(
+        samples, theta_star, seed, test_samples, noise, orthonormal, "singular_values"
+    )
 
 
 @one_blas_thread()
@@ -186,8 +188,12 @@ def _regression(
     test_samples: int,
     noise: float = 0.0,
     orthonormal: bool = False,
+    sized_by: str = "theta_norm",
 ) -> Problem:
-    """y = theta_star x + noise for theta_star : (d,) or (C, d), x ~ N(0, I_d)."""
+    """y = theta_star x + noise for theta_star : (d,) or (C, d), x ~ N(0, I_d).
+
+    `sized_by`: the argument that a message names where the labels are too large.
+    """
     samples, test_samples = _counts(samples, test_samples)
     dim = theta_star.shape[-1]
     deviation = checks.real("noise", noise, least=0.0)
@@ -204,7 +210,7 @@ def _regression(
     if not np.isfinite(squares).all():
         norm = math.hypot(*theta_star.ravel())
         raise ValueError(
-            f"theta_norm must be so small that squared labels are finite, got {norm:g}"
+            f"{sized_by} must be so small that squared labels are finite, got {norm:g}"
         )
     if deviation:
         y += deviation * rng.standard_normal(y.shape)

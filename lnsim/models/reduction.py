@@ -61,10 +61,14 @@ class Reduction:
         return full_W, full_a
 
 
-def reduce(problem: Problem, network: Network, hidden: bool = True) -> Reduction:
+def reduce(
+    problem: Problem, network: Network, hidden: bool = True, inputs: bool = True
+) -> Reduction:
     """The reduction on each side where it makes the state smaller; hidden side if `hidden`."""
-    coordinates = network.reduced(problem.X, hidden=hidden, inputs=True)
-    (Q, V), _ = coordinates.turns
+    coordinates = network.reduced(problem.X, hidden=hidden, inputs=inputs)
+    if not coordinates.sides:
+        return dense(problem, network)
+    (Q, V), _ = coordinates.bases
     rest, _ = coordinates.rest
     if V is not None:
         assert problem.theta_star is not None

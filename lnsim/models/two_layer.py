@@ -127,6 +127,8 @@ def ntk_init(
     balance >= -1, and m <= d and m <= C where balance is not 0).
     "unbalanced": every neuron has |A_i|^2 - |w_i|^2 = `balance` (Kunin et al. 2024).
 
+    These hold before the weights are multiplied: with `scale` = s the balance is s^2 `balance`.
+
     Raises ValueError for sizes out of range, and a start that the sizes do not have.
     """
     width = checks.integer("width", width, 1, checks.MOST_ENTRIES)

@@ -5,8 +5,8 @@ array, the curves that are drawn where none is named, labels, the columns of a s
 run that `verify` compares, the series of the experiments on images, and the README's table of
 arrays.
 
-A new quantity of the two-layer network is a row here and, under the same name, a formula in
-`FORMULAS` of simulation/observables.py.
+A new quantity is a row here and, under the same name, a formula in `FORMULAS`: of the two-layer
+network with one output in simulation/observables.py, of any model in simulation/model_view.py.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Quantity:
     given: str = ""
 
 
-_LOSS = "half mean squared error, clean labels"
+_LOSS = "mean loss, clean labels: half the squared error under the squared loss"
 _TWIN_LOSS = "the same of the linearised twin, trained on the same draws"
 _SINGLE, _CLOUD = "single neurons at every record", "all neurons at some records"
 _LEDGER = "with `ledger`: the two sums of the norm identity, for every neuron"
@@ -152,7 +152,8 @@ _ROWS = (
         last_label=r"mean $|\cos(w_i, \theta^\star)|$ at the end",
     ),
     Quantity(
-        name="interpolator_distance", models=LINEAR, given="theta_star", formula="‖Wᵀa − θ*‖",
+        name="interpolator_distance", models=LINEAR, given="theta_star",
+        formula="‖Θ − Θ*‖_F, for one output ‖Wᵀa − θ*‖",
         label=r"$\|\theta - \theta^\star\|$",
     ),
     Quantity(

@@ -124,10 +124,7 @@ def _inputs(problem: Problem, network: Network) -> Reduction:
 
 
 def _hidden(problem: Problem, network: Network) -> Reduction:
-    if network.width <= network.dim + 1:
-        return dense(problem, network)
-    Q, R = np.linalg.qr(_stacked(network.W, network.a))
-    return Reduction(problem, R[:, :-1].copy(), R[:, -1].copy(), Q, None, None)
+    return reduce_both(problem, network, inputs=False)
 
 
 def _stacked(W: FloatArray, a: FloatArray) -> FloatArray:

@@ -32,7 +32,7 @@ def coordinates_of(
     Raises ValueError where a reduction is asked for and there is none.
     """
     dynamics, _ = schedule.at(0)
-    # What is left of a weight without a gradient is known for a constant learning rate.
+    # What weight decay leaves is known (rest_scale) where every step is the same.
     shrinks_evenly = not (dynamics.decays and schedule is not dynamics)
     hidden = all(noise.keeps_hidden for noise in dynamics.noises)
     inputs = all(noise.keeps_inputs for noise in dynamics.noises) and shrinks_evenly

@@ -17,7 +17,7 @@ from lnsim.models.problem import Problem
 from lnsim.simulation.replicas import Moving
 
 NUMBERS_PER_WORD = 4
-"""Numbers to compare with that are held at a time, for each word that may be (Moving.room)."""
+"""Target entries held at a time, at most, per word held at a time (Moving.room)."""
 
 
 @dataclass

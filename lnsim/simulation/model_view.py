@@ -144,15 +144,17 @@ class ModelView:
 
     def predictions(self, X: FloatArray) -> FloatArray:
         """f of every row of X, shape (B, n, C)."""
-        return np.stack([model.predict(X) for model in self.models])
+        if self.frame.model.predictor is None:
+            return np.stack([model.predict(X) for model in self.models])
+        return np.matmul(X, self.predictors.transpose(0, 2, 1))
 
     @cached_property
-    def trained(self) -> FloatArray:
+    def train_predictions(self) -> FloatArray:
         """f of the training inputs."""
         return self.predictions(self.frame.problem.X)
 
     @cached_property
-    def tested(self) -> FloatArray | None:
+    def test_predictions(self) -> FloatArray | None:
         """f of the test inputs, or None where there are none."""
         X = self.frame.problem.X_test
         return None if X is None else self.predictions(X)
@@ -165,9 +167,9 @@ class ModelView:
 
     def of_test(self, function: Callable[[FloatArray, FloatArray], Any]) -> FloatArray:
         """The mean over the test samples of function(f, y), (B,); NaN where there are none."""
-        if self.tested is None or self.frame.problem.y_test is None:
+        if self.test_predictions is None or self.frame.problem.y_test is None:
             return np.full(len(self.models), np.nan)
-        return np.asarray(function(self.tested, self.frame.problem.y_test).mean(axis=1))
+        return np.asarray(function(self.test_predictions, self.frame.problem.y_test).mean(axis=1))
 
 
 def _interpolator_distance(view: ModelView) -> FloatArray:
@@ -221,14 +223,22 @@ def _singular_values(view: ModelView) -> FloatArray:
     return np.asarray(np.linalg.svd(finite, compute_uv=False))
 
 
+def _train_loss(view: ModelView) -> FloatArray:
+    """The mean loss over the training samples, clean labels."""
+    problem = view.frame.problem
+    return np.asarray(problem.losses(view.train_predictions, problem.y).mean(axis=1))
+
+
+def _train_accuracy(view: ModelView) -> FloatArray:
+    """The share of training samples that are classified rightly."""
+    problem = view.frame.problem
+    return problem.correct(view.train_predictions, problem.y).mean(axis=1)
+
+
 FORMULAS: dict[str, Callable[[ModelView], FloatArray]] = {
-    "train_loss": lambda view: view.frame.problem.losses(view.trained, view.frame.problem.y).mean(
-        axis=1
-    ),
+    "train_loss": _train_loss,
     "test_loss": lambda view: view.of_test(view.frame.problem.losses),
-    "train_accuracy": lambda view: view.frame.problem.correct(
-        view.trained, view.frame.problem.y
-    ).mean(axis=1),
+    "train_accuracy": _train_accuracy,
     "test_accuracy": lambda view: view.of_test(view.frame.problem.correct),
     "norm_mean": lambda view: view.norms.mean(axis=1),
     "norm_squared": lambda view: np.square(view.norms).sum(axis=1),

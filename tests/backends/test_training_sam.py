@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F
-from lnsim_torch.training.train import train
+from lnsim_torch.training.train import Execution, train
 from small_training import (  # noqa: F401
     CLASSES,
     RECIPE,
@@ -145,3 +145,19 @@ def test_processes_that_perturbed_alone_do_not_become_more_or_fewer():
         train(small_mlp(), small_data(), recipe, resume=part)
     of_any = train(small_mlp(), small_data(), replace(recipe, micro_batch=7, steps=6))
     assert "processes" not in of_any.state
+
+
+def test_without_a_gradient_sam_stays_where_it_is():
+    layers = nn.Linear(192, 3, bias=False), nn.Linear(3, CLASSES, bias=False)
+    for layer in layers:
+        nn.init.zeros_(layer.weight)
+    recipe = replace(RECIPE, steps=2, record_every=1, rho=5.0)
+    result = train(nn.Sequential(nn.Flatten(), *layers), small_data(), recipe)
+    assert np.isfinite(result.records["train_loss"]).all()
+    assert not any(layer.weight.detach().any() for layer in layers)
+
+
+def test_words_are_no_flags():
+    for made in (lambda: replace(RECIPE, augment="no"), lambda: Execution(compile="no")):
+        with pytest.raises(TypeError, match="must be True or False, got 'no'"):
+            made()

@@ -101,3 +101,25 @@ def test_a_reduction_that_is_asked_for_and_is_not_there_is_refused():
     with pytest.raises(ValueError, match="reduce must be False or None: a Network of this size"):
         run(lnsim.ntk_init(5, 6), lnsim.SGD(0.01), reduce=True)
     assert run(lnsim.ntk_init(8, 6), lnsim.SGD(0.01), reduce=True).provenance["reduced"]
+
+
+def test_numbers_of_numpy_are_saved_with_a_model(tmp_path):
+    u = np.full(6, 0.3)
+    cubed = run(lnsim.Diagonal(u, 0.5 * u, "difference", np.int64(3)), lnsim.SGD(0.01))
+    skipping = lnsim.DeepLinear((np.eye(6), np.eye(6)[:1]), np.bool_(True))
+    for name, trajectory in (("cubed", cubed), ("skipping", run(skipping, lnsim.SGD(0.001)))):
+        trajectory.save(tmp_path / name)
+        final = lnsim.Trajectory.load(tmp_path / name).final
+        assert final.about() == trajectory.final.about()
+    with pytest.raises(ValueError, match="power must be at least 1, got -5"):
+        lnsim.diagonal_init(3, power=-5)
+
+
+def test_a_sample_that_overflows_stops_a_batch_before_its_step():
+    # The first sample's prediction is inf - inf, the second's is tiny.
+    inputs = np.array([[1e200, 1e200], [1e-300, 0.0]])
+    problem = lnsim.Problem(inputs, np.zeros(2), theta_star=np.ones(2))
+    network = lnsim.Diagonal(np.array([1e100, -1e100]), np.array([1e100, 1e100]))
+    trajectory = run(network, lnsim.GD(1e-3), problem)
+    assert trajectory.status.code == "DIVERGED" and trajectory["diverged_at"] == 0
+    np.testing.assert_array_equal(trajectory["final_u"], network.u)

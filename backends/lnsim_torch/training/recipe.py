@@ -65,8 +65,8 @@ class Recipe:
         for name in ("momentum", "smoothing"):
             if _number(name, getattr(self, name)) >= 1.0:
                 raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
-        if not isinstance(self.normalized, bool):
-            raise TypeError(f"normalized must be True or False, got {self.normalized!r}")
+        for name in ("normalized", "augment"):
+            checks.flag(name, getattr(self, name))
         checks.choice("schedule", self.schedule, SCHEDULES)
         checks.choice("loss", self.loss, LOSSES)
         checks.choice("flip", self.flip, FLIPS)
@@ -134,6 +134,8 @@ class Execution:
     channels_last: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("compile", "channels_last"):
+            checks.flag(name, getattr(self, name))
         checks.choice("precision", self.precision, PRECISIONS)
 
     def check(self, device: str) -> None:

@@ -152,7 +152,7 @@ class StepGradient:
             factor: Tensor | float = self._recipe.rho
             if self._recipe.normalized:
                 norm = torch.stack(torch._foreach_norm(gradients)).norm()
-                factor = factor / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+                factor = torch.where(norm > 0, factor / norm, 0.0)
             moving = [p for p in self._parameters if p.grad is not None]
             torch._foreach_add_(moving, torch._foreach_mul(gradients, factor))
         with buffers_restored(self._network):
