@@ -106,6 +106,7 @@ class ModelConfig(ABC):
     record_every: int = key(500, "steps between records")
     tracked: int = key(8, "neurons, or coordinates, that are followed one by one")
     seed: int = key(0, "of the data, the network and the noise")
+    measures: str = key("", "measured besides the default: names, all or none")
 
     @abstractmethod
     def make_problem(self) -> Problem:

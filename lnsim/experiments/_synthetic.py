@@ -46,6 +46,7 @@ class LinearConfig:
     record_every: int = key(2_000, "steps between records; for resnet, epochs")
     tracked: int = key(8, "number of neurons recorded one by one")
     seed: int = key(0, "seed of the data, the network and the noise")
+    measures: str = key("", "measured besides the default: names, all or none")
 
     @property
     def samples_a_step(self) -> int:
@@ -138,7 +139,9 @@ def launch(
 
     `device` becomes part of the backend; `driver` goes to `simulate`.
     """
-    driver = {"seed": config.seed, "tracked": config.tracked, **driver}
+    driver = {
+        "seed": config.seed, "tracked": config.tracked, "measures": config.measures, **driver,
+    }  # fmt: skip
     if device:
         backend = f"{backend}:{device}"
     return simulate(

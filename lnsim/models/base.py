@@ -9,6 +9,10 @@ alone.
 
 `reduced` gives coordinates in which the same training is smaller, where the model has a symmetry.
 
+`layers` gives the gradient of every sample as outer products, from which measures of the loss's
+curvature are made (curvature.py).  It and `predict` take complex weights theta + i e v too, whose
+results have e times the derivative along v as their imaginary part: they conjugate nothing.
+
 To add a model, write a file here, a row in saved.py, its name in run/quantities.py, and its
 functions in every engine that is to run it.
 """
@@ -53,6 +57,14 @@ class Model(ABC):
     def predict(self, X: FloatArray) -> FloatArray:
         """f of every row of X : (n, d), shape (n, C)."""
 
+    @abstractmethod
+    def layers(self, X: FloatArray, g: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
+        """The pull-back of g : (n, C) at the rows of X : (n, d), sample by sample.
+
+        For every array of `parameters` a pair delta : (n, k), h : (n, l): the gradient of
+        <g_i, f(x_i)> by it is delta_i h_i^T, in the shape of the array.
+        """
+
     @property
     @abstractmethod
     def dim(self) -> int:
@@ -62,6 +74,27 @@ class Model(ABC):
     @abstractmethod
     def outputs(self) -> int:
         """C, the number of outputs."""
+
+    def residual_trace(self, X: FloatArray, g: FloatArray) -> float:
+        """The trace of the second derivative of sum_i <g_i, f(x_i)>; 0 where f is linear in every
+        array of parameters."""
+        return 0.0
+
+    def least_trace(self, gram: FloatArray) -> float:
+        """The least Gauss-Newton trace of the squared loss among such models with this predictor.
+
+        gram = X^T X / n : (d, d); NaN where no formula is known.  See lnsim/theory/flatness.py.
+        """
+        return float("nan")
+
+    @property
+    def balancedness(self) -> float:
+        """The least delta for which the model is delta-balanced; NaN where that has no meaning.
+
+        The largest |W_{l+1}^T W_{l+1} - W_l W_l^T|_F over the hidden layers l (Arora, Cohen,
+        Golowich, Hu 2019, Definition 1).
+        """
+        return float("nan")
 
     @property
     def scalar(self) -> bool:
@@ -106,6 +139,10 @@ class Model(ABC):
     def flat(self) -> FloatArray:
         """The parameters one after another, theta : (P,)."""
         return np.concatenate([array.ravel() for array in self.parameters.values()])
+
+    def pull_back(self, X: FloatArray, g: FloatArray) -> FloatArray:
+        """The gradient of sum_i <g_i, f(x_i)> by the parameters, (P,), for g : (n, C)."""
+        return np.concatenate([(delta.T @ h).ravel() for delta, h in self.layers(X, g)])
 
     @property
     def size(self) -> int:

@@ -26,6 +26,7 @@ from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.models.base import Coordinates, Model, orthonormal_columns, span
+from lnsim.theory import flatness
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,29 @@ class DeepLinear(Model):
     def predict(self, X: FloatArray) -> FloatArray:
         """See Model."""
         return X @ self.predictor.T
+
+    def layers(self, X: FloatArray, g: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
+        """See Model and the pull-back above."""
+        inputs = [X]
+        for W, skip in zip(self.weights[:-1], self.skips, strict=False):
+            inputs.append(inputs[-1] @ W.T + (inputs[-1] if skip else 0.0))
+        pairs = []
+        for W, skip, h in zip(self.weights[::-1], self.skips[::-1], inputs[::-1], strict=True):
+            pairs.append((g, h))
+            g = g @ W + (g if skip else 0.0)
+        return pairs[::-1]
+
+    def least_trace(self, gram: FloatArray) -> float:
+        """See Model; without skips."""
+        if any(self.skips):
+            return float("nan")
+        return float(flatness.least_trace(self.predictor, gram, self.depth))
+
+    @property
+    def balancedness(self) -> float:
+        """See Model; of the weights without the skips."""
+        pairs = itertools.pairwise(self.weights)
+        return max((float(np.linalg.norm(B.T @ B - A @ A.T)) for A, B in pairs), default=0.0)
 
     def reduced(self, X: FloatArray, *, hidden: bool, inputs: bool) -> Coordinates[DeepLinear]:
         """See Model and the derivation above; with skips nothing is reduced."""

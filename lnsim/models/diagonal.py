@@ -21,6 +21,7 @@ import numpy as np
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.models.base import Model
+from lnsim.theory import flatness
 
 FORMS = ("product", "difference", "square")
 
@@ -104,6 +105,36 @@ class Diagonal(Model):
     def predict(self, X: FloatArray) -> FloatArray:
         """See Model."""
         return (X @ self.beta)[:, None]
+
+    def layers(self, X: FloatArray, g: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
+        """See Model: one unit for each array, whose inputs are x times d beta / du, d beta / dv."""
+        if self.u is None:
+            return [(g, X * (2.0 * self.v))]
+        if self.form == "product":
+            return [(g, X * self.v), (g, X * self.u)]
+        D = self.power
+        return [(g, X * (D * self.u ** (D - 1))), (g, X * (-D * self.v ** (D - 1)))]
+
+    def residual_trace(self, X: FloatArray, g: FloatArray) -> float:
+        """See Model: sum_j s_j (d^2 beta_j / du_j^2 + d^2 beta_j / dv_j^2), s = X^T g."""
+        s = g[:, 0] @ X
+        if self.u is None:
+            return float(2.0 * s.sum())
+        D = self.power
+        if self.form == "product" or D == 1:
+            return 0.0
+        return float(D * (D - 1) * (s @ (self.u ** (D - 2) - self.v ** (D - 2))))
+
+    def least_trace(self, gram: FloatArray) -> float:
+        """See Model."""
+        return float(flatness.least_trace_diagonal(self.beta, gram, self.form, self.power))
+
+    @property
+    def balancedness(self) -> float:
+        """|u^2 - v^2| for the product, whose two layers are diagonal matrices; else NaN."""
+        if self.u is None or self.form != "product":
+            return float("nan")
+        return float(np.linalg.norm(self.u**2 - self.v**2))
 
 
 def diagonal_init(dim: int, scale: float = 0.1, form: str = "product", power: int = 2) -> Diagonal:

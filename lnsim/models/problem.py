@@ -101,6 +101,11 @@ class Problem:
                 raise ValueError(f"{name} must be classes below {MOST_CLASSES:,}, got {y.max():g}")
         return y
 
+    def only(self, i: int) -> Problem:
+        """The problem of training sample i alone, without test data."""
+        X, y = self.X[i : i + 1], self.y[i : i + 1]
+        return Problem(X, y, self.theta_star, loss=self.loss)
+
     @cached_property
     def classes(self) -> int | None:
         """The number of classes, or None where labels are no classes.
@@ -148,6 +153,37 @@ class Problem:
             f, np.broadcast_to(self.labels(y)[:, None], (*f.shape[:-1], 1)), axis=-1
         )[..., 0]  # fmt: skip
 
+    def slopes(self, f: Any) -> Any:
+        """The derivative of the loss by every prediction f : (n, C) of the training inputs, (n, C).
+
+        f may be complex, f + i e df: the imaginary part is then e times the derivative along df.
+        Under cross-entropy outputs without a class count as those of classes that never occur.
+        """
+        if self.loss == "squared":
+            return f - self.targets(self.y)
+        if self.loss == "logistic":
+            return -self.y[:, None] * _sigmoid(-self.y[:, None] * f)
+        shares = np.exp(f - f.real.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        shares[np.arange(len(f)), self.labels(self.y)] -= 1.0
+        return shares
+
+    def curvature_roots(self, f: FloatArray) -> FloatArray:
+        """Vectors b_k with sum_k b_k b_k^T the second derivative of the loss by f, (C, n, C).
+
+        f : (n, C), on the training inputs.  For softmax shares p it is diag(p) - p p^T =
+        sum_k p_k (e_k - p)(e_k - p)^T.
+        """
+        outputs = f.shape[1]
+        units = np.repeat(np.eye(outputs)[:, None], len(f), axis=1)
+        if self.loss == "squared":
+            return units
+        if self.loss == "logistic":
+            return np.sqrt(_sigmoid(f) * _sigmoid(-f))[None]
+        shares = np.exp(f - f.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        return np.asarray(np.sqrt(shares.T)[:, :, None] * (units - shares))
+
     def correct(self, f: FloatArray, y: FloatArray) -> NDArray[np.bool_]:
         """Whether every prediction, f : (..., n, C), has the class of its label, shape (..., n)."""
         predicted = (f[..., 0] > 0.0).astype(np.int64) if self.outputs == 1 else f.argmax(axis=-1)
@@ -186,3 +222,9 @@ class Problem:
     def dim(self) -> int:
         """d, the input dimension."""
         return self.X.shape[1]
+
+
+def _sigmoid(t: Any) -> Any:
+    """1 / (1 + exp(-t)), of complex t too, without overflow."""
+    small = np.exp(np.where(t.real > 0.0, -t, t))
+    return np.where(t.real > 0.0, 1.0, small) / (1.0 + small)

@@ -10,9 +10,9 @@ it, the inputs are X V and the first layer W V.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from lnsim.models.base import Coordinates, HiddenLayer, span
 from lnsim.models.two_layer import ntk_init
 
 ACTIVATIONS = ("relu", "erf")
+
+Elementwise = Callable[[FloatArray], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,54 @@ class ReLUNetwork(HiddenLayer):
     def predict(self, X: FloatArray) -> FloatArray:
         """See Model."""
         h = X @ self.W.T
+        return np.asarray(self._along(self._phi, self._slope, h) @ self.A.T)
+
+    def layers(self, X: FloatArray, g: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
+        """See Model."""
+        h = X @ self.W.T
+        phi = self._along(self._phi, self._slope, h)
+        slope = self._along(self._slope, self._curvature, h)
+        return [((g @ self.A) * slope, X), (g, phi)]
+
+    def residual_trace(self, X: FloatArray, g: FloatArray) -> float:
+        """See Model: sum_i |x_i|^2 sum_k (A^T g_i)_k phi''(w_k x_i)."""
+        second = self._curvature(X @ self.W.T) * (g @ self.A)
+        return float(np.square(X).sum(axis=1) @ second.sum(axis=1))
+
+    @property
+    def balancedness(self) -> float:
+        """The root of the sum over neurons of (|A_i|^2 - |w_i|^2)^2; NaN for erf.
+
+        Gradient flow of the ReLU network conserves each of them.
+        """
+        if self.activation != "relu":
+            return float("nan")
+        outgoing, ingoing = np.square(self.A).sum(axis=0), np.square(self.W).sum(axis=1)
+        return float(np.linalg.norm(outgoing - ingoing))
+
+    def _phi(self, h: FloatArray) -> FloatArray:
         if self.activation == "relu":
-            return np.maximum(h, 0.0) @ self.A.T
+            return np.maximum(h, 0.0)
         from scipy.special import erf
 
-        return np.asarray(erf(h) @ self.A.T)
+        return np.asarray(erf(h))
+
+    def _slope(self, h: FloatArray) -> FloatArray:
+        """phi'."""
+        if self.activation == "relu":
+            return (h > 0.0).astype(np.float64)
+        return np.asarray(2.0 / np.sqrt(np.pi) * np.exp(-np.square(h)))
+
+    def _curvature(self, h: FloatArray) -> FloatArray:
+        """phi'', of relu without the point mass at 0."""
+        return np.zeros_like(h) if self.activation == "relu" else -2.0 * h * self._slope(h)
+
+    @staticmethod
+    def _along(function: Elementwise, derivative: Elementwise, h: Any) -> Any:
+        """The function of h, or, for a complex h = h_0 + i e v, of h_0 and its change along v."""
+        if np.isrealobj(h):
+            return function(h)
+        return function(h.real) + 1j * (derivative(h.real) * h.imag)
 
     def reduced(self, X: FloatArray, *, hidden: bool, inputs: bool) -> Coordinates[ReLUNetwork]:
         """See Model: the input side alone."""

@@ -12,6 +12,7 @@ from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.models.base import Coordinates, HiddenLayer, orthonormal_columns, span
+from lnsim.theory import flatness
 
 
 @dataclass(frozen=True, init=False)
@@ -86,6 +87,19 @@ class Network(HiddenLayer):
     def predict(self, X: FloatArray) -> FloatArray:
         """See Model."""
         return X @ self.predictor.T
+
+    def layers(self, X: FloatArray, g: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
+        """See Model."""
+        return [(g @ self.A, X), (g, X @ self.W.T)]
+
+    def least_trace(self, gram: FloatArray) -> float:
+        """See Model."""
+        return float(flatness.least_trace(self.predictor, gram))
+
+    @property
+    def balancedness(self) -> float:
+        """|A^T A - W W^T|_F."""
+        return float(np.linalg.norm(self.A.T @ self.A - self.W @ self.W.T))
 
     def reduced(self, X: FloatArray, *, hidden: bool, inputs: bool) -> Coordinates[Network]:
         """See Model and reduction.py: M = [W | A^T] = Q R, and W in the span of the inputs."""

@@ -15,7 +15,7 @@ so that for changes D of W^T W and N of A A^T, with P = X D X^T and G = X X^T,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,16 +23,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray
+from lnsim.dynamics import Dynamics
 from lnsim.models.base import Coordinates, Model
+from lnsim.models.curvature import Curvature, multiplicities
 from lnsim.models.problem import Problem
-from lnsim.run import quantities
+from lnsim.run import measures, quantities
 from lnsim.run.quantities import Axis
+from lnsim.theory.flatness import effective_rank
 
 
 class ModelFrame:
-    """What stays fixed along a run: the problem, the coordinates, the model at the start."""
+    """What stays fixed along a run: the problem, the coordinates, the model at the start, measures.
 
-    def __init__(self, problem: Problem, coordinates: Coordinates[Model], model: Model) -> None:
+    `chosen` are the measures that `lnsim.simulate` is asked for, `dynamics` says how batches are
+    drawn, `replicas` is the number of models that are trained.  Raises ValueError or TypeError for
+    unknown measures.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        coordinates: Coordinates[Model],
+        model: Model,
+        dynamics: Dynamics,
+        replicas: int = 1,
+        chosen: str | Sequence[str] = measures.NONE,
+    ) -> None:
         self.problem = problem
         self.coordinates = coordinates
         self.model = model
@@ -44,6 +60,14 @@ class ModelFrame:
         self.lazy_radius = 0.0 if self.start is None else 1.0 / np.sqrt(len(self.start))
         self.sides = list(coordinates.sides)
         self.shrinks = any(rest is not None for rest in coordinates.rest)
+        self.batch = dynamics.batch_size, dynamics.replacement
+        costly = ("effective_rank",) if self.shrinks else ()
+        self.chosen = measures.chosen(self.name, chosen, costly)
+        # Lanczos starts from the last record's eigenvector.
+        self.in_order = "sharpness" in self.chosen
+        self.memory: dict[str, FloatArray] = {}
+        if self.in_order:
+            self.memory["sharpest"] = np.zeros((replicas, coordinates.model.size))
 
     @property
     def _neurons(self) -> FloatArray:
@@ -71,15 +95,32 @@ class ModelFrame:
             "theta_star": self.theta_star is not None,
             "classes": self.problem.classes is not None,
         }
-        return {name: FORMULAS[name] for name in names if given[quantities.TABLE[name].given]}
+        rows = [row for row in map(quantities.TABLE.get, names) if row is not None]
+        return {
+            row.name: FORMULAS[row.name]
+            for row in rows
+            if given[row.given] and (row.needs != measures.NEEDS or row.name in self.chosen)
+        }
+
+    def cloud(self, name: str) -> int:
+        """The number of values per cloud of a quantity."""
+        if name == "hessian_spectrum":
+            return multiplicities(self.coordinates).size
+        return self.units
 
     def path(self, name: str, tracked: int) -> int:
         """The number of values at every record of a quantity of neurons or singular values."""
         return min(self.model.outputs, self.model.dim) if name == "singular_values" else tracked
 
-    def view(self, weights: list[FloatArray], scale: FloatArray, twin: FloatArray) -> ModelView:
+    def view(
+        self,
+        weights: list[FloatArray],
+        scale: FloatArray,
+        twin: FloatArray,
+        replica: NDArray[np.int64],
+    ) -> ModelView:
         """B models of reduced parameters theta : (B, P); `scale` : (B,) of Coordinates.lift."""
-        return ModelView(self, weights[0], scale)
+        return ModelView(self, weights[0], scale, replica)
 
     def network(self, weights: list[FloatArray], scale: float) -> Model:
         """The full model of reduced parameters theta : (P,), read-only."""
@@ -96,23 +137,42 @@ class ModelFrame:
     def constants(self) -> dict[str, Any]:
         """The arrays of the run that are known at its start."""
         about = {"model": np.array(json.dumps(self.model.about()))}
+        if "hessian_spectrum" in self.chosen:
+            about["hessian_multiplicity"] = multiplicities(self.coordinates)
         return about if self.theta_star is None else about | {"theta_star": self.theta_star}
 
 
 class ModelView:
-    """B models, `scale` : (B,) what their rests are multiplied by."""
+    """B models of these `replica` numbers, `scale` : (B,) what their rests are multiplied by."""
 
-    def __init__(self, frame: ModelFrame, theta: FloatArray, scale: FloatArray) -> None:
+    def __init__(
+        self,
+        frame: ModelFrame,
+        theta: FloatArray,
+        scale: FloatArray,
+        replica: NDArray[np.int64],
+    ) -> None:
         self.frame = frame
+        self.theta, self.replica = theta, replica
         self.models = [
             frame.coordinates.lift(one, float(s)) for one, s in zip(theta, scale, strict=True)
         ]
 
     def only(self, numbers: NDArray[np.int64]) -> ModelView:
         """The models of these numbers alone."""
-        view = ModelView(self.frame, np.empty((0, 0)), np.empty(0))
+        view = ModelView(self.frame, self.theta[:0], np.empty(0), self.replica[numbers])
+        view.theta = self.theta[numbers]
         view.models = [self.models[b] for b in numbers]
         return view
+
+    @cached_property
+    def curvatures(self) -> list[Curvature]:
+        """The loss near every model, in reduced coordinates."""
+        frame = self.frame
+        return [
+            Curvature(frame.coordinates.model.from_flat(one), frame.problem, frame.coordinates.X)
+            for one in self.theta
+        ]
 
     @cached_property
     def neurons(self) -> FloatArray:
@@ -235,6 +295,50 @@ def _train_accuracy(view: ModelView) -> FloatArray:
     return problem.correct(view.train_predictions, problem.y).mean(axis=1)
 
 
+def _sharpness(view: ModelView) -> FloatArray:
+    """By Lanczos, from the last record's eigenvector and a part of all other directions."""
+    last = view.frame.memory["sharpest"]
+    noise = np.random.default_rng(0).standard_normal(last.shape[1])
+    values = []
+    for curvature, s in zip(view.curvatures, view.replica.tolist(), strict=True):
+        value, last[s] = curvature.sharpness(last[s] + noise / (10.0 * np.linalg.norm(noise)))
+        values.append(value)
+    return np.array(values)
+
+
+def _flatness_gap(view: ModelView) -> FloatArray:
+    """NaN under other losses than the squared one, and for models without a formula."""
+    problem = view.frame.problem
+    if problem.loss != "squared":
+        return np.full(len(view.models), np.nan)
+    least = np.array([model.least_trace(problem.gram) for model in view.models])
+    trace = np.array([curvature.gauss_newton_trace for curvature in view.curvatures])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(trace / least)
+
+
+def _effective_rank(view: ModelView) -> FloatArray:
+    """Of the first layer."""
+    models = view.models
+    if not view.frame.shrinks:
+        models = [curvature.model for curvature in view.curvatures]
+    return _ranks([next(iter(model.parameters.values())) for model in models])
+
+
+def _ranks(matrices: Sequence[FloatArray]) -> FloatArray:
+    """Effective ranks; NaN for matrices that are not finite."""
+    singular = [
+        np.linalg.svd(W, compute_uv=False) if np.isfinite(W).all() else np.full(1, np.nan)
+        for W in matrices
+    ]
+    return np.array([float(effective_rank(values)) for values in singular])
+
+
+def _support(view: ModelView) -> FloatArray:
+    beta = np.abs(view.predictors[:, 0])
+    return (beta > 0.01 * beta.max(axis=1, keepdims=True)).sum(axis=1).astype(np.float64)
+
+
 FORMULAS: dict[str, Callable[[ModelView], FloatArray]] = {
     "train_loss": _train_loss,
     "test_loss": lambda view: view.of_test(view.frame.problem.losses),
@@ -258,5 +362,21 @@ FORMULAS: dict[str, Callable[[ModelView], FloatArray]] = {
     "cloud_norm": lambda view: view.norms,
     "cloud_alignment": lambda view: view.alignments,
     "cloud_beta": lambda view: view.predictors[:, 0],
+    "sharpness": _sharpness,
+    "hessian_trace": lambda view: np.array([c.trace for c in view.curvatures]),
+    "flatness_gap": _flatness_gap,
+    "kernel_alignment": lambda view: np.array([c.alignment for c in view.curvatures]),
+    "effective_rank": _effective_rank,
+    "predictor_rank": lambda view: _ranks(view.predictors),
+    "balancedness": lambda view: np.array([model.balancedness for model in view.models]),
+    "gradient_noise": lambda view: np.array([c.noise for c in view.curvatures]),
+    "batch_sharpness": lambda view: np.array(
+        [c.batch_sharpness(*view.frame.batch) for c in view.curvatures]
+    ),
+    "support": _support,
+    "l1_norm": lambda view: np.abs(view.predictors[:, 0]).sum(axis=1),
+    "hessian_spectrum": lambda view: np.stack(
+        [c.spectrum(view.frame.coordinates) for c in view.curvatures]
+    ),
 }
 """One number of every model, (B,), or of every neuron of each, (B, m): see Quantity."""

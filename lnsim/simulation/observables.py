@@ -3,7 +3,7 @@
 `FORMULAS` maps each name in the table of run/quantities.py to a function of one `View`: a stack of
 B networks, any mixture of steps and replicas of one run, which share the cost of a call.
 
-A user's own observables are functions of a Network, called at every record (recorder.py).
+Measures of curvature have their formulas in measures.py, a user's own observables in asked.py.
 
 All are computed in reduced coordinates (reduction.py): the trained part of neuron i is row i of
 Q W, (m, r), and its untrained part, s rest_i, is orthogonal to all training inputs, so that
@@ -19,26 +19,44 @@ G are r-by-r.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lnsim.base.checks import FloatArray, Noting
-from lnsim.models.base import Model
+from lnsim.base.checks import FloatArray
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import Reduction
 from lnsim.models.two_layer import Network
+from lnsim.run import measures as asked_measures
 from lnsim.run import quantities
 from lnsim.run.quantities import Axis
+from lnsim.simulation import measures
+from lnsim.simulation.measures import Constants, Measured
 
 
 class Frame:
-    """The constants of a run: the problem, the reduction, the network at the start."""
+    """The constants of a run: the problem, the reduction, the network at the start, its measures.
 
-    def __init__(self, problem: Problem, reduction: Reduction) -> None:
+    `chosen` are the measures that `lnsim.simulate` is asked for, `batch` the number of samples in a
+    batch of the dynamics (0: all).  Raises ValueError or TypeError for unknown measures.
+    """
+
+    memory: ClassVar[dict[str, FloatArray]] = {}
+    """What one record's formulas leave for the next, by name: nothing."""
+
+    in_order: ClassVar = False
+    """Whether the networks of a replica must be observed in the order of their steps."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        reduction: Reduction,
+        chosen: str | Sequence[str] = asked_measures.NONE,
+        batch: int = 1,
+    ) -> None:
         assert problem.theta_star is not None
         assert reduction.problem.theta_star is not None
         self.problem = problem
@@ -68,23 +86,41 @@ class Frame:
         self.gram = reduction.problem.X.T @ reduction.problem.X
         self.tangent_start = _tangent_matrix(reduction.W[None], reduction.a[None])
         self.kernel_norm = _kernel_norm(self.tangent_start, self.gram)[0]
+        # With an untrained part the singular values of W are those of an m-by-d matrix.
+        costly = () if reduction.rest is None else ("effective_rank",)
+        self.chosen = asked_measures.chosen(quantities.TWO_LAYER, chosen, costly)
+        self.measured = Constants(reduction, batch)
 
     def formulas(
         self, axis: Axis = Axis.RECORD, *, of_neurons: bool = False, needs: str = ""
     ) -> dict[str, Callable[[Any], FloatArray]]:
         """The formulas, by name, of the quantities in the table with these properties."""
         names = quantities.names(quantities.TWO_LAYER, axis, of_neurons=of_neurons, needs=needs)
-        recorded_formulas = {name: FORMULAS[name] for name in names}
+        recorded_formulas = {name: FORMULAS[name] for name in names if self.records(name)}
         if (axis, of_neurons, needs) == (Axis.RECORD, False, "") and self.problem.classes:
             recorded_formulas |= ACCURACIES
         return recorded_formulas
+
+    def records(self, name: str) -> bool:
+        """Whether the quantity is none of the measures, or one of those chosen."""
+        return quantities.TABLE[name].needs != asked_measures.NEEDS or name in self.chosen
 
     def path(self, name: str, tracked: int) -> int:
         """The number of values per record of a quantity of single neurons."""
         return tracked
 
-    def view(self, weights: list[FloatArray], scale: FloatArray, twin: FloatArray) -> View:
-        """The View of B networks with these reduced weights."""
+    def cloud(self, name: str) -> int:
+        """The number of values per cloud of a quantity."""
+        return self.measured.multiplicity.size if name == "hessian_spectrum" else self.units
+
+    def view(
+        self,
+        weights: list[FloatArray],
+        scale: FloatArray,
+        twin: FloatArray,
+        replica: NDArray[np.int64],
+    ) -> View:
+        """The View of B networks with these reduced weights, whichever replicas they are of."""
         W, a = weights
         return View(self, W, a, scale, twin)
 
@@ -101,9 +137,12 @@ class Frame:
         W, a = self.reduction.lift(reduced_W, reduced_a, scale)
         return {"final_W": W, "final_a": a}
 
-    def constants(self) -> dict[str, FloatArray]:
+    def constants(self) -> dict[str, Any]:
         """The arrays of the run that do not depend on training."""
-        return {"theta_star": self.theta_star}
+        constants: dict[str, Any] = {"theta_star": self.theta_star}
+        if "hessian_spectrum" in self.chosen:
+            constants["hessian_multiplicity"] = self.measured.multiplicity
+        return constants
 
 
 class View:
@@ -172,6 +211,11 @@ class View:
             alignment += scale * frame.rest_alignment
             moved_squared += (1.0 - scale) ** 2 * frame.rest_norm_squared
         return np.sqrt(norm_squared), np.abs(alignment), np.sqrt(moved_squared)
+
+    @cached_property
+    def measured(self) -> Measured:
+        """What the measures are computed from."""
+        return Measured(self.frame.measured, self.reduced_W, self.reduced_a, self.scale)
 
     @property
     def norms(self) -> FloatArray:
@@ -297,6 +341,10 @@ ACCURACIES: dict[str, Callable[[View], FloatArray]] = {
 """What is recorded besides where all labels are -1 or 1."""
 
 
+def _of_view(formula: Callable[[Measured], FloatArray]) -> Callable[[View], FloatArray]:
+    return lambda view: formula(view.measured)
+
+
 FORMULAS: dict[str, Callable[[View], FloatArray]] = {
     function.__name__: function
     for function in (
@@ -319,38 +367,6 @@ FORMULAS: dict[str, Callable[[View], FloatArray]] = {
     "tracked_second_layer": lambda view: view.second_layer,
     "cloud_norm": lambda view: view.norms,
     "cloud_alignment": lambda view: view.alignments,
+    **{name: _of_view(formula) for name, formula in measures.FORMULAS.items()},
 }
 """Each returns one number per network, (B,), or one per neuron, (B, m): see Quantity."""
-
-
-Observable = Callable[[Any], float]
-"""A user's own observable: a number computed from a read-only Network or other model."""
-
-
-def check_observables(observables: Mapping[str, Observable], model: str) -> dict[str, Observable]:
-    """`observables`, by names that are free in a run of `model`, its name in the table.
-
-    Raises ValueError or TypeError.
-    """
-    for name, function in observables.items():
-        if not isinstance(name, str) or not name.isidentifier() or name.startswith("state_"):
-            raise ValueError(f"an observable needs a name such as my_loss, got {name!r}")
-        weights = model != quantities.TWO_LAYER and name.startswith("final_")
-        if name in quantities.reserved(model) or weights:
-            raise ValueError(f"observable {name!r}: a trajectory has an array of that name already")
-        if not callable(function):
-            raise TypeError(f"observable {name!r} must be a function, got {function!r}")
-    return dict(observables)
-
-
-def ask(name: str, function: Observable, network: Model) -> float:
-    """The value of the observable `name` of a network.  Raises TypeError if it is not a number."""
-    with Noting(f"raised by the observable {name!r}"):
-        value = function(network)
-    array = np.asarray(value)
-    if array.ndim > 0 or array.dtype.kind not in "biuf":
-        shape = f" of shape {array.shape}" if array.ndim else ""
-        raise TypeError(
-            f"observable {name!r} must return a number, got {type(value).__name__}{shape}"
-        )
-    return float(array)

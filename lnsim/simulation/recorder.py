@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,23 @@ from lnsim.dynamics import Dynamics
 from lnsim.models.base import Model
 from lnsim.models.ledger import lemma_3_shares
 from lnsim.run.machine import provenance
+from lnsim.run.measures import NEEDS
 from lnsim.run.quantities import Axis
 from lnsim.run.record import Status
 from lnsim.run.resume import records_kept
+from lnsim.simulation.asked import Observable, ask
 from lnsim.simulation.model_view import ModelFrame
-from lnsim.simulation.observables import Frame, Observable, ask
+from lnsim.simulation.observables import Frame
 from lnsim.simulation.replicas import Moving
+from lnsim.simulation.snapshots import (
+    WATCHED_ONLY,
+    Snapshots,
+    cloud_records,
+    watch_steps,
+    waypoint,
+    waypoint_records,
+)
 from lnsim.simulation.trajectory import Trajectory
-
-WATCHED_ONLY = -1
-"""In place of a record number: a step at which neurons are watched and nothing is recorded."""
 
 RESUMED = ("last_step", "watched_step", "watched_moved", "escape")
 """What a recorder needs besides the records and the last weights to go on."""
@@ -35,68 +41,7 @@ WAYPOINTS_HOLD = 16 << 20
 OBSERVED_AT_ONCE = 1 << 19
 """First-layer weights observed at a time (4 MiB): calls are shared, and the caches still serve."""
 
-
-def cloud_records(count: int) -> list[int]:
-    """The records, out of the first `count`, at which all neurons are kept: 0, 1, 2, 4, 5, 8, ...
-
-    These are the integer parts of the powers of sqrt(2), so that the choice does not depend on
-    how long the run goes on.
-    """
-    powers = {int(2 ** (k / 2)) for k in range(2 * count.bit_length())}
-    return sorted(record for record in {0} | powers if record < count)
-
-
-def waypoint_records(count: int) -> list[int]:
-    """The records, out of the first `count`, whose state is kept (verify.py): 1, 2, 4, 8, ..."""
-    return [1 << k for k in range((count - 1).bit_length())]
-
-
-def waypoint(record: int) -> str:
-    """How the names of the state kept at this record begin."""
-    return f"at {record}: "
-
-
-def watch_steps(steps: int) -> list[int]:
-    """The steps at which neurons are watched for lazy escape: four an octave, whatever is recorded.
-
-    So a time of escape does not depend on how often is recorded.
-    """
-    return sorted({int(2 ** (k / 4)) for k in range(4 * steps.bit_length())})
-
-
 _NO_TWIN = np.empty((1, 0))
-
-
-@dataclass
-class _Snapshots:
-    """B networks to observe, reduced, with their twins' predictors; a replica's steps ascend."""
-
-    replica: NDArray[np.int64]
-    record: NDArray[np.int64]
-    step: NDArray[np.int64]
-    twin_theta: FloatArray
-    weights: list[FloatArray]
-
-    def at(self, numbers: NDArray[np.int64]) -> _Snapshots:
-        """Those of these numbers."""
-        return _Snapshots(
-            self.replica[numbers],
-            self.record[numbers],
-            self.step[numbers],
-            self.twin_theta[numbers],
-            [array[numbers] for array in self.weights],
-        )
-
-    @classmethod
-    def together(cls, parts: list[_Snapshots]) -> _Snapshots:
-        """All of `parts`, one after another."""
-        return cls(
-            np.concatenate([part.replica for part in parts]),
-            np.concatenate([part.record for part in parts]),
-            np.concatenate([part.step for part in parts]),
-            np.concatenate([part.twin_theta for part in parts]),
-            [np.concatenate(same) for same in zip(*(part.weights for part in parts), strict=True)],
-        )
 
 
 class Recorder:
@@ -124,22 +69,26 @@ class Recorder:
         self._plan = plan
         self._tracked = np.arange(min(tracked, frame.units))
         self._block = max(1, OBSERVED_AT_ONCE // frame.size)
-        self._pending: list[_Snapshots] = []
+        self._pending: list[Snapshots] = []
         self.count = 0
         records = cloud_records(len(plan)) if clouds else []
         self._cloud_of_record = {record: cloud for cloud, record in enumerate(records)}
         each, units = (len(moving), len(plan)), frame.units
-        self._of_networks = frame.formulas()
+        self._of_networks = frame.formulas() | frame.formulas(needs=NEEDS)
         if moving.twin is not None:
             self._of_networks |= frame.formulas(needs="linearized")
         self._of_tracked = frame.formulas(of_neurons=True)
         self._of_neurons = frame.formulas(Axis.CLOUD, of_neurons=True)
+        self._of_neurons |= frame.formulas(Axis.CLOUD, of_neurons=True, needs=NEEDS)
         self._scalars = np.full((len(self._of_networks), *each), np.nan)
         self._paths = [
             np.full((*each, frame.path(name, self._tracked.size)), np.nan)
             for name in self._of_tracked
         ]
-        self._clouds = np.full((len(self._of_neurons), len(moving), len(records), units), np.nan)
+        self._clouds = [
+            np.full((len(moving), len(records), frame.cloud(name)), np.nan)
+            for name in self._of_neurons
+        ]
         self._observables = observables
         self._observed = np.full((len(observables), *each), np.nan)
         ledger = 0 if moving.ledger is None else units
@@ -164,9 +113,8 @@ class Recorder:
     def _resumed(self) -> dict[str, NDArray[Any]]:
         """What is needed besides the records to go on, by the name that a file has it under."""
         last = zip(self._moving.weights, self._last, strict=True)
-        return {name: getattr(self, f"_{name}") for name in RESUMED} | {
-            f"last_{name}": array for name, array in last
-        }
+        needed = {name: getattr(self, f"_{name}") for name in RESUMED}
+        return needed | self._frame.memory | {f"last_{name}": array for name, array in last}
 
     def events(self, step: int) -> Iterator[int]:
         """The steps from `step` on at which there is something to observe."""
@@ -197,7 +145,7 @@ class Recorder:
                     self._observed[:, s, record] = self._ask(self._network(s, step))
         theta = np.full((len(replicas), 0), np.nan) if twin is None else twin.theta[replicas]
         times = np.full((2, len(replicas)), [[record], [step]])
-        self._pending.append(_Snapshots(replicas, times[0], times[1], theta, weights))
+        self._pending.append(Snapshots(replicas, times[0], times[1], theta, weights))
         if sum(len(snapshots.replica) for snapshots in self._pending) >= self._block:
             self._flush()
         if record in self._waypoint_records:
@@ -230,46 +178,70 @@ class Recorder:
         """Computes what is asked of the networks that wait."""
         if not self._pending:
             return
-        waiting = _Snapshots.together(self._pending)
+        waiting = Snapshots.together(self._pending)
         self._pending.clear()
-        in_blocks(lambda block: self._compute(waiting, block), len(self._moving))
+        watched = np.flatnonzero(np.isin(waiting.step, list(self._watched)))
+        recorded = np.flatnonzero(waiting.record != WATCHED_ONLY)
+        self._share(waiting, watched, self._watch, in_order=True)
+        self._share(waiting, recorded, self._keep, in_order=self._frame.in_order)
 
-    def _compute(self, waiting: _Snapshots, replicas: slice) -> None:
-        """Observes the waiting networks of these replicas, a block of them at a time."""
-        asked = (waiting.replica >= replicas.start) & (waiting.replica < replicas.stop)
-        numbers = np.flatnonzero(asked)
+    def _share(
+        self,
+        waiting: Snapshots,
+        numbers: NDArray[np.int64],
+        keep: Callable[[Snapshots, Any], None],
+        *,
+        in_order: bool,
+    ) -> None:
+        """Observes the waiting networks of these numbers on all threads.
+
+        Each takes any part of them, or, `in_order`, all of some replicas.
+        """
+        of = waiting.replica[numbers]
+        together = numbers[np.argsort(of, kind="stable")] if in_order else numbers
+        ends = np.arange(1, numbers.size)
+        if in_order:
+            ends = np.flatnonzero(np.diff(np.sort(of))) + 1
+        parts = np.split(together, ends) if numbers.size else []
+        in_blocks(lambda block: self._compute(waiting, parts[block], keep), len(parts))
+
+    def _compute(
+        self,
+        waiting: Snapshots,
+        parts: list[NDArray[np.int64]],
+        keep: Callable[[Snapshots, Any], None],
+    ) -> None:
+        """Observes the waiting networks of these numbers, a block of them at a time."""
+        numbers = np.concatenate(parts)
         # What is about to diverge may overflow: it is no news, and the status will say so.
         with np.errstate(over="ignore", invalid="ignore"):
             for first in range(0, numbers.size, self._block):
-                at = numbers[first : first + self._block]
-                self._keep(waiting.at(at))
+                snapshots = waiting.at(numbers[first : first + self._block])
+                keep(snapshots, self._view(snapshots))
 
-    def _keep(self, snapshots: _Snapshots) -> None:
+    def _keep(self, snapshots: Snapshots, view: Any) -> None:
         """Writes the observables of these networks into the record arrays."""
-        view = self._view(
-            snapshots.replica, snapshots.step, snapshots.weights, snapshots.twin_theta
-        )
-        for b, (s, t) in enumerate(zip(snapshots.replica, snapshots.step.tolist(), strict=True)):
-            if t in self._watched:
-                self._watch(s, t, view.displacements[b])
-        recorded = np.flatnonzero(snapshots.record != WATCHED_ONLY)
-        if recorded.size == 0:
-            return
-        if recorded.size < len(snapshots.record):
-            snapshots, view = snapshots.at(recorded), view.only(recorded)
         replica, record = snapshots.replica, snapshots.record
-        for b, (s, i) in enumerate(zip(replica, record, strict=True)):
-            if i in self._cloud_of_record:
-                cloud = self._cloud_of_record[i]
-                self._clouds[:, s, cloud] = [f(view)[b] for f in self._of_neurons.values()]
-                if self._moving.ledger is not None:
+        of_cloud = [b for b, i in enumerate(record.tolist()) if i in self._cloud_of_record]
+        if of_cloud:
+            at, cloud = replica[of_cloud], [self._cloud_of_record[i] for i in record[of_cloud]]
+            shown = view.only(np.array(of_cloud))
+            for array, function in zip(self._clouds, self._of_neurons.values(), strict=True):
+                array[at, cloud] = function(shown)
+            if self._moving.ledger is not None:
+                for b, s, k in zip(of_cloud, at, cloud, strict=True):
                     weights = [array[b] for array in snapshots.weights]
-                    self._lemma_3[:, s, cloud] = self._shares(s, *weights)
+                    self._lemma_3[:, s, k] = self._shares(s, *weights)
         self._scalars[:, replica, record] = [f(view) for f in self._of_networks.values()]
         for path, function in zip(self._paths, self._of_tracked.values(), strict=True):
             path[replica, record] = function(view)[:, : path.shape[-1]]
 
-    def _watch(self, s: int, step: int, moved: FloatArray) -> None:
+    def _watch(self, snapshots: Snapshots, view: Any) -> None:
+        """Notes which neurons left the lazy radius by these steps."""
+        for b, s in enumerate(snapshots.replica.tolist()):
+            self._escaped(s, int(snapshots.step[b]), view.displacements[b])
+
+    def _escaped(self, s: int, step: int, moved: FloatArray) -> None:
         """Notes when neurons left the lazy radius, interpolating since the last watch."""
         escape, radius = self._escape[s], self._frame.lazy_radius
         escaped = (escape < 0) & (moved > radius)
@@ -287,18 +259,13 @@ class Recorder:
         problem = reduction.problem
         return lemma_3_shares(problem.X, problem.y, reduction.trained(W), full_a, sigma)
 
-    def _view(
-        self,
-        replica: NDArray[np.int64],
-        step: NDArray[np.int64],
-        weights: list[FloatArray],
-        theta: FloatArray,
-    ) -> Any:
-        scale = np.ones(len(replica))
+    def _view(self, snapshots: Snapshots) -> Any:
+        """The networks, lifted as far as their formulas need it."""
+        scale = np.ones(len(snapshots.replica))
         if self._decays:
-            pairs = zip(step.tolist(), replica.tolist(), strict=True)
+            pairs = zip(snapshots.step.tolist(), snapshots.replica.tolist(), strict=True)
             scale[:] = [self._dynamics.rest_scale(t, s) for t, s in pairs]
-        return self._frame.view(weights, scale, theta)
+        return self._frame.view(snapshots.weights, scale, snapshots.twin_theta, snapshots.replica)
 
     def _recorded(self) -> Iterator[tuple[str, FloatArray]]:
         """The name and the array, replicas and records in front, of all that is recorded."""
@@ -351,7 +318,9 @@ class Recorder:
             step = int(self._last_step[s])
             scale = self._dynamics.rest_scale(step, s) if self._decays else 1.0
             weights = [array[s] for array in self._last]
-            view = self._frame.view([array[None] for array in weights], np.array([scale]), _NO_TWIN)
+            view = self._frame.view(
+                [array[None] for array in weights], np.array([scale]), _NO_TWIN, np.array([s])
+            )
             last: list[Any] = [f(view)[0] for f in self._of_neurons.values()]
             if self._moving.ledger is not None:
                 last += self._shares(s, *weights)
@@ -382,12 +351,14 @@ class Recorder:
             return earlier[name] if len(self._moving) > 1 else earlier[name][None]
 
         self.count = records_taken
-        for name, values in self._recorded():
-            values[:, :records_taken] = replicas_in_front(name)[:, :records_taken]
         clouds_taken = sum(1 for i in self._cloud_of_record if i < records_taken)
-        for name, values in self._of_clouds():
-            values[:, :clouds_taken] = replicas_in_front(name)[:, :clouds_taken]
+        for arrays, taken in ((self._recorded(), records_taken), (self._of_clouds(), clouds_taken)):
+            for name, values in arrays:
+                if name in earlier.arrays:  # a quantity that was added since stays NaN
+                    values[:, :taken] = replicas_in_front(name)[:, :taken]
         for name, value in self._resumed().items():
+            if name in self._frame.memory and name not in earlier.state:
+                continue
             if earlier.state[name].shape != value.shape:
                 raise ValueError(f"cannot resume: the earlier run has another {name}")
             value[...] = earlier.state[name]

@@ -21,6 +21,7 @@ from lnsim.models.two_layer import Network
 from lnsim.run import quantities
 from lnsim.run.loop import drive, record_steps
 from lnsim.run.record import Status
+from lnsim.simulation.asked import Observable, check_observables
 from lnsim.simulation.engines import (
     check_general,
     check_reduced,
@@ -32,7 +33,7 @@ from lnsim.simulation.engines import (
 )
 from lnsim.simulation.model_replicas import ModelReplicas
 from lnsim.simulation.model_view import ModelFrame
-from lnsim.simulation.observables import Frame, Observable, check_observables
+from lnsim.simulation.observables import Frame
 from lnsim.simulation.recorder import Recorder
 from lnsim.simulation.replicas import Moving, Replicas
 from lnsim.simulation.trajectory import Trajectory
@@ -56,6 +57,7 @@ def simulate(
     tracked: int = 8,
     clouds: bool = True,
     observables: Mapping[str, Observable] | None = None,
+    measures: str | Sequence[str] = (),
     progress: bool | Callable[[int], object] | None = None,
     config: dict[str, Any] | None = None,
     resume: Trajectory | None = None,
@@ -78,6 +80,8 @@ def simulate(
     The path of the first `tracked` neurons is kept at every record; `clouds`, all neurons at a few
     of them and the weights at the end, which are most of the memory of a large ensemble: S m
     (d + 1) numbers.
+    `measures` are recorded besides the default ones, such as "sharpness" of a deep network (run/
+    measures.py): names, "all", or "none" for not even those.
     `observables`: functions of a Network that return a number, by the name under which it is kept
     at every record.  A CustomDynamics has neither a ledger nor a twin; nor have several outputs,
     other models, losses and noises than plain label noise, and other forms of SAM.
@@ -128,6 +132,7 @@ def simulate(
             "seed": seed,
             "replicas": replicas,
             "backend": backend,
+            **({"measures": measures} if measures else {}),
         }
     plan = record_steps(steps, record_every)
     engine = engine_of(base, backend, ledger)
@@ -139,7 +144,7 @@ def simulate(
         if ledger:
             raise ValueError("ledger is for the two-layer network with one output, squared loss")
         coordinates = coordinates_of(dynamics, network, problem, reduce)
-        frame = ModelFrame(problem, coordinates, network)
+        frame = ModelFrame(problem, coordinates, network, base, replicas, measures)
         sizes = Sizes(problem.samples, network.outputs, network.size, network.hidden)
         moving = ModelReplicas.start(coordinates, problem, base, sizes, replicas)
         trained, draws = problem, words_a_step(base, sizes)
@@ -148,7 +153,7 @@ def simulate(
         reduction = reduction_of(base, problem, network, steps, reduce is not False)
         linearized = linearized and base.has_twin
         moving = Replicas.start(reduction, base, replicas, linearized=linearized, ledger=ledger)
-        frame = Frame(problem, reduction)
+        frame = Frame(problem, reduction, measures, base.batch_size)
         check_reduced(reduce, frame.sides, network, base)
         trained, draws = reduction.problem, base.draws(problem.samples, network.width)
     recorder = Recorder(frame, base, moving, plan, tracked, clouds, observables)

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from lnsim.base import config as configs
-from lnsim.run import experiment, quantities
+from lnsim.run import experiment, measures, quantities
 from lnsim.run.experiment import Experiment
 from lnsim.run.machine import provenance
 from lnsim.run.quantities import Axis
 from lnsim.run.record import Ending, Status
 from lnsim.simulation import rounding
-from lnsim.simulation.recorder import waypoint, waypoint_records
+from lnsim.simulation.snapshots import waypoint, waypoint_records
 from lnsim.simulation.rounding import CLOSE_FLOAT32, Allowed, Pair
 from lnsim.simulation.trajectory import Trajectory
 
@@ -203,8 +203,13 @@ def _other_run(
 
 
 def _missing(trajectory: Trajectory, again: Trajectory) -> list[str]:
-    """A line for each array that only one of the two runs has."""
+    """A line for each array that only one of the two runs has.
+
+    Runs made before there were measures have none.
+    """
     recorded, recomputed = trajectory.arrays.keys(), again.arrays.keys()
+    if measures.NEEDS not in trajectory.config:
+        recomputed -= {row.name for row in measures.ROWS}
     return [f"{name} is not recorded" for name in sorted(recomputed - recorded)] + [
         f"{name} is not one of this experiment's arrays" for name in sorted(recorded - recomputed)
     ]

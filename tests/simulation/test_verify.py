@@ -13,7 +13,8 @@ from lnsim.models.problems import gaussian_regression
 from lnsim.models.two_layer import ntk_init
 from lnsim.run.record import Status
 from lnsim.simulation import verify as verifying
-from lnsim.simulation.recorder import WAYPOINTS_HOLD, waypoint_records
+from lnsim.simulation.recorder import WAYPOINTS_HOLD
+from lnsim.simulation.snapshots import waypoint_records
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.simulation.verify import verify
 
