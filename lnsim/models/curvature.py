@@ -39,7 +39,10 @@ MOST_DENSE = 6_000
 
 
 class Curvature:
-    """The mean loss of `problem` near a model; X : (n, d) are its inputs in the model's coordinates."""
+    """The mean loss of `problem` near a model.
+
+    X : (n, d) are its inputs in the model's coordinates.
+    """
 
     def __init__(self, model: Model, problem: Problem, X: FloatArray | None = None) -> None:
         self.model = model
@@ -109,8 +112,8 @@ class Curvature:
     def alignment(self) -> float:
         """The centred alignment of the kernel with the labels' Y Y^T; NaN for labels all alike.
 
-        <K_c, Y_c Y_c^T>_F / (|K_c|_F |Y_c Y_c^T|_F), Y : (n, C) what the loss compares with (Cortes,
-        Mohri and Rostamizadeh 2012, Definition 4).
+        <K_c, Y_c Y_c^T>_F / (|K_c|_F |Y_c Y_c^T|_F), Y : (n, C) what the loss compares with
+        (Cortes, Mohri and Rostamizadeh 2012, Definition 4).
         """
         K, Y = self.kernel, self.problem.targets(self.problem.y)
         K = K - K.mean(axis=0)
@@ -146,26 +149,23 @@ class Curvature:
     def batch_sharpness(self, size: int, replacement: bool) -> float:
         """E[g_B^T H_B g_B] / E[|g_B|^2] over batches B of `size` samples; 0: all of them.
 
-        Andreyev and Beneventano 2024, "Edge of stochastic stability"; NaN where all gradients are 0.
+        NaN where all gradients are 0.  Andreyev and Beneventano 2024, "Edge of stochastic
+        stability".
         """
         n, mean = self.samples, self.gradient
-        H_mean = self.product(mean)
-        if size in (0, n) and (size == 0 or not replacement):
-            return _ratio(mean @ H_mean, mean @ mean)
+        curved_mean, squared_mean = float(mean @ self.product(mean)), float(mean @ mean)
+        if size == 0:
+            return _ratio(curved_mean, squared_mean)
         same = pairs = squares = 0.0
         for one in self._of_samples():
             g = one.gradient
             H_g = one.product(g)
-            same += g @ H_g
-            squares += g @ g
+            same += float(g @ H_g)
+            squares += float(g @ g)
             if size > 1:
-                pairs += n * (2.0 * (H_g @ mean) + g @ self.product(g))
-        curved = np.array(same), np.array(pairs), np.array(n**3 * (mean @ H_mean))
-        plain = (
-            np.array(squares),
-            np.array(n * squares + 2.0 * n**2 * (mean @ mean)),
-            np.array(n**3 * (mean @ mean)),
-        )
+                pairs += float(n * (2.0 * (H_g @ mean) + g @ self.product(g)))
+        curved = same, pairs, n**3 * curved_mean
+        plain = squares, n * squares + 2.0 * n**2 * squared_mean, n**3 * squared_mean
         above, below = (
             float(flatness.batch_moments(sums, n, size, replacement)) for sums in (curved, plain)
         )

@@ -14,7 +14,6 @@ from lnsim.run.quantity import (
     DIAGONAL,
     HIDDEN,
     LINEAR,
-    RELU,
     TWO_LAYER,
     TWO_LAYER_ANY,
     Axis,

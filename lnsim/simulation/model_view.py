@@ -15,7 +15,7 @@ so that for changes D of W^T W and N of A A^T, with P = X D X^T and G = X X^T,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -325,7 +325,7 @@ def _effective_rank(view: ModelView) -> FloatArray:
     return _ranks([next(iter(model.parameters.values())) for model in models])
 
 
-def _ranks(matrices: Sequence[FloatArray]) -> FloatArray:
+def _ranks(matrices: Iterable[FloatArray]) -> FloatArray:
     """Effective ranks; NaN for matrices that are not finite."""
     singular = [
         np.linalg.svd(W, compute_uv=False) if np.isfinite(W).all() else np.full(1, np.nan)

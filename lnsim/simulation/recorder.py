@@ -41,6 +41,9 @@ WAYPOINTS_HOLD = 16 << 20
 OBSERVED_AT_ONCE = 1 << 19
 """First-layer weights observed at a time (4 MiB): calls are shared, and the caches still serve."""
 
+WAITING = 1 << 18
+"""Reduced weights of the networks that wait to be measured together, at most (2 MiB)."""
+
 _NO_TWIN = np.empty((1, 0))
 
 
@@ -67,20 +70,25 @@ class Recorder:
         self._moving = moving
         self._decays = frame.shrinks and dynamics.decays
         self._plan = plan
+        self._of_measures = frame.formulas(needs=NEEDS)
         self._tracked = np.arange(min(tracked, frame.units))
         self._block = max(1, OBSERVED_AT_ONCE // frame.size)
+        reduced = sum(array[0].size for array in self._weights)
+        self._most_waiting = max(self._block, WAITING // reduced if self._of_measures else 1)
         self._pending: list[Snapshots] = []
+        self._waiting = 0
         self.count = 0
         records = cloud_records(len(plan)) if clouds else []
         self._cloud_of_record = {record: cloud for cloud, record in enumerate(records)}
         each, units = (len(moving), len(plan)), frame.units
-        self._of_networks = frame.formulas() | frame.formulas(needs=NEEDS)
+        self._of_networks = frame.formulas()
         if moving.twin is not None:
             self._of_networks |= frame.formulas(needs="linearized")
         self._of_tracked = frame.formulas(of_neurons=True)
         self._of_neurons = frame.formulas(Axis.CLOUD, of_neurons=True)
         self._of_neurons |= frame.formulas(Axis.CLOUD, of_neurons=True, needs=NEEDS)
         self._scalars = np.full((len(self._of_networks), *each), np.nan)
+        self._measures = np.full((len(self._of_measures), *each), np.nan)
         self._paths = [
             np.full((*each, frame.path(name, self._tracked.size)), np.nan)
             for name in self._of_tracked
@@ -146,7 +154,8 @@ class Recorder:
         theta = np.full((len(replicas), 0), np.nan) if twin is None else twin.theta[replicas]
         times = np.full((2, len(replicas)), [[record], [step]])
         self._pending.append(Snapshots(replicas, times[0], times[1], theta, weights))
-        if sum(len(snapshots.replica) for snapshots in self._pending) >= self._block:
+        self._waiting += len(replicas)
+        if self._waiting >= self._most_waiting:
             self._flush()
         if record in self._waypoint_records:
             self._keep_waypoint(record)
@@ -180,18 +189,23 @@ class Recorder:
             return
         waiting = Snapshots.together(self._pending)
         self._pending.clear()
+        self._waiting = 0
         watched = np.flatnonzero(np.isin(waiting.step, list(self._watched)))
         recorded = np.flatnonzero(waiting.record != WATCHED_ONLY)
-        self._share(waiting, watched, self._watch, in_order=True)
-        self._share(waiting, recorded, self._keep, in_order=self._frame.in_order)
+        self._share(waiting, watched, self._watch, self._block, in_order=True)
+        self._share(waiting, recorded, self._keep, self._block)
+        if self._of_measures:
+            most, in_order = self._most_waiting, self._frame.in_order
+            self._share(waiting, recorded, self._measure, most, in_order=in_order)
 
     def _share(
         self,
         waiting: Snapshots,
         numbers: NDArray[np.int64],
         keep: Callable[[Snapshots, Any], None],
+        block: int,
         *,
-        in_order: bool,
+        in_order: bool = False,
     ) -> None:
         """Observes the waiting networks of these numbers on all threads.
 
@@ -203,20 +217,21 @@ class Recorder:
         if in_order:
             ends = np.flatnonzero(np.diff(np.sort(of))) + 1
         parts = np.split(together, ends) if numbers.size else []
-        in_blocks(lambda block: self._compute(waiting, parts[block], keep), len(parts))
+        in_blocks(lambda some: self._compute(waiting, parts[some], keep, block), len(parts))
 
     def _compute(
         self,
         waiting: Snapshots,
         parts: list[NDArray[np.int64]],
         keep: Callable[[Snapshots, Any], None],
+        block: int,
     ) -> None:
-        """Observes the waiting networks of these numbers, a block of them at a time."""
+        """Observes the waiting networks of these numbers, `block` of them at a time."""
         numbers = np.concatenate(parts)
         # What is about to diverge may overflow: it is no news, and the status will say so.
         with np.errstate(over="ignore", invalid="ignore"):
-            for first in range(0, numbers.size, self._block):
-                snapshots = waiting.at(numbers[first : first + self._block])
+            for first in range(0, numbers.size, block):
+                snapshots = waiting.at(numbers[first : first + block])
                 keep(snapshots, self._view(snapshots))
 
     def _keep(self, snapshots: Snapshots, view: Any) -> None:
@@ -236,6 +251,11 @@ class Recorder:
         for path, function in zip(self._paths, self._of_tracked.values(), strict=True):
             path[replica, record] = function(view)[:, : path.shape[-1]]
 
+    def _measure(self, snapshots: Snapshots, view: Any) -> None:
+        """Writes the measures of these networks into the record arrays."""
+        measured = [formula(view) for formula in self._of_measures.values()]
+        self._measures[:, snapshots.replica, snapshots.record] = measured
+
     def _watch(self, snapshots: Snapshots, view: Any) -> None:
         """Notes which neurons left the lazy radius by these steps."""
         for b, s in enumerate(snapshots.replica.tolist()):
@@ -244,6 +264,8 @@ class Recorder:
     def _escaped(self, s: int, step: int, moved: FloatArray) -> None:
         """Notes when neurons left the lazy radius, interpolating since the last watch."""
         escape, radius = self._escape[s], self._frame.lazy_radius
+        if not (escape < 0).any():  # what waited may be of steps after the last escape
+            return
         escaped = (escape < 0) & (moved > radius)
         start, moved_before = self._watched_step[s], self._watched_moved[s, escaped]
         share = (radius - moved_before) / (moved[escaped] - moved_before)
@@ -270,6 +292,7 @@ class Recorder:
     def _recorded(self) -> Iterator[tuple[str, FloatArray]]:
         """The name and the array, replicas and records in front, of all that is recorded."""
         yield from zip(self._of_networks, self._scalars, strict=True)
+        yield from zip(self._of_measures, self._measures, strict=True)
         yield from zip(self._of_tracked, self._paths, strict=True)
         yield from zip(self._observables, self._observed, strict=True)
         if self._moving.ledger is not None:

@@ -207,7 +207,7 @@ def _missing(trajectory: Trajectory, again: Trajectory) -> list[str]:
 
     Runs made before there were measures have none.
     """
-    recorded, recomputed = trajectory.arrays.keys(), again.arrays.keys()
+    recorded, recomputed = set(trajectory.arrays), set(again.arrays)
     if measures.NEEDS not in trajectory.config:
         recomputed -= {row.name for row in measures.ROWS}
     return [f"{name} is not recorded" for name in sorted(recomputed - recorded)] + [

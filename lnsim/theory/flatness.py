@@ -81,8 +81,10 @@ al. 2023; Ding, Drusvyatskiy, Fazel, Harchaoui 2024 (2).  Stationary state: lnsi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray
 
@@ -185,52 +187,103 @@ class _Pencil:
             size=size,
         )
 
-    def at(self, level: FloatArray, which: FloatArray) -> FloatArray:
-        """The largest eigenvalue of (5) over lambda = `level`, for the networks `which`."""
+    def matrix(self, level: FloatArray, which: NDArray[np.intp]) -> FloatArray:
+        """(5) at lambda = `level`, for the networks `which`."""
         gap = np.square(level) - np.square(self.size[which])
         matrix = self.constant[which] + level[:, None, None] * self.linear[which]
         matrix /= gap[:, None, None]
         matrix += self.plain[which]
-        return np.asarray(np.linalg.eigvalsh(matrix)[:, -1] / level)
+        return np.asarray(matrix)
 
     def largest(self) -> FloatArray:
-        """Where the largest eigenvalue over lambda is 1, by the secant rule on its inverse.
+        """Where the largest eigenvalue of (5) over lambda is 1: the sharpness, (B,).
 
-        Every value found shrinks an interval that holds the root; a step out of it gives way to
-        bisection.
+        The values of `near` are the result where a Rayleigh quotient shows that none is too high by
+        a share of CLOSE, and a Cholesky factor that none is too low.
         """
-        low = self.size.copy()
-        top = np.linalg.eigvalsh(self.plain)[:, -1] if self.plain.size else np.zeros(len(low))
-        high = top + self.size
-        level, earlier = np.where(top > low, top, high), high.copy()
+        top = np.linalg.eigvalsh(self.plain)[:, -1] if self.plain.size else np.zeros(len(self.size))
         # Where |z| = 0, or where the network is 0, there is nothing to solve.
-        solved = (self.size == 0.0) | (top <= 0.0)
-        level[solved] = np.maximum(top, self.size)[solved]
-        error = np.full(len(low), np.nan)
-        active = np.flatnonzero(~solved)
+        level = np.maximum(top, self.size)
+        active = np.flatnonzero((self.size > 0.0) & (top > 0.0))
+        if active.size == 0:
+            return level
+        level[active], quotient = self.near(top, active)
+        wrong = active[quotient < level[active] * (1.0 - CLOSE)]
+        above = level[active] * (1.0 + CLOSE)
+        below = -self.matrix(above, active)
+        diagonal = np.einsum("bii->bi", below)
+        diagonal += above[:, None]
+        try:
+            np.linalg.cholesky(below)
+        except np.linalg.LinAlgError:
+            wrong = active
+        self.search(level, top, wrong)
+        return level
+
+    def search(self, level: FloatArray, top: FloatArray, active: NDArray[np.intp]) -> None:
+        """Improves `level` : (B,), for the networks `active`, to the root, from wherever it is.
+
+        By the secant rule on the inverse of the largest eigenvalue.  Every value found shrinks an
+        interval that holds the root; a step out of it gives way to bisection.
+        """
+        low, high = self.size.copy(), top + self.size
+        earlier, error = np.full(len(low), np.nan), np.full(len(low), np.nan)
         for _ in range(MOST_SOLVES):
             if active.size == 0:
                 break
             now = level[active]
-            found = 1.0 - 1.0 / self.at(now, active)
+            found = 1.0 - now / np.linalg.eigvalsh(self.matrix(now, active))[:, -1]
             below = found > 0.0
             low[active[below]], high[active[~below]] = now[below], now[~below]
             slope = (found - error[active]) / (now - earlier[active])
             # The first step is that of the fixed point: lambda times the largest eigenvalue.
             step = np.where(np.isfinite(slope), -found / slope, now * found / (1.0 - found))
-            next_level = now + step
-            outside = ~((next_level > low[active]) & (next_level < high[active]))
+            following = now + step
+            outside = ~((following > low[active]) & (following < high[active]))
             middle = 0.5 * (low[active] + high[active])
-            done = (np.abs(step) <= 1e-14 * now) | (found == 0.0) | (middle == low[active])
-            next_level[outside & ~done] = middle[outside & ~done]
-            next_level[outside & done] = now[outside & done]
-            earlier[active], error[active], level[active] = now, found, next_level
+            done = (np.abs(step) <= CLOSE * now) | (found == 0.0) | (middle == low[active])
+            following[outside] = np.where(done, now, middle)[outside]
+            earlier[active], error[active], level[active] = now, found, following
             active = active[~done]
-        return level
+
+    def near(self, top: FloatArray, which: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
+        """Values of lambda near the root, and Rayleigh quotients of (5) there.
+
+        By three Rayleigh quotient iterations from the eigenvector of the part without z, whose
+        largest eigenvalues are `top` : (B,).  A shift just above an eigenvalue leaves every matrix
+        regular.
+        """
+        low, high = self.size[which], top[which] + self.size[which]
+        level, matrix = top[which], self.plain[which]
+        v = np.ones((len(which), matrix.shape[1], 1))
+        quotient = level
+        for _ in range(3):
+            shifted = matrix.copy()
+            diagonal = np.einsum("bii->bi", shifted)
+            diagonal -= (level * (1.0 + SHIFT))[:, None]
+            v = np.linalg.solve(shifted, v)
+            v /= np.linalg.norm(v, axis=1, keepdims=True)
+            parts = [
+                np.einsum("bio,bio->b", v, np.matmul(part[which], v))
+                for part in (self.plain, self.constant, self.linear)
+            ]
+            for _ in range(QUOTIENTS):
+                level = np.where((quotient > low) & (quotient <= high), quotient, high)
+                quotient = parts[0] + (parts[1] + level * parts[2]) / (level**2 - low**2)
+            matrix = self.matrix(level, which)
+        return level, quotient
+
+
+CLOSE = 1e-12
+"""The largest relative error of a sharpness."""
+SHIFT = 1e-9
+"""How far above an eigenvalue, relative to it, the shift of inverse iteration is."""
+QUOTIENTS = 4
+"""Steps of the fixed point of a Rayleigh quotient that depends on the eigenvalue."""
 
 
 def batch_moments(
-    sums: tuple[FloatArray, FloatArray, FloatArray], samples: int, size: int, replacement: bool
+    sums: tuple[Any, Any, Any], samples: int, size: int, replacement: bool
 ) -> FloatArray:
     """The mean over batches of a product of three means over the batch.
 
@@ -252,7 +305,7 @@ def batch_moments(
     return np.asarray(total) / B**3
 
 
-def effective_rank(singular: FloatArray) -> FloatArray:
+def effective_rank(singular: NDArray[Any]) -> FloatArray:
     """exp of the entropy of singular values : (..., k) divided by their sum, (...); 0 for all 0.
 
     Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality".
