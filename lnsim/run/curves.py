@@ -17,6 +17,7 @@ from lnsim.base.checks import FloatArray
 from lnsim.base.config import nearest
 from lnsim.run import quantities
 from lnsim.run.quantities import ARMS, Axis, Quantity
+from lnsim.run.quantity import NETWORKS
 from lnsim.run.record import Record
 
 ENDS = {"DIVERGED": "diverged at step {:,}", "STOPPED": "stopped at step {:,}"}
@@ -102,12 +103,12 @@ def models_of(trajectory: Record) -> tuple[str, ...]:
         return (quantities.of_kernel(json.loads(str(trajectory["model"]))["model"]),)
     if "alignment_mean" in trajectory.arrays:
         return (quantities.TWO_LAYER,)
-    return quantities.NETWORKS
+    return NETWORKS
 
 
 def of_steps(trajectory: Record) -> bool:
     """Whether a run is of many small steps, drawn on a logarithmic axis: no network on images."""
-    return models_of(trajectory) != quantities.NETWORKS
+    return models_of(trajectory) != NETWORKS
 
 
 def _row(trajectory: Record, name: str) -> Quantity | None:

@@ -22,7 +22,6 @@ from lnsim.run.quantity import (
     HIDDEN,
     IMAGES,
     LINEAR,
-    NETWORKS,
     RELU,
     RESNET,
     STEPS,

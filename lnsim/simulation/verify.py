@@ -26,8 +26,8 @@ from lnsim.run.machine import provenance
 from lnsim.run.quantities import Axis
 from lnsim.run.record import Ending, Status
 from lnsim.simulation import rounding
-from lnsim.simulation.snapshots import waypoint, waypoint_records
 from lnsim.simulation.rounding import CLOSE_FLOAT32, Allowed, Pair
+from lnsim.simulation.snapshots import waypoint, waypoint_records
 from lnsim.simulation.trajectory import Trajectory
 
 CLOSE = 1e-6

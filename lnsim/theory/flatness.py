@@ -27,15 +27,15 @@ trace is sum_l t_l with t_1 = |v_1|^2 tr Sigma and t_l = |v_l|^2 tr(B_{l-1} Sigm
 by Cauchy-Schwarz is at least |v_l|^2 theta^T Sigma theta / |v_{l-1}|^2.  The product of these lower
 bounds telescopes to tr Sigma (theta^T Sigma theta)^(L-1), so by AM-GM
 
-    least trace = L (tr Sigma)^(1/L) (theta^T Sigma theta)^(1 - 1/L),                             (4)
+    least trace = L (tr Sigma)^(1/L) (theta^T Sigma theta)^(1 - 1/L),                            (4)
 
 reached by layers of rank one whose gains make all t_l equal.
 
-Diagonal networks.  With s_j = Sigma_jj the Gauss-Newton trace is a sum over coordinates, and each
-is least for itself given beta_j = b: for u v, u^2 + v^2 >= 2 |b|; for v v it is 4 |b|; for u^D - v^D
-it is D^2 (u^(2D-2) + v^(2D-2)).  For even D the least is at v = 0 or u = 0: D^2 |b|^(2-2/D).  For
-odd D > 1, u^D and -v^D share |b|: as 1 <= 2 - 2/D the power is convex and the least is at equal
-shares, 2 D^2 (|b|/2)^(2-2/D).  For D = 1 the model is linear and the trace a constant.
+Diagonal networks.  The Gauss-Newton trace is a sum over coordinates with weights Sigma_jj, and each
+is least for itself given beta_j = b: for u v, u^2 + v^2 >= 2 |b|; for v v it is 4 |b|; for
+u^D - v^D it is D^2 (u^(2D-2) + v^(2D-2)).  For even D the least is at v = 0 or u = 0:
+D^2 |b|^(2-2/D).  For odd D > 1, u^D and -v^D share |b|: as 1 <= 2 - 2/D the power is convex and the
+least is at equal shares, 2 D^2 (|b|/2)^(2-2/D).  For D = 1 the model is linear, the trace constant.
 
 Sharpness, one output.  Write J^T s = M S(s) for s in R^d, so that H = J^T Sigma J + I (x) S(z).
 S(z) has the eigenvalues |z|, -|z| and 0.  For lambda > |z| the matrix lambda - I (x) S(z) is
@@ -46,19 +46,20 @@ positive definite, so by Sylvester's law of inertia H has as many eigenvalues ab
 has above 1.  On the span of z and of the last coordinate the inverse is (lambda + S(z)) /
 (lambda^2 - |z|^2), elsewhere 1/lambda; so with A = N_1 + alpha I
 
-    lambda T = A + (|z|^2 N_1 + alpha z z^T + lambda (theta z^T + z theta^T)) / (lambda^2 - |z|^2).  (5)
+    lambda T = A + (|z|^2 N_1 + alpha z z^T + lambda (theta z^T + z theta^T)) / (lambda^2 - |z|^2).
+                                                                                                 (5)
 
 The largest eigenvalue of Sigma^(1/2) T Sigma^(1/2) falls with lambda; where it is 1, lambda is the
 largest eigenvalue of H.  If it is below 1 for all lambda > |z|, the largest eigenvalue is |z|.
-Weyl's inequality gives lambda <= lambda_max(Sigma^(1/2) A Sigma^(1/2)) + |z|.  So the sharpness of a
-network of any width costs a few eigenvalue problems of size d, and none of its eigenvalues is missed.
+Weyl's inequality gives lambda <= lambda_max(Sigma^(1/2) A Sigma^(1/2)) + |z|.  So the sharpness of
+a network of any width costs a few problems of size d, and no eigenvalue is missed.
 
 Spectrum.  Split D = Q E + F with Q : (m, p) the basis of the reduction (reduction.py), Q^T F = 0.
 As M = Q R the first term of (1) does not see F, and H[F] = F S(z): the network has the eigenvalues
 of the reduced one, and |z|, -|z|, 0 (d - 1 times), m - p times each.  With C outputs |z| becomes
 the singular values of Z = (1/n) sum x_i g_i^T for g = dl/df, under any loss.  As the reduced
-Hessian is that of (1) on fewer rows, its largest eigenvalue is at least |z|: sharpness and trace are
-the reduced network's.
+Hessian is that of (1) on fewer rows, its largest eigenvalue is at least |z|: sharpness and trace
+are the reduced network's.
 
 One-sample gradients g_i = r_i M S(x_i), with k_i = |grad f(x_i)|^2 = x_i^T A x_i, q_i = x_i^T A z,
 f_i = f(x_i); all from S(x)^3 = |x|^2 S(x), S(x) S(z) S(x) = (x.z) S(x):
@@ -80,6 +81,7 @@ al. 2023; Ding, Drusvyatskiy, Fazel, Harchaoui 2024 (2).  Stationary state: lnsi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,11 +146,15 @@ def sharpness(
     N = W^T W : (B, d, d), theta = W^T a : (B, d), alpha = |a|^2 : (B,), z = mean r x : (B, d), and
     root : (k, d) a square root of Sigma.  NaN for networks that are not finite.  Equation (5).
     """
-    size = np.linalg.norm(z, axis=1)
-    result = np.full(len(N), np.nan)
-    fine = np.isfinite(N).all(axis=(1, 2)) & np.isfinite(alpha) & np.isfinite(size)
-    pencil = _Pencil.of(N[fine], theta[fine], alpha[fine], z[fine], size[fine], root)
-    result[fine] = pencil.largest()
+    # H is linear in all four: the unit keeps their products within range.
+    unit = np.abs(alpha) + np.einsum("bii->b", N) + np.abs(z).sum(axis=1)
+    result = np.where(np.isfinite(unit), 0.0, np.nan)
+    fine = np.flatnonzero(np.isfinite(unit) & (unit > 0.0))
+    parts = [
+        array[fine] / unit[fine].reshape((-1,) + (1,) * (array.ndim - 1))
+        for array in (N, theta, alpha, z)
+    ]
+    result[fine] = unit[fine] * _Pencil.of(parts, root).largest()
     return result
 
 
@@ -166,16 +172,10 @@ class _Pencil:
     size: FloatArray
 
     @classmethod
-    def of(
-        cls,
-        N: FloatArray,
-        theta: FloatArray,
-        alpha: FloatArray,
-        z: FloatArray,
-        size: FloatArray,
-        root: FloatArray,
-    ) -> _Pencil:
-        """See `sharpness`; size = |z|."""
+    def of(cls, parts: Sequence[FloatArray], root: FloatArray) -> _Pencil:
+        """The pencil of parts = (N, theta, alpha, z); see `sharpness`."""
+        N, theta, alpha, z = parts
+        size = np.linalg.norm(z, axis=1)
         first = root @ N @ root.T
         along = np.matmul(root, z[:, :, None])
         mixed = np.matmul(root, theta[:, :, None]) @ along.transpose(0, 2, 1)
@@ -189,7 +189,7 @@ class _Pencil:
 
     def matrix(self, level: FloatArray, which: NDArray[np.intp]) -> FloatArray:
         """(5) at lambda = `level`, for the networks `which`."""
-        gap = np.square(level) - np.square(self.size[which])
+        gap = (level - self.size[which]) * (level + self.size[which])
         matrix = self.constant[which] + level[:, None, None] * self.linear[which]
         matrix /= gap[:, None, None]
         matrix += self.plain[which]
@@ -201,10 +201,12 @@ class _Pencil:
         The values of `near` are the result where a Rayleigh quotient shows that none is too high by
         a share of CLOSE, and a Cholesky factor that none is too low.
         """
-        top = np.linalg.eigvalsh(self.plain)[:, -1] if self.plain.size else np.zeros(len(self.size))
-        # Where |z| = 0, or where the network is 0, there is nothing to solve.
+        top: FloatArray = np.zeros(len(self.size))
+        if self.plain.size:
+            top = np.asarray(np.linalg.eigvalsh(self.plain)[:, -1])
+        # Where one of the two is 0, or as good as 0 to the other, there is nothing to solve.
         level = np.maximum(top, self.size)
-        active = np.flatnonzero((self.size > 0.0) & (top > 0.0))
+        active = np.flatnonzero((self.size > TINY * top) & (top > TINY * self.size))
         if active.size == 0:
             return level
         level[active], quotient = self.near(top, active)
@@ -255,25 +257,29 @@ class _Pencil:
         """
         low, high = self.size[which], top[which] + self.size[which]
         level, matrix = top[which], self.plain[which]
-        v = np.ones((len(which), matrix.shape[1], 1))
+        v: FloatArray = np.ones((len(which), matrix.shape[1], 1))
         quotient = level
         for _ in range(3):
             shifted = matrix.copy()
             diagonal = np.einsum("bii->bi", shifted)
             diagonal -= (level * (1.0 + SHIFT))[:, None]
-            v = np.linalg.solve(shifted, v)
-            v /= np.linalg.norm(v, axis=1, keepdims=True)
+            v = np.asarray(np.linalg.solve(shifted, v))
+            v = v / np.linalg.norm(v, axis=1, keepdims=True)
             parts = [
                 np.einsum("bio,bio->b", v, np.matmul(part[which], v))
                 for part in (self.plain, self.constant, self.linear)
             ]
             for _ in range(QUOTIENTS):
                 level = np.where((quotient > low) & (quotient <= high), quotient, high)
-                quotient = parts[0] + (parts[1] + level * parts[2]) / (level**2 - low**2)
+                quotient = parts[0] + (parts[1] + level * parts[2]) / (
+                    (level - low) * (level + low)
+                )
             matrix = self.matrix(level, which)
         return level, quotient
 
 
+TINY = 1e-15
+"""The share of the other below which the part with z, or that without it, does not count."""
 CLOSE = 1e-12
 """The largest relative error of a sharpness."""
 SHIFT = 1e-9

@@ -10,6 +10,7 @@ import lnsim
 from lnsim.figures import curves as figures_curves
 from lnsim.run import curves, experiment, quantities
 from lnsim.run.quantities import Axis, Quantity
+from lnsim.run.quantity import NETWORKS
 from lnsim.simulation import observables
 from lnsim.simulation.verify import verify
 from lnsim.sweeps import points
@@ -141,7 +142,7 @@ def test_names_stand_in_files_and_figures_in_the_order_in_which_they_always_did(
     assert quantities.drawn(quantities.TWO_LAYER) == [
         "train_loss", "test_loss", "norm_mean", "alignment_mean", "cosine_mean"
     ]  # fmt: skip
-    assert quantities.drawn(*quantities.NETWORKS) == [
+    assert quantities.drawn(*NETWORKS) == [
         "train_loss", "test_loss", "test_accuracy", "first_layer_norm", "norm_mean",
         "ntk_distance", "pruned_accuracy",
     ]  # fmt: skip
