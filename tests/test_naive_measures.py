@@ -2,11 +2,11 @@
 
 import itertools
 
-import naive_measures as measure
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+import naive_measures as measure
 from naive_models import Deep, Diagonal, TwoLayer
 
 
