@@ -128,15 +128,26 @@ def run(problem, model, dynamics, steps=4, record_every=2, measures="all", **opt
     return trajectory, networks
 
 
+def spectrum(trajectory, record, size):
+    """The eigenvalues of the whole network's Hessian, (P,), descending: what is not kept is 0."""
+    (cloud,) = np.flatnonzero(trajectory["cloud_step"] == trajectory.steps[record])
+    kept = np.repeat(trajectory["hessian_spectrum"][cloud], trajectory["hessian_multiplicity"])
+    return np.sort(np.append(kept, np.zeros(size - len(kept))))[::-1]
+
+
 def compare(trajectory, record, expected):
     """That the record has these measures and no others, each to 1e-9."""
+    expected = dict(expected)
     assert NAMES & set(trajectory.arrays) == set(expected)
-    scale = np.abs(expected["hessian_spectrum"]).max()
-    least = {"hessian_spectrum": scale, "hessian_trace": scale}
+    eigenvalues = expected.pop("hessian_spectrum")
+    largest = np.abs(eigenvalues).max()
+    found = spectrum(trajectory, record, len(eigenvalues))
+    assert found == pytest.approx(eigenvalues, abs=1e-10 * largest)
     for name, value in expected.items():
-        assert trajectory[name][record] == pytest.approx(
-            value, rel=1e-9, abs=1e-9 * least.get(name, 1e-4), nan_ok=True
-        ), f"{name} at record {record}"
+        least = 1e-10 * largest if name == "hessian_trace" else 1e-13
+        assert trajectory[name][record] == pytest.approx(value, rel=1e-9, abs=least, nan_ok=True), (
+            f"{name} at record {record}"
+        )
 
 
 def agrees(name, loss, dynamics, size=0, replacement=True, **options):
