@@ -171,11 +171,9 @@ def balances(model, theta):
 
 
 def balancedness(model, theta):
-    """The largest norm of a balance."""
-    return max(
-        math.sqrt(sum(entry * entry for entry in balance.ravel()))
-        for balance in balances(model, theta)
-    )
+    """The largest norm of a balance; 0 for a single layer."""
+    squares = [sum(entry * entry for entry in each.ravel()) for each in balances(model, theta)]
+    return math.sqrt(max(squares, default=0.0))
 
 
 def gradient_noise(gradients):
@@ -233,8 +231,8 @@ def measures(model, theta, X, Y, loss, size=0, replacement=True):
         values["l1_norm"] = sum(abs(entry) for entry in Theta[0])
     else:
         values["effective_rank"] = effective_rank(theta[0])
-        if linear and len(Theta) > 1:
+        if linear:
             values["predictor_rank"] = effective_rank(Theta)
-    if getattr(model, "form", "product") == "product" and len(theta) > 1 and activation != "erf":
+    if getattr(model, "form", "product") == "product" and activation != "erf":
         values["balancedness"] = balancedness(model, theta)
     return values

@@ -295,6 +295,7 @@ def test_one_weight_a_layer():
             "batch_sharpness": 181 / 13,
             "flatness_gap": 13 / 12,
             "effective_rank": 1.0,
+            "predictor_rank": 1.0,
             "balancedness": 5.0,
         },
         rel=1e-13,

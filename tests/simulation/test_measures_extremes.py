@@ -1,4 +1,4 @@
-"""Measures where a formula or a solver is at its edge: saddles, crossings, scales, nothing to see."""
+"""Measures at saddles, crossings of eigenvalues, extreme scales, and where all is 0."""
 
 import numpy as np
 import pytest
