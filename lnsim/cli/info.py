@@ -54,12 +54,12 @@ def _entries() -> Iterator[tuple[str, str]]:
     """The names of the entries, and their texts."""
     yield (
         "lnsim",
-        f"{_version('lnsim') or 'not installed'}, {os.path.dirname(os.path.dirname(__file__))}",
+        f"{version('lnsim') or 'not installed'}, {os.path.dirname(os.path.dirname(__file__))}",
     )
     yield "python", f"{platform.python_version()}, {sys.executable}"
     yield "system", platform.platform()
     for package in CORE:
-        yield package, _version(package) or f"not installed: pip install {package}"
+        yield package, version(package) or f"not installed: pip install {package}"
     for name in backend_names():
         yield f"backend {name}", _backend(name)
     yield "threads", _threads()
@@ -68,7 +68,7 @@ def _entries() -> Iterator[tuple[str, str]]:
     for package, purpose, install in OPTIONAL:
         argument = f"'{install}'" if "[" in install else install
         missing = f"not installed: pip install {argument}"
-        yield package, f"{_version(package) or missing} ({purpose})"
+        yield package, f"{version(package) or missing} ({purpose})"
 
 
 def backend_names() -> list[str]:
@@ -80,7 +80,8 @@ def backend_names() -> list[str]:
     return sorted({"numba", "torch"} | {name for name in names if "." not in name})
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The version of an installed package, or None."""
     from importlib import metadata  # a slow import
 
     try:
@@ -105,7 +106,7 @@ def _threads() -> str:
 
 
 def _devices() -> str:
-    if _version("torch") is None:
+    if version("torch") is None:
         return "cpu; for a GPU: pip install 'lnsim[torch]'"
     torch, fault = _tried(lambda: importlib.import_module("torch"))
     if fault:

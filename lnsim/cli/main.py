@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from lnsim.base import config as configs
 from lnsim.base import threads
-from lnsim.cli import info, keys, plot, surroundings, sweep
+from lnsim.cli import cite, info, keys, plot, surroundings, sweep
 from lnsim.cli.exits import BAD_INPUT, DIVERGED, INTERRUPTED, LOST, MISMATCH, interrupted
 from lnsim.cli.folders import CHECKPOINT, hinting, how_to_resume, newest
 from lnsim.experiments.case import Case
@@ -179,6 +179,15 @@ def _parser() -> argparse.ArgumentParser:
     everything.add_argument("--out", type=Path, required=True, metavar="DIR")
     everything.add_argument("--force", action="store_true", help="overwrite the files in DIR")
     everything.add_argument("--backend", default="numba", help="default: %(default)s")
+
+    citing = commands.add_parser(
+        "cite",
+        help="print the papers that an experiment, a run or a result rests on, as BibTeX",
+        description="Prints the papers that an experiment, a run, a statement of theory, a method"
+        " or a measure rests on, as BibTeX, with comments on what each is for and what is lnsim's"
+        " own; without a name, lists what there is.",
+    )
+    cite.add_cite(citing)
 
     about = commands.add_parser(
         "info", help="print versions, backends, devices, and how to install what is missing"

@@ -272,7 +272,9 @@ def _factors(config: ModelConfig) -> tuple[Factor, ...]:
     return tuple(factors)
 
 
-def experiment(name: str, meaning: str, Config: type[ModelConfig]) -> Experiment:
+def experiment(
+    name: str, meaning: str, Config: type[ModelConfig], rests_on: tuple[str, ...]
+) -> Experiment:
     """The experiment on the model and the problem that `Config` makes."""
 
     def run(
@@ -284,8 +286,9 @@ def experiment(name: str, meaning: str, Config: type[ModelConfig]) -> Experiment
         )
 
     return Experiment(
-        name=name, meaning=meaning, Config=Config, run=run, figures=_figures, report=report
-    )
+        name=name, meaning=meaning, Config=Config, run=run, figures=_figures, report=report,
+        rests_on=rests_on,
+    )  # fmt: skip
 
 
 def _figures(trajectory: Trajectory) -> dict[str, Figure]:

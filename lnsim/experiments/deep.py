@@ -60,5 +60,5 @@ class Config(_models.LayersConfig):
 
 
 EXPERIMENT = _models.experiment(
-    "deep", "deep linear network: label noise keeps few directions", Config
+    "deep", "deep linear network: label noise keeps few directions", Config, ("chen2023",)
 )

@@ -54,5 +54,8 @@ class Config(_models.ModelConfig):
 
 
 EXPERIMENT = _models.experiment(
-    "diagonal", "diagonal network: label noise finds the sparse solution", Config
+    "diagonal",
+    "diagonal network: label noise finds the sparse solution",
+    Config,
+    ("haochen2021", "pillaudvivien2022"),
 )

@@ -66,4 +66,5 @@ EXPERIMENT = Experiment(
     run=run,
     figures=figures,
     report=report,
+    rests_on=("zhang2026", "law-of-modes", "stationary-state", "reduction", "linearised-twin"),
 )

@@ -275,4 +275,5 @@ EXPERIMENT = Experiment(
     run=run,
     figures=lambda record: {"figure": figure(record)},
     report=report,
+    rests_on=("zhang2026", "lee2019", "jacot2018", "krizhevsky2009"),
 )

@@ -85,4 +85,5 @@ EXPERIMENT = Experiment(
     run=run,
     figures=lambda record: {"figure": figure(record)},
     report=report,
+    rests_on=("zhang2026", "linearised-twin"),
 )

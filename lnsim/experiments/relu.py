@@ -49,4 +49,6 @@ class Config(_models.LayersConfig):
         return self.width * (min(self.samples, self.dim) + self.outputs)
 
 
-EXPERIMENT = _models.experiment("relu", "ReLU or erf network: two phases under label noise", Config)
+EXPERIMENT = _models.experiment(
+    "relu", "ReLU or erf network: two phases under label noise", Config, ("zhang2026",)
+)

@@ -239,4 +239,5 @@ EXPERIMENT = Experiment(
     default_preset=_images.default_preset,
     parallel=_images.join,
     exact=False,
+    rests_on=("zhang2026", "he2016", "krizhevsky2009", "han2015"),
 )

@@ -64,4 +64,12 @@ EXPERIMENT = Experiment(
     run=run,
     figures=lambda record: {"figure": figure(record)},
     report=report,
+    rests_on=(
+        "zhang2026",
+        "foret2021",
+        "andriushchenko2022",
+        "wen2022",
+        "reduction",
+        "linearised-twin",
+    ),
 )

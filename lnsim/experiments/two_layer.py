@@ -51,5 +51,8 @@ class Config(_models.LayersConfig):
 
 
 EXPERIMENT = _models.experiment(
-    "two-layer", "linear network: classes under label flips (Algorithm 1)", Config
+    "two-layer",
+    "linear network: classes under label flips (Algorithm 1)",
+    Config,
+    ("zhang2026", "reduction"),
 )

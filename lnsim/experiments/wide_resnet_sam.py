@@ -74,4 +74,13 @@ EXPERIMENT = Experiment(
     default_preset=_images.default_preset,
     parallel=_images.join,
     exact=False,
+    rests_on=(
+        "zhang2026",
+        "foret2021",
+        "zagoruyko2016",
+        "novak2020",
+        "lee2019",
+        "jacot2018",
+        "krizhevsky2009",
+    ),
 )

@@ -31,7 +31,8 @@ class Experiment:
     neither.  `parallel(backend, device)`, where several processes may share a run, is a context
     that gives the device of this process and whether it leads.  `exact`: a run recomputed on the
     same machine repeats every record wherever it stops; if not, its arms stand at different steps
-    when it is stopped.
+    when it is stopped.  `rests_on`: keys of papers, and names of the statements and methods that it
+    shows (lnsim.references).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Experiment:
     default_preset: Callable[[str, str | None], str] | None = None
     parallel: Callable[[str, str | None], AbstractContextManager[tuple[str, bool]]] | None = None
     exact: bool = True
+    rests_on: tuple[str, ...] = ()
 
     def with_preset(
         self, preset: str | None, values: Mapping[str, Any], backend: str, device: str | None
