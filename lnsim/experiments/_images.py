@@ -16,6 +16,8 @@ from lnsim.base import checks
 from lnsim.base.config import key
 from lnsim.images import data as images
 from lnsim.images.data import Images
+from lnsim.references import credits
+from lnsim.run import experiment
 from lnsim.simulation.trajectory import Trajectory
 
 BACKEND = "torch"
@@ -95,7 +97,7 @@ def choose(config: ImageConfig) -> Images:
 def caption(
     trajectory: Trajectory, cls: type[ImageConfig], presets: Mapping[str, Any], words: Sequence[str]
 ) -> str:
-    """The caption of a figure: the preset, the keys changed from it, the data, and `words`.
+    """The caption of a figure: the preset, the keys changed from it, the data, `words`, papers.
 
     `cls` is the class of the run's configuration.
     """
@@ -111,4 +113,5 @@ def caption(
     n, n_test = trajectory["images"]
     data = f"n = {n:,} training and {n_test:,} test images of {Path(values['data']).name}"
     details = ", ".join([*words, f"seed {values['seed']}"])
-    return f"{name}. {data}; {details}."
+    papers = credits.named(*experiment.load(trajectory.config["experiment"]).rests_on)
+    return f"{name}. {data}; {details}. Papers: {papers}."

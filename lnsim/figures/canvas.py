@@ -16,10 +16,18 @@ if TYPE_CHECKING:
     from matplotlib.backend_bases import RendererBase
 
 
+_ABOUT = {"png": "Description", "pdf": "Subject", "svg": "Description"}
+"""The word for what a file is about, in its metadata."""
+
+
 def render(figure: Figure, kind: str, **options: Any) -> bytes:
-    """The figure as a file of `kind` "png", "pdf" or "svg", the same bytes every time."""
+    """The figure as a file of `kind` "png", "pdf" or "svg", the same bytes every time.
+
+    The figure's label, if it has one, is kept in the file as what it is about.
+    """
+    options["metadata"] = {_ABOUT[kind]: figure.get_label() or None}
     if kind == "pdf":
-        options["metadata"] = {"CreationDate": None}
+        options["metadata"]["CreationDate"] = None
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, **options)
     return buffer.getvalue()

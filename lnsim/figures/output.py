@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lnsim.figures.style import VERMILION, drawing, letters
+from lnsim.references import credits
 from lnsim.run import experiment
 from lnsim.run.record import Record
 
@@ -64,11 +65,16 @@ def write(trajectory: Record, folder: Path) -> str:
 def of_run(trajectory: Record) -> dict[str, Figure]:
     """The figures of the experiment that made `trajectory`, by file name.
 
-    They are marked if the run, or an arm or a replica of it, did not reach its end.
+    They are marked if the run, or an arm or a replica of it, did not reach its end.  Their labels,
+    which their files keep, name the papers that the experiment rests on.
     """
     from lnsim.figures import networks
 
-    figures = experiment.load(str(trajectory.config["experiment"])).figures(trajectory)
+    chosen = experiment.load(str(trajectory.config["experiment"]))
+    figures = chosen.figures(trajectory)
+    papers = credits.named(*chosen.rests_on, *credits.used_by(trajectory.config))
+    for figure in figures.values():
+        figure.set_label(f"{chosen.name}: {chosen.meaning}. Papers: {papers}")
     if endings := "; ".join(networks.ending(trajectory)):
         with drawing():
             for figure in figures.values():

@@ -13,8 +13,8 @@ from lnsim.references.paper import ARXIV, Paper
 
 NEURIPS = "Advances in Neural Information Processing Systems"
 ICLR = "International Conference on Learning Representations"
-ICML = "International Conference on Machine Learning"
-COLT = "Conference on Learning Theory"
+ICML = "International Conference on Machine Learning, PMLR"
+COLT = "Conference on Learning Theory, PMLR"
 JMLR = "Journal of Machine Learning Research"
 
 PAPERS: dict[str, Paper] = {

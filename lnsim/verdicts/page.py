@@ -18,19 +18,25 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from lnsim.references.credits import named, papers_of, whose
+from lnsim.references.papers import PAPERS, short
 from lnsim.theory.paper import Condition
 from lnsim.verdicts.judge import FAILS, HOLDS, UNMET, VACUOUS, Verdict
 
 
 @dataclass(frozen=True)
 class Section:
-    """A figure of the paper, or a part of its theory; `pictures` are pairs (file, caption)."""
+    """A figure of the paper, or a part of its theory; `pictures` are pairs (file, caption).
+
+    `rests_on`: keys of papers and names of credits (lnsim.references), in the order of importance.
+    """
 
     key: str
     title: str
     claim: str
     pictures: tuple[tuple[str, str], ...]
     verdicts: Sequence[Verdict]
+    rests_on: tuple[str, ...] = ()
 
 
 LOSSES_CAPTION = (
@@ -58,11 +64,13 @@ def figure_2(verdicts: Sequence[Verdict]) -> Section:
             (
                 "label-noise/figure.png",
                 f"{PHASES_CAPTION}. (e) |W|_F^2 measured, and as the law of modes gives it with no"
-                " fitted parameter.",
+                " fitted parameter. Its rates at leading order follow from"
+                f" {named('law-of-modes')}; the rest of it is ours.",
             ),
             ("label-noise-clean/figure.png", "Control: the same with sigma = 0."),
         ),
         verdicts,
+        ("zhang2026", "linearised-twin", "law-of-modes"),
     )
 
 
@@ -74,11 +82,15 @@ def figure_4(verdicts: Sequence[Verdict]) -> Section:
         " paper; here it is 0.1 unless set otherwise. The released repository was tested with label"
         " noise and shows similar phenomena: SAM with the label noise of Figure 2 is beside it.",
         (
-            ("sam/figure.png", f"{PHASES_CAPTION}."),
+            (
+                "sam/figure.png",
+                f"{PHASES_CAPTION}. SAM is that of {named('foret2021')}, at one sample a step.",
+            ),
             ("sam-with-label-noise/figure.png", "SAM with label noise, sigma as in Figure 2."),
             ("sam-without-rho/figure.png", "Control: the same with rho = 0."),
         ),
         verdicts,
+        ("zhang2026", "foret2021", "andriushchenko2022", "wen2022", "stationary-state"),
     )
 
 
@@ -90,6 +102,7 @@ def periodic(verdicts: Sequence[Verdict]) -> Section:
         " stop falling while it is off; second-layer weights oscillate near zero, and settle.",
         (("label-noise-periodic/figure.png", f"{LOSSES_CAPTION}, {WINDOWS_CAPTION}."),),
         verdicts,
+        ("zhang2026", "linearised-twin"),
     )
 
 
@@ -108,6 +121,7 @@ def oscillation(verdicts: Sequence[Verdict]) -> Section:
             ),
         ),
         verdicts,
+        ("zhang2026", "linearised-twin"),
     )
 
 
@@ -120,6 +134,7 @@ def oscillation_periodic(verdicts: Sequence[Verdict]) -> Section:
         " descent.",
         (("oscillation-periodic/figure.png", f"{LOSSES_CAPTION}, {WINDOWS_CAPTION}."),),
         verdicts,
+        ("zhang2026", "linearised-twin"),
     )
 
 
@@ -139,6 +154,7 @@ def paper_theory(verdicts: Sequence[Verdict]) -> Section:
             ),
         ),
         verdicts,
+        ("zhang2026", "lazy-regime"),
     )
 
 
@@ -151,6 +167,7 @@ def our_theory(verdicts: Sequence[Verdict]) -> Section:
         " noise comes to rest at a rank-one network of known norms.",
         (),
         verdicts,
+        ("law-of-modes", "stationary-state"),
     )
 
 
@@ -197,6 +214,7 @@ def render(
         links="".join(_fill("link", key=s.key, title=escape(s.title)) + " " for s in sections),
         sections="\n".join(_section(folder, section) for section in sections),
         conditions="".join(map(_condition, conditions)),
+        references=_references(sections),
         installed=escape(installed),
         python=escape(str(provenance.get("python", ""))),
     )
@@ -208,8 +226,26 @@ def _section(folder: Path, section: Section) -> str:
         key=section.key,
         title=escape(section.title),
         claim=_text(section.claim),
+        papers=_papers(section.rests_on),
         pictures="".join(_picture(folder / name, caption) for name, caption in section.pictures),
         rows="".join(map(_row, section.verdicts)),
+    )
+
+
+def _papers(rests_on: Sequence[str]) -> str:
+    """The papers of a section, each a link to its reference, and what is whose."""
+    links = ", ".join(
+        _fill("link", key=key, title=escape(short(key))) for key in papers_of(*rests_on)
+    )
+    shares = " ".join(map(_text, whose(*rests_on).values()))
+    return _fill("papers", links=links, shares=shares) if links else ""
+
+
+def _references(sections: Sequence[Section]) -> str:
+    """The papers of all sections, in the order of their keys."""
+    keys = papers_of(*(name for section in sections for name in section.rests_on))
+    return "".join(
+        _fill("reference", key=key, text=escape(PAPERS[key].reference)) for key in sorted(keys)
     )
 
 

@@ -4,11 +4,13 @@ import configparser
 import json
 import math
 import re
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lnsim.references.papers import PAPERS
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
 from lnsim.verdicts import judge, page
@@ -43,7 +45,7 @@ def test_every_experiment_leaves_a_run_folder(made):
 def test_the_page_has_every_section_and_asks_nothing_of_a_network(made):
     folder, verdicts, _ = made
     text = (folder / "index.html").read_text(encoding="utf-8")
-    assert re.findall(r'<section id="([^"]+)"', text) == [*SECTIONS, "condition-1"]
+    assert re.findall(r'<section id="([^"]+)"', text) == [*SECTIONS, "condition-1", "references"]
     assert text.count('class="verdict"') == len(verdicts)
     sources = re.findall(r'(?:src|href)="([^"]{0,40})', text)
     assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
@@ -91,6 +93,20 @@ def test_sam_with_label_noise_stands_beside_sam_alone(made):
 def test_the_norm_identity_holds_whatever_the_size(made):
     (verdict,) = [v for v in made[1] if v.source == "norm identity"]
     assert verdict.verdict == judge.HOLDS
+
+
+def test_every_section_names_its_papers_and_the_references_have_them_all(made):
+    text = (made[0] / "index.html").read_text(encoding="utf-8")
+    *sections, references = re.findall(r"<section id=.*?</section>", text, re.DOTALL)
+    listed = re.findall(r'<li id="([^"]+)">', references)
+    named = {key for s in sections for key in re.findall(r'<p class="papers">.*', s)}
+    linked = {key for line in named for key in re.findall(r'href="#([^"]+)"', line)}
+    assert len(named) == len(SECTIONS) and set(listed) == linked and listed == sorted(listed)
+    ours = next(s for s in sections if s.startswith('<section id="law-of-modes"'))
+    for key in ("blanc2020", "damian2021", "li2021", "wen2022", "ziyin2023", "ziyin2024"):
+        assert f'href="#{key}"' in ours
+    assert "second order in the fluctuations are ours" in ours
+    assert f'<li id="damian2021">{escape(PAPERS["damian2021"].reference)}</li>' in references
 
 
 @pytest.mark.small
