@@ -18,6 +18,9 @@ THROUGH = ("both", "jacobian", "loss")
 class SAM(Dynamics):
     """Sharpness-aware minimisation: theta <- theta - lr grad(theta + rho grad(theta) / |grad|).
 
+    Foret et al. 2021.  With one sample a step it lowers tr H along the interpolators, as label
+    noise does, and with all of them the largest eigenvalue of H (Wen, Ma, Li 2022).
+
     Both gradients are of the same batch with the same labels; `batch_size=0` takes all samples.
     `rho` >= 0 (the paper leaves it open), `lr` and the noises' strengths may be arrays of one value
     per replica.

@@ -1,7 +1,8 @@
 """Figure 4: sharpness-aware minimisation passes through the same two phases, without label noise.
 
 The paper leaves rho open.  rho = 0.1 shows both phases; rho = 0 is SGD and stays lazy; rho = 2
-makes the network collapse to zero.
+makes the network collapse to zero.  That one-sample SAM moves along the interpolators to where tr H
+is least, as label noise does, is known (Wen, Ma, Li 2022).
 """
 
 from __future__ import annotations

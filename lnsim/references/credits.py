@@ -56,7 +56,7 @@ STATEMENTS: dict[str, Credit] = {
     "lemma-5": Credit(
         papers=_PAPER,
         says="by when the neurons are aligned",
-        ours="The time as the linearised growth gives it, 1/lr times the one printed.",
+        ours="The time as the linearised growth gives it, 1/lr times the one printed, is ours.",
     ),
     "lemma-6": Credit(papers=_PAPER, says="by when the predictor has converged"),
     "law-of-modes": Credit(
@@ -192,6 +192,16 @@ def whose(*names: str) -> dict[str, str]:
         if name in CREDITS
     }
     return {name: share for name, share in shares.items() if share}
+
+
+def markdown() -> str:
+    """The tables and the list of docs/credits.md: what rests on what, and the papers."""
+    lines = ["| name | rests on | what is whose |", "| --- | --- | --- |"]
+    for name in CREDITS:
+        share = whose(name).get(name, "").replace("|", r"\|")
+        lines.append(f"| `{name}` | {named(name) or 'no paper that we know'} | {share} |")
+    references = [f"- `{key}`: {paper.reference}" for key, paper in PAPERS.items()]
+    return "\n".join([*lines, "", "## Papers", "", *references, ""])
 
 
 def used_by(config: Mapping[str, Any]) -> Iterable[str]:

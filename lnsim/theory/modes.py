@@ -3,6 +3,17 @@
 It needs no simulation and no fitted parameter; the paper does not contain it.  All times are in
 steps.  Losses are clean training losses, half the mean squared residual.
 
+What is whose
+    That label noise drifts along the interpolators to the flattest one, where tr H =
+    tr(W Sigma W^T) + |a|^2 tr Sigma is least, is known: Blanc et al. 2020 (arXiv 1904.09080);
+    Damian, Ma, Lee 2021 (arXiv 2106.06530); Li, Wang, Arora 2021 (arXiv 2110.06914).  The limiting
+    flow, -(lr sigma)^2/4 grad tr H a step, gives the rates lr^2 sigma^2 lambda_i, the leading
+    order of (2) with L = 0.  Ziyin et al. 2023 and 2024 (arXiv 2308.06671, 2402.07193) have the
+    balance of the noise, which gives the ratio s/b of the stationary state.  Wen, Ma, Li 2022
+    (arXiv 2211.05729) have it that one-sample SAM lowers tr H, and so goes the same way, and
+    full-batch SAM the largest eigenvalue of H.  Ours are the term 2L beside sigma^2, the closure
+    (1) for L, the second order in z, and the matching with the first transient.
+
 The recursion
     P = W^T W, q = |a|^2, theta = W^T a, A = P + q I, delta = theta - theta_star.  One step uses
     the gradient g = (1/B) sum_k r_k x_k, r = delta.x - epsilon, and moves the stacked weights

@@ -2,7 +2,9 @@
 
 These are the paper's statements (Condition 1, Theorem 2, Lemmas 3 to 6), and the two simplest
 results of the law of modes (modes.py has the derivation and the whole curve): the decay rates of
-the modes and their stationary state.
+the modes and their stationary state.  Of these two the rates at L = 0 follow from the drift of
+label noise down tr H (Blanc et al. 2020; Damian, Ma, Lee 2021; Li, Wang, Arora 2021), and the ratio
+of norms at rest from the balance of its noise (Ziyin et al. 2023, 2024); the term 2L is ours.
 
 "Paper" is "On the Learning Dynamics of Two-layer Linear Networks with Label Noise SGD", AAAI 2026.
 All times are in steps.  A value beyond the range of a float is infinite, or 0.
@@ -196,6 +198,10 @@ def stationary_norms(theta_star: ArrayLike, Sigma: ArrayLike) -> tuple[float, fl
     inputs (modes.py, "Start and end").  u is theta_star, or its part in the range of a singular
     Sigma: the other parts of W and theta_star have no effect.  theta_star : (d,), Sigma : (d, d).
     ValueError if u = 0.
+
+    Source: this network is the flattest interpolator, tr H = 2 sqrt(tr Sigma u^T Sigma u), at which
+    label noise ends (Blanc et al. 2020; Damian, Ma, Lee 2021; Li, Wang, Arora 2021), as one-sample
+    SAM does (Wen, Ma, Li 2022); the ratio of its norms is the balance of Ziyin et al. 2023, 2024.
     """
     covariance = checks.array("Sigma", Sigma, 2)
     checks.shape("Sigma", covariance, covariance.shape[:1] * 2, "it must be square")

@@ -70,7 +70,7 @@ def figure_2(verdicts: Sequence[Verdict]) -> Section:
             ("label-noise-clean/figure.png", "Control: the same with sigma = 0."),
         ),
         verdicts,
-        ("zhang2026", "linearised-twin", "law-of-modes"),
+        ("zhang2026", "linearised-twin", *papers_of("law-of-modes")),
     )
 
 

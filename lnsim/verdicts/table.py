@@ -22,6 +22,7 @@ import numpy as np
 
 from lnsim.experiments._synthetic import first_below, series
 from lnsim.experiments.case import LARGEST_EXPANSION, Case, first_replica
+from lnsim.references.credits import whose
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import modes
 from lnsim.verdicts import judge
@@ -45,7 +46,15 @@ def table(case: Case) -> list[str]:
         *_section("Times, in steps", columns, _times(case)),
         *_section("Bounds of the lemmas", columns, _lemmas(case)),
         *_section("Law of modes, beyond the paper", columns, _modes(case)),
+        *_credit("law-of-modes", "stationary-state"),
     ]
+
+
+def _credit(*statements: str) -> list[str]:
+    """What is others' and what is ours of statements beyond the paper, and how to cite it."""
+    shares = [textwrap.fill(share, WIDTH) for share in whose(*statements).values()]
+    lines = "\n".join(["", *shares, f"BibTeX: lnsim cite {' '.join(statements)}"])
+    return lines.split("\n")
 
 
 @dataclass(frozen=True)
