@@ -74,7 +74,7 @@ def of_run(trajectory: Record) -> dict[str, Figure]:
     figures = chosen.figures(trajectory)
     papers = credits.named(*chosen.rests_on, *credits.used_by(trajectory.config))
     for figure in figures.values():
-        figure.set_label(f"{chosen.name}: {chosen.meaning}. Papers: {papers}")
+        figure.set_label(f"lnsim {chosen.name}. Papers: {papers}")
     if endings := "; ".join(networks.ending(trajectory)):
         with drawing():
             for figure in figures.values():

@@ -55,7 +55,7 @@ PAPERS: dict[str, Paper] = {
             "Braun, Lukas", "Dominé, Clémentine", "Fitzgerald, James", "Saxe, Andrew",
         ),
         title="Exact learning dynamics of deep linear networks with prior knowledge",
-        year=2022, venue=NEURIPS, volume="35",
+        year=2022, venue=NEURIPS, volume="35", pages="6615-6629",
         gave="exact dynamics from balanced weights",
     ),
     "chen2023": Paper(
@@ -199,7 +199,7 @@ PAPERS: dict[str, Paper] = {
     "novak2022": Paper(
         authors=("Novak, Roman", "Sohl-Dickstein, Jascha", "Schoenholz, Samuel S."),
         title="Fast Finite Width Neural Tangent Kernel",
-        year=2022, venue=ICML, volume="162", arxiv="2206.08720",
+        year=2022, venue=ICML, volume="162", pages="17018-17044", arxiv="2206.08720",
         gave="tangent kernels of finite networks by structured derivatives",
     ),
     "orvieto2022": Paper(
@@ -215,14 +215,14 @@ PAPERS: dict[str, Paper] = {
         authors=("Pesme, Scott", "Pillaud-Vivien, Loucas", "Flammarion, Nicolas"),
         title="Implicit Bias of SGD for Diagonal Linear Networks: a Provable Benefit of"
         " Stochasticity",
-        year=2021, venue=NEURIPS, volume="34", arxiv="2106.09524",
+        year=2021, venue=NEURIPS, volume="34", pages="29218-29230", arxiv="2106.09524",
         gave="where SGD on a diagonal network ends",
     ),
     "pillaudvivien2022": Paper(
         authors=("Pillaud-Vivien, Loucas", "Reygner, Julien", "Flammarion, Nicolas"),
         title="Label noise (stochastic) gradient descent implicitly solves the Lasso for quadratic"
         " parametrisation",
-        year=2022, venue=COLT, volume="178", arxiv="2206.09841",
+        year=2022, venue=COLT, volume="178", pages="2127-2159", arxiv="2206.09841",
         gave="label noise on a diagonal network ends at a solution of the Lasso",
     ),
     "roy2007": Paper(
