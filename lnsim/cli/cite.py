@@ -106,6 +106,8 @@ def _bibliography(cited: list[Cited]) -> Iterator[str]:
 
 
 def _wrapped(text: str, indent: int) -> list[str]:
+    """`text` as comments, in which BibTeX would take an @, as in a folder's name, for an entry."""
+    text = text.replace("@", "(at)")
     return _lines(text, initial_indent="% ", subsequent_indent=f"% {' ' * indent}")
 
 

@@ -95,6 +95,10 @@ METHODS: dict[str, Credit] = {
     "random-streams": Credit(
         papers=("salmon2011",), says="the words that samples and noise are drawn from"
     ),
+    "law-integrator": Credit(
+        papers=("sommeijer1998",), says="by which the law of modes is followed"
+    ),
+    "momentum": Credit(papers=("polyak1964",), says="the heavy ball", option=("momentum", ())),
     "label-k": Credit(
         papers=("haochen2021",),
         says="noise on K labels, added to the full gradient",

@@ -225,6 +225,13 @@ PAPERS: dict[str, Paper] = {
         year=2022, venue=COLT, volume="178", pages="2127-2159", arxiv="2206.09841",
         gave="label noise on a diagonal network ends at a solution of the Lasso",
     ),
+    "polyak1964": Paper(
+        authors=("Polyak, Boris T.",),
+        title="Some methods of speeding up the convergence of iteration methods",
+        year=1964, venue="USSR Computational Mathematics and Mathematical Physics",
+        kind="article", volume="4", pages="1-17",
+        gave="momentum (the heavy ball)",
+    ),
     "roy2007": Paper(
         authors=("Roy, Olivier", "Vetterli, Martin"),
         title="The effective rank: A measure of effective dimensionality",
@@ -237,6 +244,13 @@ PAPERS: dict[str, Paper] = {
         year=2011, venue="International Conference for High Performance Computing, Networking,"
         " Storage and Analysis",
         gave="the Philox generator, whose words are found by their number",
+    ),
+    "sommeijer1998": Paper(
+        authors=("Sommeijer, Ben P.", "Shampine, Lawrence F.", "Verwer, Jan G."),
+        title="RKC: An explicit solver for parabolic PDEs",
+        year=1998, venue="Journal of Computational and Applied Mathematics", kind="article",
+        volume="88", pages="315-326",
+        gave="the Runge-Kutta-Chebyshev method, explicit and stable at large steps",
     ),
     "srivastava2014": Paper(
         authors=(

@@ -81,13 +81,12 @@ def test_a_run_is_cited_with_the_options_that_it_uses(tmp_path, capsys):
     }
     config |= {"form": "difference", "noise": "anticorrelated", "rho": 0.1}
     diagonal = experiment.load("diagonal")
-    diagonal.run(diagonal.Config(**config)).save(tmp_path / "run")
-    text = cite(capsys, str(tmp_path / "run"))
+    diagonal.run(diagonal.Config(**config)).save(tmp_path / "run@misc{a, b}")
+    text = cite(capsys, str(tmp_path / "run@misc{a, b}"))
     options = ["orvieto2022", "foret2021", "woodworth2020"]
     assert list(bibtex.read(text)) == [*diagonal.rests_on, *options, "lnsim"]
-    assert comments(text).startswith(f"{tmp_path / 'run'}: a run of diagonal")
-    (tmp_path / "run" / "trajectory.npz").unlink()
-    assert main.main(["cite", str(tmp_path / "run")]) == 2
+    assert "run(at)misc{a, b}: a run of diagonal" in comments(text)
+    assert main.main(["cite", str(tmp_path)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
 
 
