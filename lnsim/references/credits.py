@@ -68,7 +68,7 @@ STATEMENTS: dict[str, Credit] = {
         " fluctuations are ours.",
     ),
     "stationary-state": Credit(
-        papers=(*_FLATTEST, "mulayoff2020", "ziyin2023", "ziyin2024", "wen2022"),
+        papers=(*_FLATTEST, "ziyin2023", "ziyin2024", "wen2022"),
         says="the network at rest: of rank one, |W|_F/|a| known",
         theirs=f"That label noise ends at the flattest interpolator is known ({short(*_FLATTEST)}),"
         f" and so is the balance of noise that gives |W|_F/|a| ({short('ziyin2023', 'ziyin2024')});"
@@ -94,6 +94,9 @@ METHODS: dict[str, Credit] = {
     ),
     "random-streams": Credit(
         papers=("salmon2011",), says="the words that samples and noise are drawn from"
+    ),
+    "imaginary-step": Credit(
+        papers=("squire1998",), says="products with H, exact in floating point"
     ),
     "law-integrator": Credit(
         papers=("sommeijer1998",), says="by which the law of modes is followed"
@@ -139,6 +142,7 @@ METHODS: dict[str, Credit] = {
 """Ways to compute, and options of experiments; a run rests on those that its configuration uses."""
 
 _ALIGNMENT = Credit(papers=("cortes2012", "cristianini2001"))
+_RANK = Credit(papers=("roy2007",))
 _LINEARISED = Credit(papers=("lee2019",))
 _LEDGER = Credit(papers=_PAPER, says="the norm identity of every neuron")
 _LEMMA_3 = Credit(papers=_PAPER, says="shares of the events of Lemma 3")
@@ -158,14 +162,16 @@ MEASURES: dict[str, Credit] = {
     "linearized_test_loss": _LINEARISED,
     "ntk_distance": Credit(papers=("jacot2018", "chizat2019")),
     "kernel_alignment": _ALIGNMENT,
-    "label_alignment": _ALIGNMENT,
-    "effective_rank": Credit(papers=("roy2007",)),
+    "label_alignment": Credit(papers=(*_ALIGNMENT.papers, "kornblith2019")),
+    "effective_rank": _RANK,
+    "predictor_rank": _RANK,
     "balancedness": Credit(papers=("arora2019", "du2018")),
     "sharpness": Credit(papers=("cohen2021", "lewkowycz2020"), says="largest eigenvalue of H"),
     "batch_sharpness": Credit(papers=("andreyev2024",)),
     "hessian_trace": Credit(papers=_FLATTEST, says="tr H"),
     "flatness_gap": Credit(
-        papers=(*_FLATTEST, "mulayoff2020"), says="tr H beside its least value"
+        papers=(*_FLATTEST, "mulayoff2020", "ding2024", "gatmiry2023"),
+        says="tr H beside its least value",
     ),
     "pruned_accuracy": Credit(papers=("han2015",)),
 }  # fmt: skip

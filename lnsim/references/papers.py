@@ -100,6 +100,15 @@ PAPERS: dict[str, Paper] = {
         year=2021, venue=NEURIPS, volume="34", pages="27449-27461", arxiv="2106.06530",
         gave="label noise SGD descends the loss plus, at small lr, a multiple of tr H",
     ),
+    "ding2024": Paper(
+        authors=(
+            "Ding, Lijun", "Drusvyatskiy, Dmitriy", "Fazel, Maryam", "Harchaoui, Zaid",
+        ),
+        title="Flat minima generalize for low-rank matrix recovery",
+        year=2024, venue="Information and Inference: A Journal of the IMA", kind="article",
+        volume="13", arxiv="2203.03756",
+        gave="the least tr H of two factors of a matrix, by a nuclear norm",
+    ),
     "du2018": Paper(
         authors=("Du, Simon S.", "Hu, Wei", "Lee, Jason D."),
         title="Algorithmic Regularization in Learning Deep Homogeneous Models: Layers are"
@@ -114,6 +123,16 @@ PAPERS: dict[str, Paper] = {
         title="Sharpness-Aware Minimization for Efficiently Improving Generalization",
         year=2021, venue=ICLR, arxiv="2010.01412",
         gave="sharpness-aware minimisation (SAM)",
+    ),
+    "gatmiry2023": Paper(
+        authors=(
+            "Gatmiry, Khashayar", "Li, Zhiyuan", "Ma, Tengyu", "Reddi, Sashank",
+            "Jegelka, Stefanie", "Chuang, Ching-Yao",
+        ),
+        title="What is the Inductive Bias of Flatness Regularization? A Study of Deep Matrix"
+        " Factorization Models",
+        year=2023, venue=NEURIPS, volume="36", pages="28040-28052", arxiv="2306.13239",
+        gave="what least tr H prefers in deep factorisations",
     ),
     "han2015": Paper(
         authors=("Han, Song", "Pool, Jeff", "Tran, John", "Dally, William J."),
@@ -139,6 +158,12 @@ PAPERS: dict[str, Paper] = {
         title="Neural Tangent Kernel: Convergence and Generalization in Neural Networks",
         year=2018, venue=NEURIPS, volume="31", arxiv="1806.07572",
         gave="the tangent kernel, and its parametrisation of networks",
+    ),
+    "kornblith2019": Paper(
+        authors=("Kornblith, Simon", "Norouzi, Mohammad", "Lee, Honglak", "Hinton, Geoffrey"),
+        title="Similarity of Neural Network Representations Revisited",
+        year=2019, venue=ICML, volume="97", arxiv="1905.00414",
+        gave="centred alignment as a similarity of representations (CKA)",
     ),
     "krizhevsky2009": Paper(
         authors=("Krizhevsky, Alex",),
@@ -185,7 +210,8 @@ PAPERS: dict[str, Paper] = {
         authors=("Mulayoff, Rotem", "Michaeli, Tomer"),
         title="Unique Properties of Flat Minima in Deep Networks",
         year=2020, venue=ICML, volume="119", pages="7108-7118", arxiv="2002.04710",
-        gave="what the flattest minima of linear networks are",
+        gave="flat minima of deep linear networks, by the largest eigenvalue of H, have gains that"
+        " hardly change from layer to layer",
     ),
     "novak2020": Paper(
         authors=(
@@ -251,6 +277,12 @@ PAPERS: dict[str, Paper] = {
         year=1998, venue="Journal of Computational and Applied Mathematics", kind="article",
         volume="88", pages="315-326",
         gave="the Runge-Kutta-Chebyshev method, explicit and stable at large steps",
+    ),
+    "squire1998": Paper(
+        authors=("Squire, William", "Trapp, George"),
+        title="Using Complex Variables to Estimate Derivatives of Real Functions",
+        year=1998, venue="SIAM Review", kind="article", volume="40", pages="110-112",
+        gave="derivatives by a step along the imaginary axis, without a difference",
     ),
     "srivastava2014": Paper(
         authors=(

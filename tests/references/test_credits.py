@@ -9,7 +9,7 @@ from lnsim.cli import main
 from lnsim.references import credits
 from lnsim.references.paper import Paper
 from lnsim.references.papers import PAPERS, short
-from lnsim.run import experiment
+from lnsim.run import experiment, quantities
 
 pytestmark = pytest.mark.small
 
@@ -60,6 +60,11 @@ def test_everything_rests_on_papers_or_is_ours():
     for name, credit in credits.CREDITS.items():
         assert credit.papers or credit.ours, name
         assert not credit.theirs or credit.ours, name
+
+
+def test_a_measure_is_one_that_is_recorded_or_a_function_of_kernels():
+    elsewhere = {"label_alignment"}  # in lnsim_torch.linearization
+    assert all(name in quantities.TABLE for name in credits.MEASURES.keys() - elsewhere)
 
 
 def test_those_before_us_are_named_where_our_results_repeat_theirs():
