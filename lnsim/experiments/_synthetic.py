@@ -15,6 +15,7 @@ from lnsim.dynamics import SGD, LabelNoise, Schedule
 from lnsim.models.problem import Problem
 from lnsim.models.problems import gaussian_regression
 from lnsim.models.two_layer import Network, ntk_init
+from lnsim.run.measures import NONE
 from lnsim.run.quantities import TWO_LAYER
 from lnsim.simulation.simulate import simulate
 from lnsim.simulation.trajectory import Trajectory
@@ -139,9 +140,13 @@ def launch(
 
     `device` becomes part of the backend; `driver` goes to `simulate`.
     """
-    driver = {
-        "seed": config.seed, "tracked": config.tracked, "measures": config.measures, **driver,
-    }  # fmt: skip
+    recorded = asdict(config)
+    measures = config.measures
+    resume = driver.get("resume")
+    if resume is not None and "measures" not in resume.config:  # made before there were any
+        measures = NONE
+        del recorded["measures"]
+    driver = {"seed": config.seed, "tracked": config.tracked, "measures": measures, **driver}
     if device:
         backend = f"{backend}:{device}"
     return simulate(
@@ -151,7 +156,7 @@ def launch(
         steps=config.steps,
         record_every=config.record_every,
         backend=backend,
-        config={"experiment": experiment, "backend": backend, **asdict(config)},
+        config={"experiment": experiment, "backend": backend, **recorded},
         **driver,
     )
 

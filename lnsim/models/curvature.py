@@ -118,7 +118,7 @@ class Curvature:
         K, Y = self.kernel, self.problem.targets(self.problem.y)
         K = K - K.mean(axis=0)
         K = K - K.mean(axis=1, keepdims=True)
-        Y = Y - Y.mean(axis=0)
+        Y = centred(Y)
         size = np.linalg.norm(K) * np.linalg.norm(Y.T @ Y)
         return float(np.sum(Y * (K @ Y)) / size) if size > 0.0 else float("nan")
 
@@ -218,6 +218,15 @@ def widened(coordinates: Coordinates[Model]) -> list[tuple[int, int]]:
     """The arrays whose rows the reduction replaced by fewer, by number, and how many fewer."""
     bases = [left for left, _ in coordinates.bases]
     return [(k, Q.shape[0] - Q.shape[1]) for k, Q in enumerate(bases) if Q is not None]
+
+
+def centred(Y: FloatArray) -> FloatArray:
+    """Y : (n, ...) less its mean over samples; exactly 0 where all are alike."""
+    return (
+        np.zeros_like(Y)
+        if np.array_equal(Y, np.broadcast_to(Y[:1], Y.shape))
+        else Y - Y.mean(axis=0)
+    )
 
 
 LANCZOS = 20

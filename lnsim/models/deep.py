@@ -134,15 +134,17 @@ class DeepLinear(Model):
         return pairs[::-1]
 
     def least_trace(self, gram: FloatArray) -> float:
-        """See Model; without skips."""
-        if any(self.skips):
-            return float("nan")
+        """See Model; the gradient by W_l is that by I + W_l."""
         return float(flatness.least_trace(self.predictor, gram, self.depth))
 
     @property
     def balancedness(self) -> float:
-        """See Model; of the weights without the skips."""
-        pairs = itertools.pairwise(self.weights)
+        """See Model; of I + W_l where there is a skip: gradient flow conserves it."""
+        layers = [
+            W + np.eye(len(W)) if skip else W
+            for W, skip in zip(self.weights, self.skips, strict=True)
+        ]
+        pairs = itertools.pairwise(layers)
         return max((float(np.linalg.norm(B.T @ B - A @ A.T)) for A, B in pairs), default=0.0)
 
     def reduced(self, X: FloatArray, *, hidden: bool, inputs: bool) -> Coordinates[DeepLinear]:

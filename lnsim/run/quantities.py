@@ -284,9 +284,11 @@ def drawn(*models: str) -> list[str]:
 def reserved(model: str = TWO_LAYER) -> set[str]:
     """The names that a user's observable cannot take: those of a trajectory and of its file.
 
-    `model` is never free: a run that has it is one of any model.
+    `model` is never free: a run that has it is one of any model.  An observable with the name of a
+    measure stands in its place.
     """
-    return {"model", *(row.name for row in TABLE.values() if {model, TWO_LAYER} & {*row.models})}
+    rows = (row for row in TABLE.values() if row.needs != measures.NEEDS)
+    return {"model", *(row.name for row in rows if {model, TWO_LAYER} & {*row.models})}
 
 
 def label(name: str) -> str:

@@ -2,9 +2,11 @@
 
 The formulas and their proofs are in lnsim/theory/flatness.py; the untrained part of W, s rest, is
 orthogonal to all training inputs.  So it adds nothing to the curvature of the loss, and with
-M = Q R, P = R_W R_W^T - r_a r_a^T of the reduced weights,
+P = W_r W_r^T - a_r a_r^T of the reduced weights, rest = Q C + E, Q^T E = 0,
 
-    |W W^T - a a^T|_F^2 = |P|_F^2 + 2 s^2 <P, Q^T rest rest^T Q> + s^4 |rest rest^T|_F^2.
+    |W W^T - a a^T|_F^2 = |P + s^2 C C^T|_F^2 + s^4 (2 |C E^T|_F^2 + |E E^T|_F^2),
+
+a sum of squares, which loses no digits where the network is balanced.
 
 Every network has its own products, so that its numbers do not depend on the others in a stack.
 """
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray
 from lnsim.models.base import Coordinates
-from lnsim.models.curvature import Curvature, multiplicities
+from lnsim.models.curvature import Curvature, centred, multiplicities
 from lnsim.models.reduction import Reduction
 from lnsim.models.two_layer import Network
 from lnsim.theory import flatness
@@ -37,20 +39,22 @@ class Constants:
         self.trace = float(np.trace(problem.gram))
         self.root = flatness.square_root(problem.gram)
         self.squares = np.einsum("nr,nr->n", problem.X, problem.X)
-        X, y = problem.X - problem.X.mean(axis=0), problem.y - problem.y.mean()
+        X, y = centred(problem.X), centred(problem.y)
         self.centred_gram = X.T @ X
         self.centred_moment = X.T @ y
         self.centred_square = float(y @ y)
 
     @cached_property
     def rest(self) -> tuple[FloatArray, float]:
-        """Q^T rest rest^T Q : (p, p) and |rest rest^T|_F^2."""
+        """C C^T : (p, p) and 2 |C E^T|_F^2 + |E E^T|_F^2."""
         rest, Q = self.reduction.rest, self.reduction.Q
-        if rest is None:
-            return np.zeros(()), 0.0
-        seen = rest if Q is None else Q.T @ rest
-        small = rest.T @ rest if rest.shape[0] > rest.shape[1] else rest @ rest.T
-        return seen @ seen.T, float(np.sum(small * small))
+        assert rest is not None
+        if Q is None:
+            return rest @ rest.T, 0.0
+        C = Q.T @ rest
+        E = rest - Q @ C
+        gram = E.T @ E
+        return C @ C.T, float(2.0 * np.sum((C @ gram) * C) + np.sum(gram * gram))
 
     @cached_property
     def coordinates(self) -> Coordinates[Network]:
@@ -142,7 +146,7 @@ class Measured:
 
 
 def _dot(u: FloatArray, v: FloatArray) -> FloatArray:
-    return np.einsum("br,br->b", u, v)
+    return np.asarray((u * v).sum(axis=1))
 
 
 def sharpness(networks: Measured) -> FloatArray:
@@ -175,7 +179,7 @@ def kernel_alignment(networks: Measured) -> FloatArray:
     product = networks.A @ constants.centred_gram
     size = np.sqrt(np.maximum(np.einsum("bij,bji->b", product, product), 0.0))
     size *= constants.centred_square
-    return (along @ constants.centred_moment) / np.where(size > 0.0, size, np.nan)
+    return _dot(along, constants.centred_moment[None]) / np.where(size > 0.0, size, np.nan)
 
 
 def effective_rank(networks: Measured) -> FloatArray:
@@ -197,13 +201,13 @@ def effective_rank(networks: Measured) -> FloatArray:
 
 def balancedness(networks: Measured) -> FloatArray:
     """|W W^T - a a^T|_F."""
-    seen, square = networks.constants.rest
-    W, a, scale = networks.W, networks.a, np.square(networks.scale)
+    W, a, square = networks.W, networks.a, np.square(networks.scale)
     P = np.matmul(W, W.transpose(0, 2, 1)) - a[:, :, None] * a[:, None, :]
-    total = np.einsum("bij,bij->b", P, P)
+    others = 0.0
     if networks.constants.reduction.rest is not None:
-        total += 2.0 * scale * np.einsum("bij,ij->b", P, seen) + np.square(scale) * square
-    return np.sqrt(np.maximum(total, 0.0))
+        seen, others = networks.constants.rest
+        P += square[:, None, None] * seen
+    return np.sqrt(np.einsum("bij,bij->b", P, P) + np.square(square) * others)
 
 
 def gradient_noise(networks: Measured) -> FloatArray:

@@ -70,7 +70,11 @@ class Recorder:
         self._moving = moving
         self._decays = frame.shrinks and dynamics.decays
         self._plan = plan
-        self._of_measures = frame.formulas(needs=NEEDS)
+        self._of_measures = {
+            name: formula
+            for name, formula in frame.formulas(needs=NEEDS).items()
+            if name not in observables
+        }
         self._tracked = np.arange(min(tracked, frame.units))
         self._block = max(1, OBSERVED_AT_ONCE // frame.size)
         reduced = sum(array[0].size for array in self._weights)

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lnsim.base import config as configs
-from lnsim.run import experiment, measures, quantities
+from lnsim.run import experiment, quantities
 from lnsim.run.experiment import Experiment
 from lnsim.run.machine import provenance
+from lnsim.run.measures import NONE
 from lnsim.run.quantities import Axis
 from lnsim.run.record import Ending, Status
 from lnsim.simulation import rounding
@@ -107,6 +108,8 @@ def _segment(trajectory: Trajectory, seed: int) -> tuple[int | None, int | None]
 def _repeated(trajectory: Trajectory, made_by: Experiment) -> Callable[..., Trajectory]:
     """The experiment's run with the configuration of `trajectory`."""
     values = {k: v for k, v in trajectory.config.items() if k not in ("experiment", "backend")}
+    if "measures" in {field.name for field in fields(made_by.Config)}:
+        values.setdefault("measures", NONE)  # the run was made before there were any
     config: Any = configs.build(made_by.Config, values)
     return partial(made_by.run, config, backend=str(trajectory.config["backend"]))
 
@@ -203,13 +206,8 @@ def _other_run(
 
 
 def _missing(trajectory: Trajectory, again: Trajectory) -> list[str]:
-    """A line for each array that only one of the two runs has.
-
-    Runs made before there were measures have none.
-    """
-    recorded, recomputed = set(trajectory.arrays), set(again.arrays)
-    if measures.NEEDS not in trajectory.config:
-        recomputed -= {row.name for row in measures.ROWS}
+    """A line for each array that only one of the two runs has."""
+    recorded, recomputed = trajectory.arrays.keys(), again.arrays.keys()
     return [f"{name} is not recorded" for name in sorted(recomputed - recorded)] + [
         f"{name} is not one of this experiment's arrays" for name in sorted(recorded - recomputed)
     ]

@@ -16,6 +16,8 @@ diverged only the step is recorded.
     decay_time             first time at which |W|_F^2 is at most 1/e of its start, by linear
                            interpolation of its logarithm between records
     train_loss ... ntk_distance       quantities at the last step (run/quantities.py)
+    sharpness ... batch_sharpness     measures at the last step (run/measures.py); those off by
+                                      default where the sweep's key `measures` names them
 
 Models other than the two-layer network with one output have their own recorded quantities, the
 times if they have neurons, and no predictions.
@@ -47,6 +49,7 @@ from lnsim.experiments._synthetic import LinearConfig
 from lnsim.experiments.case import Case
 from lnsim.run import quantities
 from lnsim.run.experiment import load
+from lnsim.run.measures import NEEDS
 from lnsim.run.quantities import TWO_LAYER
 from lnsim.simulation.trajectory import Trajectory
 
@@ -76,7 +79,13 @@ def _numbers(model: str) -> tuple[str, ...]:
     """The columns of numbers in the summary of a point of this model."""
     times = (*TIMES, "decay_time") if model in quantities.HIDDEN else ()
     predicted = PREDICTED if model == TWO_LAYER else ()
-    return (*times, *quantities.names(model), *predicted)
+    return (*times, *recorded(model), *predicted)
+
+
+def recorded(model: str) -> tuple[str, ...]:
+    """The quantities of this model whose last value is in a summary."""
+    measures = quantities.names(model, needs=NEEDS)
+    return (*quantities.names(model), *measures)
 
 
 def has_theory(experiment: str) -> bool:
@@ -141,7 +150,7 @@ def _measured(trajectory: Trajectory, model: str) -> dict[str, FloatArray]:
     values: dict[str, Any] = {}
     if "lazy_escape" in trajectory.arrays:
         values = {**vars(trajectory.phases()), "decay_time": decay_time(trajectory)}
-    for name in quantities.names(model):
+    for name in recorded(model):
         if name in trajectory.arrays:
             values[name] = trajectory[name][..., -1]
     return {

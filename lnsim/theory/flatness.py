@@ -73,7 +73,9 @@ f_i = f(x_i); all from S(x)^3 = |x|^2 S(x), S(x) S(z) S(x) = (x.z) S(x):
 Batches.  For a batch of B samples g_B^T H_B g_B is a sum over triples of positions in the batch:
 B times all three alike, B (B-1) times a pair of one sample and another one, the rest three
 different ones.  With replacement the samples at different positions are independent; without, they
-are different (`batch_moments`).
+are different.  A batch of more than n samples has every sample q times and k different ones once
+more, B = q n + k; batches across the end of an epoch are counted as if they began with one
+(`batch_moments`).
 
 References: Mulayoff and Michaeli 2020 (minima of least trace of deep linear networks); Gatmiry et
 al. 2023; Ding, Drusvyatskiy, Fazel, Harchaoui 2024 (2).  Stationary state: lnsim/theory/paper.py.
@@ -109,9 +111,8 @@ def least_trace(theta: FloatArray, gram: FloatArray, depth: int = 2) -> FloatArr
         return np.asarray(2.0 * np.sqrt(outputs * np.trace(gram)) * singular.sum(axis=-1))
     if outputs > 1:
         return np.full(theta.shape[:-2], np.nan)
-    return np.asarray(
-        depth * np.trace(gram) ** (1.0 / depth) * singular[..., 0] ** (2.0 - 2.0 / depth)
-    )
+    size = np.linalg.norm(singular, axis=-1)
+    return np.asarray(depth * np.trace(gram) ** (1.0 / depth) * size ** (2.0 - 2.0 / depth))
 
 
 def least_trace_diagonal(
@@ -301,13 +302,15 @@ def batch_moments(
     if replacement:
         ways = B * same / n, B * (B - 1) * pairs / n**2, B * (B - 1) * (B - 2) * triples / n**3
         return np.asarray(sum(ways)) / B**3
-    pairs = pairs - 3.0 * same
-    triples = triples - pairs - same
-    total = B * same / n
-    if B > 1:
-        total = total + B * (B - 1) * pairs / (n * (n - 1))
-    if B > 2:
-        total = total + B * (B - 1) * (B - 2) * triples / (n * (n - 1) * (n - 2))
+    q, k = divmod(B, n)
+    # E F(qT + S, qT + S, qT + S), T the sum over all samples and S over the k: first what has T.
+    share, both = k / n, k * (k - 1) / (n * max(n - 1, 1))
+    total = (q**3 + 3 * q**2 * share + 3 * q * both) * triples + q * (share - both) * pairs
+    distinct = pairs - 3.0 * same
+    total = total + share * same + both * distinct
+    if k > 2:
+        three = both * (k - 2) / (n - 2)
+        total = total + three * (triples - distinct - same)
     return np.asarray(total) / B**3
 
 

@@ -133,9 +133,13 @@ def test_names_stand_in_files_and_figures_in_the_order_in_which_they_always_did(
     tracked = ("tracked_norm", "tracked_alignment", "tracked_second_layer")
     ledger = ("ledger_removed", "ledger_restored")
     clouds = ("cloud_norm", "cloud_alignment", "lemma_3_nonpositive", "lemma_3_decrease")
+    measures = (
+        "sharpness", "hessian_trace", "flatness_gap", "kernel_alignment", "effective_rank",
+        "balancedness", "gradient_noise", "batch_sharpness",
+    )  # fmt: skip
     trajectory = run(ledger=True)
     assert [name for name in trajectory.arrays if name not in ("final_W", "final_a")] == [
-        *of_networks, *twins, *tracked, *ledger, *clouds, "lazy_escape", "step", "cloud_step",
+        *of_networks, *twins, *measures, *tracked, *ledger, *clouds, "lazy_escape", "step", "cloud_step",
         "theta_star", "tracked_neurons", "diverged_at",
     ]  # fmt: skip
     assert tuple(points.columns())[9:19] == of_networks
@@ -156,7 +160,7 @@ def test_names_stand_in_files_and_figures_in_the_order_in_which_they_always_did(
 
 
 def test_every_array_of_a_run_is_as_its_row_says():
-    trajectory = run(ledger=True, tracked=2)
+    trajectory = run(ledger=True, tracked=2, measures="all")
     records, clouds = trajectory.steps.size, trajectory["cloud_step"].size
     assert clouds < records
     rows = [row for row in quantities.TABLE.values() if quantities.TWO_LAYER in row.models]
@@ -185,7 +189,8 @@ def test_every_array_of_a_run_is_as_its_row_says():
         ("my_train_loss", None),
         ("clean_tau", None),
         ("noisy_tracked_norm", None),
-        ("effective_rank", None),
+        ("effective_rank", "effective_rank"),
+        ("stable_rank", None),
     ],
 )
 def test_a_row_is_found_by_the_name_of_an_array(name, found):
