@@ -46,12 +46,16 @@ HELD = "{} is held by another program: close that program, or wait until it ends
 
 SQL_TYPES = {float: "REAL", int: "INTEGER", bool: "INTEGER", str: "TEXT"}
 
+ADDED = {"measures": ""}
+"""Keys of experiments that older files lack, with their defaults, which the points there have."""
+
 Row = dict[str, Any]
 
 
 def key_of(experiment: str, backend: str, config: Mapping[str, Any]) -> str:
-    """The key of a point, a word of 64 hexadecimal digits."""
-    return _digest({"experiment": experiment, "backend": backend, "config": dict(config)})
+    """The key of a point, a word of 64 hexadecimal digits; without ADDED keys at their defaults."""
+    config = {key: value for key, value in config.items() if (key, value) not in ADDED.items()}
+    return _digest({"experiment": experiment, "backend": backend, "config": config})
 
 
 def _digest(value: Any) -> str:

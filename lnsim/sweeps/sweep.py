@@ -231,10 +231,6 @@ def _meta(
     }
 
 
-ADDED = {"measures": ""}
-"""Keys of experiments that older files lack, with the defaults that their sweeps have."""
-
-
 def _earlier(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The table meta and the points of the file.  Raises ValueError for another sweep's file."""
     from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
@@ -247,7 +243,7 @@ def _earlier(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     if earlier_keys != keys:
         raise ValueError(f"{path} sweeps {earlier_keys}, not {keys}: choose another folder")
     for key in earlier["base"].keys() | meta["base"].keys():
-        old, new = earlier["base"].get(key, ADDED.get(key)), meta["base"].get(key)
+        old, new = (m["base"].get(key, sweep_store.ADDED.get(key)) for m in (earlier, meta))
         if old != new:
             raise ValueError(f"{path} has {key} = {old!r}, not {new!r}: choose another folder")
     return earlier, rows

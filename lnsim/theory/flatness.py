@@ -211,16 +211,14 @@ class _Pencil:
         if active.size == 0:
             return level
         level[active], quotient = self.near(top, active)
-        wrong = active[quotient < level[active] * (1.0 - CLOSE)]
         above = level[active] * (1.0 + CLOSE)
         below = -self.matrix(above, active)
         diagonal = np.einsum("bii->bi", below)
         diagonal += above[:, None]
-        try:
-            np.linalg.cholesky(below)
-        except np.linalg.LinAlgError:
-            wrong = active
-        self.search(level, top, wrong)
+        positive = quotient >= level[active] * (1.0 - CLOSE)
+        if not _positive(below):  # then each by itself: a network's numbers are its own
+            positive &= [_positive(matrix) for matrix in below]
+        self.search(level, top, active[~positive])
         return level
 
     def search(self, level: FloatArray, top: FloatArray, active: NDArray[np.intp]) -> None:
@@ -287,6 +285,15 @@ SHIFT = 1e-9
 """How far above an eigenvalue, relative to it, the shift of inverse iteration is."""
 QUOTIENTS = 4
 """Steps of the fixed point of a Rayleigh quotient that depends on the eigenvalue."""
+
+
+def _positive(matrices: FloatArray) -> bool:
+    """Whether all of these symmetric matrices, (..., k, k), are positive definite."""
+    try:
+        np.linalg.cholesky(matrices)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def batch_moments(

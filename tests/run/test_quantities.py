@@ -139,8 +139,8 @@ def test_names_stand_in_files_and_figures_in_the_order_in_which_they_always_did(
     )  # fmt: skip
     trajectory = run(ledger=True)
     assert [name for name in trajectory.arrays if name not in ("final_W", "final_a")] == [
-        *of_networks, *twins, *measures, *tracked, *ledger, *clouds, "lazy_escape", "step", "cloud_step",
-        "theta_star", "tracked_neurons", "diverged_at",
+        *of_networks, *twins, *measures, *tracked, *ledger, *clouds, "lazy_escape", "step",
+        "cloud_step", "theta_star", "tracked_neurons", "diverged_at",
     ]  # fmt: skip
     assert tuple(points.columns())[9:19] == of_networks
     assert quantities.drawn(quantities.TWO_LAYER) == [
@@ -168,6 +168,8 @@ def test_every_array_of_a_run_is_as_its_row_says():
     for row in rows:
         if row.axis in (Axis.RECORD, Axis.CLOUD):
             neurons = 2 if row.name.startswith("tracked_") else BASE["width"]
+            if row.name == "hessian_spectrum":
+                neurons = trajectory["hessian_multiplicity"].size
             count = records if row.axis is Axis.RECORD else clouds
             shape = (count, neurons) if row.of_neurons else (count,)
             assert trajectory[row.name].shape == shape, row.name
