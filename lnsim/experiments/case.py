@@ -23,7 +23,7 @@ from lnsim.models.two_layer import Network
 from lnsim.run.phases import Phases
 from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
-from lnsim.theory import modes, paper
+from lnsim.theory import flatness, modes, paper
 
 LARGEST_EXPANSION = 1.0
 """The law of modes predicts nothing if its small parameter is larger (modes.py)."""
@@ -56,6 +56,11 @@ class Start:
     def learnt_at_rest(self) -> tuple[float, float]:
         """|W|_F^2 in the span of the training inputs, and |a|^2, at rest.  May raise ValueError."""
         return paper.stationary_norms(self.theta_star, self.problem.gram)
+
+    @cached_property
+    def least_trace(self) -> float:
+        """The least trace of the Hessian among the networks with the predictor theta*."""
+        return float(flatness.least_trace(self.theta_star[None], self.problem.gram))
 
     @cached_property
     def unreached(self) -> float:

@@ -40,8 +40,11 @@ def figure(trajectory: Trajectory) -> Figure:
     """Figure 2 of this run, with the law of modes beside |W|_F^2."""
     from lnsim.figures import two_phases
 
-    curve, reason = Case.of_run(trajectory).law_of_modes()
-    return two_phases.two_phases(trajectory, law_of_modes=curve, without=reason)
+    case = Case.of_run(trajectory)
+    curve, reason = case.law_of_modes()
+    return two_phases.two_phases(
+        trajectory, law_of_modes=curve, without=reason, least_trace=case.start.least_trace
+    )
 
 
 def figures(trajectory: Trajectory) -> dict[str, Figure]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lnsim.base.config import key
 from lnsim.dynamics import SAM, LabelNoise
 from lnsim.experiments import _synthetic
+from lnsim.experiments.case import Case
 from lnsim.run.experiment import Experiment
 from lnsim.simulation.trajectory import Trajectory
 
@@ -50,7 +51,8 @@ def figure(trajectory: Trajectory) -> Figure:
     """Figure 4 of this run."""
     from lnsim.figures import two_phases
 
-    return two_phases.two_phases(trajectory)
+    least_trace = Case.of_run(trajectory).start.least_trace
+    return two_phases.two_phases(trajectory, least_trace=least_trace)
 
 
 def report(trajectory: Trajectory) -> list[str]:

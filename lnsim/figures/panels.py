@@ -131,8 +131,8 @@ def percent_axis(axes: Axes) -> None:
     axes.set_xlabel("weights kept (%)")
 
 
-def shade_phases(axes: Axes, trajectory: Record, steps: FloatArray) -> None:
-    """Shades the phases that phases.py measures, labelled along the top."""
+def shade_phases(axes: Axes, trajectory: Record, steps: FloatArray, *, named: bool = True) -> None:
+    """Shades the phases that phases.py measures, labelled along the top if `named`."""
     times = phases.measure(trajectory)
     starts = [0.0, *(np.ravel(t)[0] for t in (times.last_escape, times.alignment))]
     edges = np.maximum.accumulate([*np.nan_to_num(starts, nan=np.inf), np.inf])
@@ -143,7 +143,7 @@ def shade_phases(axes: Axes, trajectory: Record, steps: FloatArray) -> None:
         if begin < end and steps.size > 1:
             axes.axvspan(begin, end, color=colour, lw=0, zorder=0)
             share = np.log(end / begin) / np.log(right / left) if log else (end - begin) / right
-            if share > 0.1:
+            if named and share > 0.1:
                 middle = np.sqrt(begin * end) if log else 0.5 * (begin + end)
                 axes.text(
                     middle, 1.01, name, transform=axes.get_xaxis_transform(),
@@ -307,6 +307,26 @@ def draw_law(axes: Axes, series: Series, predicted: FloatArray | None, without: 
         log_values(axes)
     axes.set_ylabel(r"$\|W\|_F^2$")
     axes.legend(loc="lower left", handlelength=1.4 if predicted is not None else 0.8)
+
+
+def draw_trace(axes: Axes, series: Series, least: float) -> None:
+    """The trace of the Hessian; dashed, if it is known, its least value among interpolators."""
+    trace = series["hessian_trace"]
+    plot(axes, series["step"], trace, color=GREEN)
+    if np.isfinite(least) and least > 0.0:
+        axes.axhline(least, color=BLACK, ls="--", lw=pt(0.9))
+        axes.annotate(
+            "least value", (0.04, least), (0, pt(2)), xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points", va="bottom", fontsize=letters(8),
+        )  # fmt: skip
+    levels = np.append(trace[trace < LARGEST], least)
+    levels = levels[levels > 0.0]
+    if levels.size and levels.max() > 3 * levels.min():
+        log_values(axes)
+        axes.set_ylim(levels.min() / 1.6, 1.3 * levels.max())
+    else:
+        axes.set_ylim(0.0, limit(levels))
+    axes.set_ylabel(r"$\mathrm{tr}\,H$")
 
 
 def draw_single_norms(axes: Axes, series: Series) -> None:
