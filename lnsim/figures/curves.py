@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from lnsim.figures import networks, panels
 from lnsim.figures.canvas import blank
-from lnsim.figures.style import COLOURS, ONE_COLUMN, TWO_COLUMNS, drawing
+from lnsim.figures.style import BLACK, COLOURS, ONE_COLUMN, TWO_COLUMNS, drawing, pt
 from lnsim.run import curves, quantities
 from lnsim.run.record import Record
 
@@ -65,6 +65,8 @@ def figure(
             ):
                 draw(axes, trajectory, name, label=label, **look)
             _scale(axes, [c for t in trajectories for c in curves.find(t, name)], name)
+            if name.endswith("sharpness"):
+                _draw_limits(axes, trajectories, looks)
             _label_times(axes, trajectories, name)
         if len(columns) > 1:
             for i, axes in enumerate(places[: len(columns)]):
@@ -165,6 +167,31 @@ def _scale(axes: Axes, drawn_curves: Sequence[curves.Curve], name: str) -> None:
         panels.loss_axis(axes, values[values > 0])
     elif name in quantities.TABLE and quantities.TABLE[name].from_zero and values.size:
         axes.set_ylim(bottom=0.0)
+
+
+def _draw_limits(
+    axes: Axes, trajectories: Sequence[Record], looks: Sequence[Mapping[str, Any]]
+) -> None:
+    """Draws 2/lr, above which gradient descent is unstable, of every run; once where they agree."""
+    limits: dict[float, Any] = {}
+    for trajectory, look in zip(trajectories, itertools.cycle(looks), strict=False):
+        limit = curves.stability_limit(trajectory)
+        if limit is not None:
+            limits.setdefault(limit, look.get("color", BLACK))
+    heavy = any(trajectory.config.get("momentum") for trajectory in trajectories)
+    text = r"$2(1+\beta)/\eta$" if heavy else r"$2/\eta$"
+    for number, (limit, colour) in enumerate(limits.items()):
+        colour = BLACK if len(limits) == 1 else colour
+        label = text if number == 0 else None
+        axes.axhline(limit, color=colour, ls=(0, (1, 1)), lw=pt(1.0), label=label)
+    drawn = [np.ravel(np.asarray(line.get_ydata(), dtype=float)) for line in axes.get_lines()]
+    values = np.concatenate([np.empty(0), *drawn])
+    values = values[(values > 0.0) & (values < panels.LARGEST)]
+    if values.size and values.max() > 10.0 * values.min():
+        panels.log_values(axes)
+        axes.set_ylim(values.min() / 1.5, 1.5 * values.max())
+    else:
+        axes.set_ylim(0.0, panels.limit(values))
 
 
 def _label_times(axes: Axes, trajectories: Sequence[Record], name: str) -> None:

@@ -131,6 +131,23 @@ def axis(trajectory: Record, name: str) -> str:
     return "epoch" if "epoch" in trajectory.arrays else "step"
 
 
+SCHEDULED = ("warm_up", "decay_steps", "drop_every")
+"""Keys of experiments under which the learning rate changes."""
+
+
+def stability_limit(trajectory: Record) -> float | None:
+    """The sharpness above which gradient descent on a quadratic loss diverges, or None.
+
+    2 (1 + momentum) / lr; there is none without one learning rate that holds for the whole run.
+    """
+    config = trajectory.config
+    lr, momentum = config.get("lr"), config.get("momentum", 0.0)
+    numbers = all(isinstance(value, int | float) for value in (lr, momentum))
+    if not numbers or "epoch" in trajectory.arrays or any(config.get(key) for key in SCHEDULED):
+        return None
+    return 2.0 * (1.0 + momentum) / lr if lr else None
+
+
 def table(trajectory: Record) -> dict[str, NDArray[Any]]:
     """All curves over time as columns, with replicas or arms stacked one below the other.
 
