@@ -301,3 +301,47 @@ def stationary(case: Case, where: str) -> list[Verdict]:
         judge.judge(f"|a|^2 at rest, {where}", BEYOND, "about", predicted[1], second, rule,
                     within=0.05),
     ]  # fmt: skip
+
+
+def flatness(noisy: Case, sam: Case, clean: Trajectory, full: Trajectory) -> list[Verdict]:
+    """Where the trace of the Hessian H and its largest eigenvalue go: with label noise, one-sample
+    SAM, without either, and with full-batch SAM."""
+    trace, top = _left(full, "hessian_trace"), _left(full, "sharpness")
+    return [
+        *(_least_trace(case, name) for case, name in ((noisy, "label noise"), (sam, "SAM"))),
+        judge.judge(
+            "without noise tr H stays", BEYOND, "about", 1.0, _left(clean, "hessian_trace"),
+            "tr H at the end over that at the start, within 5%", within=0.05,
+        ),
+        judge.judge(
+            "full-batch SAM lowers lambda_max more than tr H", BEYOND, "at most", 1.0, top / trace,
+            "share of lambda_max that is left at the end, over that of tr H",
+            note=f"{top:.3f} of lambda_max and {trace:.3f} of tr H; one-sample SAM has left"
+            f" {_left_at(of_run(sam), trace):.3f} of lambda_max at that trace",
+        ),
+    ]  # fmt: skip
+
+
+def _least_trace(case: Case, name: str) -> Verdict:
+    """Whether tr H is at its least value among interpolators when a run is at rest."""
+    run, least = of_run(case), case.start.least_trace
+    trace = np.atleast_2d(run["hessian_trace"])
+    late = trace[:, 3 * run.steps.size // 4 :].mean()
+    return judge.judge(
+        f"{name} takes tr H to its least value among interpolators", BEYOND, "about", least, late,
+        "mean over the last quarter of the run and all seeds, within 5%",
+        within=0.05, note=f"it is {trace[0, 0]:,.0f} at the start",
+    )  # fmt: skip
+
+
+def _left(run: Trajectory, name: str) -> float:
+    """The last value of a series over its first one."""
+    values = series(run, name)
+    return float(values[-1] / values[0])
+
+
+def _left_at(run: Trajectory, share: float) -> float:
+    """The share of the sharpness that is left when tr H first is at most `share` of its start."""
+    trace, top = series(run, "hessian_trace"), series(run, "sharpness")
+    below = np.flatnonzero(trace <= share * trace[0])
+    return float(top[below[0]] / top[0]) if below.size else math.nan

@@ -171,6 +171,19 @@ def our_theory(verdicts: Sequence[Verdict]) -> Section:
     )
 
 
+def flat_minima(verdicts: Sequence[Verdict]) -> Section:
+    return Section(
+        "flat-minima",
+        "Beyond the paper: flat minima",
+        "Among the interpolators with one predictor the trace of the Hessian H has a least value,"
+        " in closed form. The noise of one-sample gradients takes the network there; full-batch SAM"
+        " lowers the largest eigenvalue first.",
+        (),
+        verdicts,
+        ("hessian_trace", "flatness_gap", "sharpness", "sharpness-aware"),
+    )
+
+
 # Plain text, after escaping, and the symbol of the paper that replaces it.
 SYMBOLS = (
     (r"\btheta\b", "θ"), (r"\blr\b", "η"), (r"\bsigma\b", "σ"), (r"\brho\b", "ρ"),

@@ -128,6 +128,8 @@ def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Sect
                            **_shorter(base, 20))  # fmt: skip
     plain = runner.control("sam", "sam-without-rho", rho=0.0, **_shorter(runner.config("sam"), 10))
     noisy = runner.control("sam", "sam-with-label-noise", sigma=base.sigma)
+    full = runner.control("sam", "sam-full-batch", batch_size=0,
+                          **_shorter(runner.config("sam"), 25))  # fmt: skip
     return [
         page.figure_2(claims.two_phases("Figure 2", seeds, clean, "sigma = 0")),
         page.figure_4([
@@ -151,6 +153,7 @@ def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Sect
             *_law_of_modes(runner, of_seeds),
             *claims.stationary(of_seeds, "label noise SGD"),
         ]),
+        page.flat_minima(claims.flatness(of_seeds, cases["sam"], clean, full)),
     ]  # fmt: skip
 
 
