@@ -145,7 +145,7 @@ class DeepLinear(Model):
             for W, skip in zip(self.weights, self.skips, strict=True)
         ]
         pairs = itertools.pairwise(layers)
-        return max((float(np.linalg.norm(B.T @ B - A @ A.T)) for A, B in pairs), default=0.0)
+        return max((float(flatness.imbalance(A, B)) for A, B in pairs), default=0.0)
 
     def reduced(self, X: FloatArray, *, hidden: bool, inputs: bool) -> Coordinates[DeepLinear]:
         """See Model and the derivation above; with skips nothing is reduced."""

@@ -99,7 +99,7 @@ class Network(HiddenLayer):
     @property
     def balancedness(self) -> float:
         """|A^T A - W W^T|_F."""
-        return float(np.linalg.norm(self.A.T @ self.A - self.W @ self.W.T))
+        return float(flatness.imbalance(self.W, self.A))
 
     def reduced(self, X: FloatArray, *, hidden: bool, inputs: bool) -> Coordinates[Network]:
         """See Model and reduction.py: M = [W | A^T] = Q R, and W in the span of the inputs."""

@@ -1,12 +1,9 @@
 """Curvature, rank and balance of two-layer networks with one output, in reduced coordinates.
 
 The formulas and their proofs are in lnsim/theory/flatness.py; the untrained part of W, s rest, is
-orthogonal to all training inputs.  So it adds nothing to the curvature of the loss, and with
-P = W_r W_r^T - a_r a_r^T of the reduced weights, rest = Q C + E, Q^T E = 0,
-
-    |W W^T - a a^T|_F^2 = |P + s^2 C C^T|_F^2 + s^4 (2 |C E^T|_F^2 + |E E^T|_F^2),
-
-a sum of squares, which loses no digits where the network is balanced.
+orthogonal to all training inputs.  So it adds nothing to the curvature of the loss.  What does not
+change if the neurons are rotated is computed from R of the QR decomposition [W | a] = Q R where
+that is smaller, however the network is trained.
 
 Every network has its own products, so that its numbers do not depend on the others in a stack.
 """
@@ -45,25 +42,12 @@ class Constants:
         self.centred_square = float(y @ y)
 
     @cached_property
-    def rest(self) -> tuple[FloatArray, float]:
-        """C C^T : (p, p) and 2 |C E^T|_F^2 + |E E^T|_F^2."""
-        rest, Q = self.reduction.rest, self.reduction.Q
-        assert rest is not None
-        if Q is None:
-            return rest @ rest.T, 0.0
-        C = Q.T @ rest
-        E = rest - Q @ C
-        gram = E.T @ E
-        return C @ C.T, float(2.0 * np.sum((C @ gram) * C) + np.sum(gram * gram))
-
-    @cached_property
     def coordinates(self) -> Coordinates[Network]:
-        """The reduction, as any model's."""
-        reduction = self.reduction
-        bases = ((reduction.Q, reduction.V), (None, reduction.Q))
-        return Coordinates(
-            Network(reduction.W, reduction.a), reduction.problem.X, bases, (reduction.rest, None)
-        )
+        """The reduction of the hidden side, from the full width."""
+        W, a = self.reduction.lift(self.reduction.W, self.reduction.a, 1.0)
+        if self.reduction.V is not None:
+            W = W @ self.reduction.V
+        return Network(W, a).reduced(self.problem.X, hidden=True, inputs=False)
 
     @property
     def multiplicity(self) -> NDArray[np.int64]:
@@ -78,7 +62,11 @@ class Measured:
         self, constants: Constants, W: FloatArray, a: FloatArray, scale: FloatArray
     ) -> None:
         self.constants = constants
-        self.W, self.a, self.scale = W, a, scale
+        self.trained, self.second, self.scale = W, a, scale
+        if W.shape[1] > W.shape[2] + 1:
+            R = flatness.triangle(np.concatenate([W, a[:, :, None]], axis=2))
+            W, a = R[:, :, :-1], R[:, :, -1]
+        self.W, self.a = W, a
 
     @cached_property
     def N(self) -> FloatArray:
@@ -189,7 +177,8 @@ def effective_rank(networks: Measured) -> FloatArray:
     result = np.full(len(networks.W), np.nan)
     weights = networks.W[finite]
     if reduction.rest is not None:
-        of_networks = zip(weights, networks.a[finite], networks.scale[finite], strict=True)
+        weights, a = networks.trained[finite], networks.second[finite]
+        of_networks = zip(weights, a, networks.scale[finite], strict=True)
         lifted = (reduction.lift(W, a, float(scale))[0] for W, a, scale in of_networks)
         singular = [np.linalg.svd(W, compute_uv=False) for W in lifted]
     else:
@@ -200,14 +189,22 @@ def effective_rank(networks: Measured) -> FloatArray:
 
 
 def balancedness(networks: Measured) -> FloatArray:
-    """|W W^T - a a^T|_F."""
-    W, a, square = networks.W, networks.a, np.square(networks.scale)
-    P = np.matmul(W, W.transpose(0, 2, 1)) - a[:, :, None] * a[:, None, :]
-    others = 0.0
-    if networks.constants.reduction.rest is not None:
-        seen, others = networks.constants.rest
-        P += square[:, None, None] * seen
-    return np.sqrt(np.einsum("bij,bij->b", P, P) + np.square(square) * others)
+    """|W W^T - a a^T|_F of the whole of W."""
+    reduction = networks.constants.reduction
+    if reduction.rest is None:
+        return flatness.imbalance(networks.W, networks.a[:, None, :])
+    rest = reduction.rest
+    weights, a = networks.trained, networks.second
+    if reduction.Q is not None:
+        # In the columns of Q and of what rest has besides: rest = Q C + E, E = Y K.
+        C = reduction.Q.T @ rest
+        K = flatness.triangle(rest - reduction.Q @ C)
+        rest = np.concatenate([C, K])
+        more = ((0, 0), (0, len(K)))
+        weights, a = np.pad(weights, (*more, (0, 0))), np.pad(a, more)
+    scaled = networks.scale[:, None, None] * rest
+    whole = np.concatenate([weights, np.broadcast_to(scaled, (len(a), *rest.shape))], axis=2)
+    return flatness.imbalance(whole, a[:, None, :])
 
 
 def gradient_noise(networks: Measured) -> FloatArray:

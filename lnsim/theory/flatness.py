@@ -321,6 +321,22 @@ def batch_moments(
     return np.asarray(total) / B**3
 
 
+def triangle(M: FloatArray) -> FloatArray:
+    """R of the QR decompositions of M : (..., m, k), (..., min(m, k), k)."""
+    R: Any = np.linalg.qr(M, mode="r")
+    return np.asarray(R)
+
+
+def imbalance(W: FloatArray, A: FloatArray) -> FloatArray:
+    """|A^T A - W W^T|_F of layers W : (..., m, d) and A : (..., C, m), (...)."""
+    columns = np.concatenate([W, np.swapaxes(A, -1, -2)], axis=-1)
+    if columns.shape[-2] > columns.shape[-1]:  # rotations of the m neurons change nothing
+        columns = triangle(columns)
+    ingoing, outgoing = columns[..., : W.shape[-1]], columns[..., W.shape[-1] :]
+    difference = outgoing @ np.swapaxes(outgoing, -1, -2) - ingoing @ np.swapaxes(ingoing, -1, -2)
+    return np.asarray(np.sqrt(np.square(difference).sum(axis=(-2, -1))))
+
+
 def effective_rank(singular: NDArray[Any]) -> FloatArray:
     """exp of the entropy of singular values : (..., k) divided by their sum, (...); 0 for all 0.
 
