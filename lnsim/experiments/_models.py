@@ -307,6 +307,7 @@ def report(trajectory: Trajectory) -> list[str]:
         lines += [_synthetic.escape_line(trajectory), _synthetic.norm_line(trajectory)]
     if "alignment_mean" in arrays:
         lines.append(_synthetic.alignment_line(trajectory))
+    lines += _synthetic.curvature_lines(trajectory)
     if "interpolator_distance" in arrays:
         distance = series(trajectory, "interpolator_distance")
         lines.append(f"target        |theta - theta*| {distance[0]:.4g}, {distance[-1]:.4g}")

@@ -193,7 +193,8 @@ def first_below(trajectory: Trajectory, level: float) -> float:
 
 def report(trajectory: Trajectory) -> list[str]:
     """The lines that `lnsim run` prints about a run."""
-    return [f(trajectory) for f in (escape_line, norm_line, alignment_line, loss_line)]
+    lines = [f(trajectory) for f in (escape_line, norm_line, alignment_line, loss_line)]
+    return lines + curvature_lines(trajectory)
 
 
 def escape_line(trajectory: Trajectory) -> str:
@@ -227,6 +228,16 @@ def loss_line(trajectory: Trajectory) -> str:
     """The test loss at the end."""
     loss = series(trajectory, "test_loss")[-1]
     return f"test loss     {loss:.4g} at the end (clean labels)"
+
+
+def curvature_lines(trajectory: Trajectory) -> list[str]:
+    """The trace of the Hessian at the start and the end, and its largest eigenvalue, as recorded."""
+    parts = []
+    for name, words in (("hessian_trace", "tr H"), ("sharpness", "sharpness")):
+        if name in trajectory.arrays:
+            values = series(trajectory, name)
+            parts.append(f"{words} {values[0]:.4g} at the start, {values[-1]:.4g} at the end")
+    return [f"curvature     {'; '.join(parts)}"] if parts else []
 
 
 def window_line(trajectory: Trajectory, period: int) -> str:

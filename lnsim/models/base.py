@@ -59,9 +59,9 @@ class Model(ABC):
 
     @abstractmethod
     def layers(self, X: FloatArray, g: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
-        """The pull-back of g : (n, C) at the rows of X : (n, d), sample by sample.
+        """The pull-back of g : (..., n, C) at the rows of X : (n, d), sample by sample.
 
-        For every array of `parameters` a pair delta : (n, k), h : (n, l): the gradient of
+        For every array of `parameters` a pair delta : (..., n, k), h : (n, l): the gradient of
         <g_i, f(x_i)> by it is delta_i h_i^T, in the shape of the array.
         """
 

@@ -72,19 +72,14 @@ class Curvature:
         return np.asarray(moved.pull_back(self.X, slopes).imag / (STEP * self.samples))
 
     def _squares(self, g: FloatArray) -> FloatArray:
-        """|J_i^T g_i|^2 of every sample, (n,)."""
-        return np.asarray(
-            sum(
-                np.square(delta).sum(axis=1) * np.square(h).sum(axis=1)
-                for delta, h in self.model.layers(self.X, g)
-            )
-        )
+        """|J_i^T g_i|^2 of every sample, (..., n), for g : (..., n, C)."""
+        pairs = self.model.layers(self.X, g)
+        return np.asarray(sum(_squares(delta) * _squares(h) for delta, h in pairs))
 
     @cached_property
     def gauss_newton_trace(self) -> float:
         """tr (1/n) sum_i J_i^T B_i J_i."""
-        roots = self.problem.curvature_roots(self.f)
-        return float(sum(self._squares(root).mean() for root in roots))
+        return float(self._squares(self.problem.curvature_roots(self.f)).sum() / self.samples)
 
     @property
     def trace(self) -> float:
@@ -101,11 +96,11 @@ class Curvature:
     @property
     def kernel(self) -> FloatArray:
         """The tangent kernel summed over outputs, K_ij = sum_c <df_c(x_i), df_c(x_j)>, (n, n)."""
+        units = np.repeat(np.eye(self.f.shape[1])[:, None], self.samples, axis=1)
         K = np.zeros((self.samples, self.samples))
-        for unit in np.eye(self.f.shape[1]):
-            g = np.repeat(unit[None], self.samples, axis=0)
-            for delta, h in self.model.layers(self.X, g):
-                K += (delta @ delta.T) * (h @ h.T)
+        for delta, h in self.model.layers(self.X, units):
+            flat = np.moveaxis(delta, 0, 1).reshape(self.samples, -1)
+            K += (flat @ flat.T) * (h @ h.T)
         return K
 
     @property
@@ -231,6 +226,11 @@ def centred(Y: FloatArray) -> FloatArray:
 
 LANCZOS = 20
 """Lanczos vectors before a restart."""
+
+
+def _squares(v: FloatArray) -> FloatArray:
+    """|v|^2 of v : (..., n, k), (..., n)."""
+    return np.asarray(np.einsum("...k,...k->...", v, v))
 
 
 def _ratio(above: float, below: float) -> float:

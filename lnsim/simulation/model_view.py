@@ -317,12 +317,16 @@ def _flatness_gap(view: ModelView) -> FloatArray:
         return np.asarray(trace / least)
 
 
+def _of_small(view: ModelView) -> list[Model]:
+    """Models of the same ranks and balance: the reduced ones, if those are all that there is."""
+    if view.frame.shrinks:
+        return view.models
+    return [curvature.model for curvature in view.curvatures]
+
+
 def _effective_rank(view: ModelView) -> FloatArray:
     """Of the first layer."""
-    models = view.models
-    if not view.frame.shrinks:
-        models = [curvature.model for curvature in view.curvatures]
-    return _ranks([next(iter(model.parameters.values())) for model in models])
+    return _ranks([next(iter(model.parameters.values())) for model in _of_small(view)])
 
 
 def _ranks(matrices: Iterable[FloatArray]) -> FloatArray:
@@ -368,7 +372,7 @@ FORMULAS: dict[str, Callable[[ModelView], FloatArray]] = {
     "kernel_alignment": lambda view: np.array([c.alignment for c in view.curvatures]),
     "effective_rank": _effective_rank,
     "predictor_rank": lambda view: _ranks(view.predictors),
-    "balancedness": lambda view: np.array([model.balancedness for model in view.models]),
+    "balancedness": lambda view: np.array([model.balancedness for model in _of_small(view)]),
     "gradient_noise": lambda view: np.array([c.noise for c in view.curvatures]),
     "batch_sharpness": lambda view: np.array(
         [c.batch_sharpness(*view.frame.batch) for c in view.curvatures]
