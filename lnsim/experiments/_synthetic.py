@@ -231,13 +231,13 @@ def loss_line(trajectory: Trajectory) -> str:
 
 
 def curvature_lines(trajectory: Trajectory) -> list[str]:
-    """The trace of the Hessian at the start and the end, and its largest eigenvalue, as recorded."""
+    """The trace and the largest eigenvalue of the Hessian at the start and the end, if recorded."""
     parts = []
     for name, words in (("hessian_trace", "tr H"), ("sharpness", "sharpness")):
         if name in trajectory.arrays:
             values = series(trajectory, name)
-            parts.append(f"{words} {values[0]:.4g} at the start, {values[-1]:.4g} at the end")
-    return [f"curvature     {'; '.join(parts)}"] if parts else []
+            parts.append(f"{words} {values[0]:.4g}, {values[-1]:.4g}")
+    return [f"curvature     start and end: {'; '.join(parts)}"] if parts else []
 
 
 def window_line(trajectory: Trajectory, period: int) -> str:
