@@ -10,6 +10,7 @@ NAMES = (
     "diagonal",
     "deep",
     "relu",
+    "large-steps",
     "linearization",
     "wide-resnet",
     "wide-resnet-sam",
