@@ -15,18 +15,21 @@ What became of each is measured at the records:
 
 `problem` "single" is the setting of the law (theory/catapult.py): one sample x = 1, y = 0.  There
 the boundary of divergence is 4/lambda_0 at every width, and 2/lambda_0 is moved by about 1/m.
-"regression" is the paper's data and start.  Both boundaries depend on the width there: the network
-learns features, which raise its curvature before the loss falls (at n = 200, d = 20, seeds 0 to 2 in
-cells of 0.025, the loss rises from 1.68-1.73 on at m = 100, 1.93-2.03 at 300, 2.00 at 1,000 to
-10,000), and near the upper boundary runs that converge and that diverge alternate: the first that
-diverges is at 2.63-2.88, 3.25-3.5, 3.48-3.68, and at 3.38-3.55 for m = 10,000, where the last that
-converges is at 3.65-3.88.
+"regression" is the paper's data and start, where both boundaries depend on the width: a narrow
+network learns features, which raise its curvature, and near the upper boundary runs that converge
+and that diverge alternate.  Values of eta lambda_0, n = 200, d = 20, seeds 0 to 2, cells of 0.025:
+
+    m         the loss rises from    the first that diverges    the last that does not
+    100       1.68-1.73              2.63-2.88                  2.63-2.95
+    300       1.93-2.03              3.25-3.50                  3.25-3.50
+    1,000     2.00                   3.48-3.68                  3.58-3.68
+    10,000    2.00                   3.38-3.55                  3.65-3.88
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +51,13 @@ from lnsim.theory import catapult, flatness
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from lnsim.figures.large_steps import Law
+
 RISE = 0.01
-"""A rise of the loss by this share of its start is one."""
+"""A rise of the loss counts from this share of its start on."""
 MONOTONE, CATAPULT, DIVERGED, UNSETTLED = "monotone", "catapult", "diverged", "unsettled"
-MOST_RATES = 100_000
+MOST_RATES, MOST_LAW = 100_000, 2_000
+"""Learning rates of a run, and of the curve of the law in its figure."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,11 @@ class Map:
         return self.config.multiples
 
     @property
+    def rates(self) -> FloatArray:
+        """eta, (S,)."""
+        return self.multiples / self.curvature
+
+    @property
     def cell(self) -> float:
         """The resolution in eta lambda_0."""
         return (self.config.most - self.config.least) / self.config.count
@@ -234,8 +245,30 @@ class Map:
         """eta lambda_0 from which on the loss rises, by theory: of one sample at this width."""
         if self.config.problem != "single":
             return catapult.RISES
+        return catapult.rise_boundary(self.start_prediction, self.curvature)
+
+    @property
+    def start_prediction(self) -> float:
+        """f at the start, of one sample."""
         problem, network = self._pair
-        return catapult.rise_boundary(float(network.predict(problem.X)[0, 0]), self.curvature)
+        return float(network.predict(problem.X)[0, 0])
+
+    @cached_property
+    def law(self) -> Law | None:
+        """What the recursion gives for one sample, on a grid ten times as fine; else None."""
+        if self.config.problem != "single":
+            return None
+        from lnsim.figures.large_steps import Law
+
+        fine = replace(self.config, count=min(10 * self.config.count, MOST_LAW)).multiples
+        steps = int(self.trajectory.steps[-1])
+        path = catapult.recursion(
+            self.start_prediction, self.curvature, fine / self.curvature, steps
+        )
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            peak = np.square(path.f / self.start_prediction).max(axis=1)
+        last, landed = path.curvature[:, -1] / self.curvature, fine < catapult.DIVERGES
+        return Law(fine, np.where(landed, last, np.nan), np.where(landed, peak, np.nan))
 
 
 def figure(trajectory: Trajectory) -> Figure:
@@ -251,15 +284,21 @@ def report(trajectory: Trajectory) -> list[str]:
     config, last = ends.config, ends.last_sharpness
     lines = [
         f"start         lambda_0 {ends.curvature:.5g}; eta lambda_0 in {config.count} cells of"
-        f" {ends.cell:.3g}",
-        f"monotone      {_range(ends, MONOTONE)}; the loss rises {_from(ends.rises)}"
-        f" (theory {ends.predicted_rise:.4g})",
+        f" {ends.cell:.3g}"
+    ]
+    if trajectory.status.step == 0:
+        return [*lines, "end           no step was taken"]
+    lines += [
+        f"monotone      {_range(ends, MONOTONE)}"
+        f"{_border('rises', ends.rises, ends.predicted_rise)}",
         f"catapult      {_range(ends, CATAPULT)}{_peak(ends)}",
-        f"diverged      {_range(ends, DIVERGED)}; the first {_from(ends.diverges)}"
-        f" (theory {catapult.DIVERGES:g})",
+        f"diverged      {_range(ends, DIVERGED)}"
+        f"{_border('diverges', ends.diverges, catapult.DIVERGES)}",
     ]
     if unsettled := len(ends.of(UNSETTLED)):
         lines.append(f"unsettled     {unsettled} rose and are not below their start at the end")
+    if config.record_every > 1:
+        lines.append(f"records       {config.record_every:,} steps apart: no rise between is seen")
     if np.isfinite(last).any():
         product = np.nanmax(last * ends.multiples / ends.curvature)
         least = np.nanmin(last) / ends.curvature
@@ -278,8 +317,10 @@ def _range(ends: Map, kind: str) -> str:
     return f"{len(values)} of {ends.config.count}, {values[0]:.4g} to {values[-1]:.4g}"
 
 
-def _from(border: float) -> str:
-    return "in none" if np.isnan(border) else f"from {border:.4g}"
+def _border(what: str, measured: float, predicted: float) -> str:
+    """Where it is crossed, beside theory."""
+    where = "" if np.isnan(measured) else f"; {what} from {measured:.4g}"
+    return where if np.isnan(predicted) else f"{where} (theory {predicted:.4g})"
 
 
 def _peak(ends: Map) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,6 +18,7 @@ from lnsim.figures.style import (
     BLUE,
     GREEN,
     ORANGE,
+    SKY,
     TWO_COLUMNS,
     VERMILION,
     drawing,
@@ -40,6 +41,14 @@ SETTLED = 1e-6
 ETA = r"$\eta\,\lambda_0$"
 
 
+class Law(NamedTuple):
+    """What theory says of learning rates on a fine grid: as `Ends`, over lambda_0 and the start."""
+
+    multiples: FloatArray
+    last: FloatArray
+    peak: FloatArray
+
+
 class Ends(Protocol):
     """What the figure is drawn from; arrays are in the order of the learning rates, (S,)."""
 
@@ -59,9 +68,11 @@ class Ends(Protocol):
     def last_sharpness(self) -> FloatArray: ...
     @property
     def peak(self) -> FloatArray: ...
+    @property
+    def law(self) -> Law | None: ...
 
 
-def large_steps(steps: NDArray[np.int64], ends: Ends) -> Figure:
+def large_steps(steps: NDArray[Any], ends: Ends) -> Figure:
     """Loss and sharpness over `steps` at a few learning rates; sharpness and largest loss over all.
 
     Without a measured sharpness its panels are empty and say so.
@@ -87,11 +98,7 @@ def _shown(multiples: FloatArray) -> list[int]:
     return sorted(set(nearest))
 
 
-def _colours(count: int) -> Sequence[str]:
-    return COLOURS[:count]
-
-
-def _time_axis(axes: Axes, steps: NDArray[np.int64], ends: Ends, shown: Sequence[int]) -> None:
+def _time_axis(axes: Axes, steps: NDArray[Any], ends: Ends, shown: Sequence[int]) -> None:
     """As far as one of the losses shown is neither settled nor overflowed."""
     loss = ends.loss[shown]
     moving = np.flatnonzero(((loss > SETTLED) & (loss < panels.LARGEST)).any(axis=0))
@@ -99,10 +106,8 @@ def _time_axis(axes: Axes, steps: NDArray[np.int64], ends: Ends, shown: Sequence
     panels.time_axis(axes, steps[: last + 1], log=False)
 
 
-def _draw_losses(
-    axes: Axes, steps: NDArray[np.int64], ends: Ends, shown: Sequence[int]
-) -> None:
-    for index, colour in zip(shown, _colours(len(shown)), strict=True):
+def _draw_losses(axes: Axes, steps: NDArray[Any], ends: Ends, shown: Sequence[int]) -> None:
+    for index, colour in zip(shown, COLOURS, strict=False):
         values = ends.loss[index]
         label = f"{ETA} = {ends.multiples[index]:.4g}"
         panels.plot(axes, steps, np.where(values > 0, values, np.nan), color=colour, label=label)
@@ -111,17 +116,15 @@ def _draw_losses(
     peak = np.nanmax(ends.peak, initial=1.0)
     axes.set_ylim(SETTLED, 100.0 * max(peak, 1.0))
     axes.set_ylabel("training loss over its start")
-    axes.legend(loc="lower right" if len(shown) < 2 else "best", fontsize=letters(7.5))
+    axes.legend(loc="best")
 
 
-def _draw_sharpness(
-    axes: Axes, steps: NDArray[np.int64], ends: Ends, shown: Sequence[int]
-) -> None:
+def _draw_sharpness(axes: Axes, steps: NDArray[Any], ends: Ends, shown: Sequence[int]) -> None:
     """The sharpness over lambda_0 (solid) and 2 / eta (dashed)."""
     if ends.sharpness is None:
         _not_measured(axes)
     else:
-        for index, colour in zip(shown, _colours(len(shown)), strict=True):
+        for index, colour in zip(shown, COLOURS, strict=False):
             edge = RISES / ends.multiples[index]
             axes.axhline(edge, color=colour, ls="--", lw=pt(0.7))
             panels.plot(axes, steps, ends.sharpness[index] / ends.curvature, color=colour)
@@ -140,19 +143,27 @@ def _draw_last(axes: Axes, ends: Ends) -> None:
     left, right = axes.get_xlim()
     eta = np.linspace(max(left, 1e-3), right, 200)
     axes.plot(eta, RISES / eta, color=BLACK, ls="--", lw=pt(0.7), label=r"$2/\eta$")
+    if ends.law is not None:
+        axes.plot(ends.law.multiples, ends.law.last, color=SKY, lw=pt(0.7), label="recursion")
     axes.plot(ends.multiples, ends.last_sharpness / ends.curvature, "o", ms=pt(2.6), color=BLUE)
     axes.set_ylim(0.0, 1.6)
     axes.set_ylabel(r"$\lambda_{\max}(H)\,/\,\lambda_0$ at the end")
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.6, 1.0))
 
 
 def _draw_peaks(axes: Axes, ends: Ends) -> None:
     """The largest loss over its start."""
     _regions(axes, ends)
+    if ends.law is not None:
+        axes.plot(ends.law.multiples, ends.law.peak, color=SKY, lw=pt(0.7), label="recursion")
     axes.plot(ends.multiples, ends.peak, "o", ms=pt(2.6), color=BLUE)
     panels.log_values(axes)
     axes.set_ylim(0.5, 3.0 * np.nanmax(ends.peak, initial=30.0))
     axes.set_ylabel("largest loss over its start")
+    axes.minorticks_off()
+    theory = rf"$\eta = {RISES:g}/\lambda_0,\ {DIVERGES:g}/\lambda_0$"
+    axes.plot([], [], color=BLACK, ls=":", lw=pt(0.9), label=theory)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.6, 0.0))
 
 
 def _regions(axes: Axes, ends: Ends) -> None:
@@ -166,9 +177,9 @@ def _regions(axes: Axes, ends: Ends) -> None:
         for begin, end in _stretches(of_kind):
             axes.axvspan(edges[begin], edges[end], color=shade, lw=0, zorder=0)
         if of_kind.mean() > 0.08:
-            middle = float(np.median(ends.multiples[of_kind]))
+            share = (float(np.median(ends.multiples[of_kind])) - left) / (right - left)
             axes.text(
-                middle, 1.01, name, transform=axes.get_xaxis_transform(),
+                min(max(share, 0.07), 0.93), 1.01, name, transform=axes.transAxes,
                 ha="center", va="bottom", fontsize=letters(8),
             )  # fmt: skip
     for value in (RISES, DIVERGES):

@@ -35,9 +35,9 @@ k_1 <= 2 - p_0^2 + p_0^4 <= 2, where k falls on.  So with g = f_0/lambda_0 the l
 
     eta lambda_0 = 2 + (eta lambda_0)^2 g^2 = (1 - sqrt(1 - 8 g^2)) / (2 g^2)                 (3)
 
-on, about 2 + 4 g^2.  In the parametrisation of Lewkowycz et al. E[f_0^2] = 1 and lambda_0 is about
-2 sqrt(m) here, so this is 2 + 1/m: the width moves the lower boundary alone.  At the end k <= 2, for
-else p would grow.
+on, about 2 + 4 g^2.  From the start of Lewkowycz et al., E[f_0^2] = 1 and lambda_0 is about
+2 sqrt(m) here, so this is 2 + 1/m: the width moves the lower boundary alone.  At the end k <= 2,
+for else p would grow.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ RISES, DIVERGES = 2.0, 4.0
 
 
 class Path(NamedTuple):
-    """f and lambda at steps 0, 1, ..., each (steps + 1,), or (S, steps + 1) for S learning rates."""
+    """f and lambda at steps 0, 1, ..., each (steps + 1,); of S learning rates (S, steps + 1)."""
 
     f: FloatArray
     curvature: FloatArray
