@@ -16,7 +16,9 @@ from lnsim.sweeps.sweep import sweep
 def add_sweep(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `sweep`, except --set, which main.py adds."""
     parser.set_defaults(command=_sweep)
-    parser.add_argument("experiment", help="an experiment whose networks are not trained on images")
+    parser.add_argument(
+        "experiment", help="an experiment that trains one network a run, not on images"
+    )
     parser.add_argument(
         "--grid", action="extend", nargs="+", required=True, metavar="KEY=VALUES",
         help="FIRST:LAST:COUNT, FIRST:LAST:COUNT:log or V1,V2,...; may be repeated",

@@ -34,7 +34,8 @@ def configuration(experiment: str) -> type[Point]:
     cls = load(experiment).Config
     if not issubclass(cls, Point):
         raise ValueError(
-            f"experiment {experiment!r} cannot be swept: its networks are trained on images"
+            f"experiment {experiment!r} cannot be swept: a sweep takes those that train one network"
+            " a run, not on images"
         )
     return cls
 
