@@ -184,9 +184,30 @@ def flat_minima(verdicts: Sequence[Verdict]) -> Section:
     )
 
 
+def large_steps(verdicts: Sequence[Verdict]) -> Section:
+    caption = (
+        "(a) training loss and (b) sharpness at a few learning rates, dashed: 2/eta of each; (c)"
+        " sharpness at the end and (d) largest loss, at every learning rate. Shaded: what became"
+        " of it; dotted: the boundaries 2/lambda_0 and 4/lambda_0"
+    )
+    return Section(
+        "large-steps",
+        "Beyond the paper: large steps, the catapult",
+        "Without noise, full-batch descent is monotone below eta = 2/lambda_0, lambda_0 the largest"
+        " eigenvalue of the tangent kernel at the start. Between 2/lambda_0 and 4/lambda_0 the loss"
+        " rises and falls to a flatter minimum, above it diverges (Lewkowycz et al. 2020). On one"
+        " sample the law is exact at every width; on the data of Figure 2 it is approximate.",
+        (
+            ("large-steps/figure.png", f"One sample, x = 1, y = 0: {caption}; pale: theory."),
+            ("large-steps-regression/figure.png", "The same on the data of Figure 2."),
+        ),
+        verdicts,
+    )
+
+
 # Plain text, after escaping, and the symbol of the paper that replaces it.
 SYMBOLS = (
-    (r"\btheta\b", "θ"), (r"\blr\b", "η"), (r"\bsigma\b", "σ"), (r"\brho\b", "ρ"),
+    (r"\btheta\b", "θ"), (r"\b(?:lr|eta)\b", "η"), (r"\bsigma\b", "σ"), (r"\brho\b", "ρ"),
     (r"\blambda(?=_|\b)", "λ"), (r"\bdW", "ΔW"), (r"\bsqrt\((\w+)\)", r"√\1"),
     (r"\bsqrt\b", "√"), (r"\bsum\b(?= \|)", "Σ"), (r"&lt;=", "≤"), (r"&gt;=", "≥"),
     (r"\+-", "±"), (r"_(\w)\b|_(\w)(?=\^)", r"<sub>\1\2</sub>"),

@@ -28,7 +28,7 @@ from lnsim.run import experiment
 from lnsim.simulation.simulate import simulate
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
-from lnsim.verdicts import claims, judge, page
+from lnsim.verdicts import claims, judge, large_steps, page
 from lnsim.verdicts.judge import Verdict
 
 SYNTHETIC = ("label-noise", "label-noise-periodic", "oscillation", "oscillation-periodic", "sam")
@@ -118,7 +118,7 @@ class _Runner:
 
 
 def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Section]:
-    """The sections of the page: one for each figure of the paper, and two for the theory."""
+    """The sections of the page: a figure of the paper each, two for the theory, and large steps."""
     cases = {name: Case.of_run(run) for name, run in runs.items()}
     base = runner.config("label-noise")
     every = max(1, min(10 * base.record_every, base.steps // 10))
@@ -154,6 +154,7 @@ def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Sect
             *claims.stationary(of_seeds, "label noise SGD"),
         ]),
         page.flat_minima(claims.flatness(of_seeds, cases["sam"], clean, full)),
+        page.large_steps(_large_steps(runner)),
     ]  # fmt: skip
 
 
@@ -246,6 +247,15 @@ def _mode_ratios(case: Case, early: Trajectory, late: Trajectory) -> FloatArray:
     loss = late["train_loss"][:, late.steps >= early.status.step].mean()
     measured = np.log(modes(early) / modes(late)) / span
     return measured / paper.decay_rates(problem.X, case.config.lr, case.config.sigma, float(loss))
+
+
+def _large_steps(runner: _Runner) -> list[Verdict]:
+    """One sample, and the data of Figure 2 in cells twice as wide, as it takes longer."""
+    config = runner.config("large-steps")
+    single = runner.control("large-steps", "large-steps", problem="single")
+    data = runner.control("large-steps", "large-steps-regression", problem="regression",
+                          count=max(1, config.count // 2))  # fmt: skip
+    return [*large_steps.one_sample(single), *large_steps.regression(data)]
 
 
 def _plain(sections: list[page.Section], provenance: Mapping[str, Any]) -> dict[str, Any]:
