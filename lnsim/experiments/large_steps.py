@@ -303,8 +303,8 @@ def report(trajectory: Trajectory) -> list[str]:
         product = np.nanmax(last * ends.multiples / ends.curvature)
         least = np.nanmin(last) / ends.curvature
         lines.append(
-            f"sharpness     at the end at most {product:.4g}/eta (2/eta is the edge), least"
-            f" {least:.3g} lambda_0"
+            f"sharpness     at the end at most {product:.4g}/eta (edge: 2/eta), least {least:.3g}"
+            " lambda_0"
         )
     return lines
 
