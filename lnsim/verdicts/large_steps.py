@@ -67,7 +67,7 @@ def _follows(source: str, ends: Map) -> Verdict:
         source, "at most", 1e-9, float(deviation[landing].max(initial=0.0)),
         f"largest deviation over the largest loss so far, in {int(steps[-1])} steps, of all"
         " eta < 4/lambda_0",
-        vacuous="" if landing.any() else "no learning rate is below 4/lambda_0",
+        vacuous=_idle(ends) or ("" if landing.any() else "no learning rate is below 4/lambda_0"),
     )  # fmt: skip
 
 
@@ -83,14 +83,14 @@ def _phases(source: str, ends: Map) -> list[Verdict]:
             "below eta = 2/lambda_0 the loss falls monotonically", source, "at least",
             1.0, _share(below == MONOTONE),
             f"share of {below.size} learning rates whose loss never rises by 1% of its start",
-            vacuous="" if below.size else "no learning rate is below",
+            vacuous=_idle(ends) or ("" if below.size else "no learning rate is below"),
         ),
         judge.judge(
             "between 2/lambda_0 and 4/lambda_0 it rises and comes down", source, "at least",
             1.0, _share(risen == CATAPULT),
             f"share of {risen.size} learning rates, of those that do not diverge, whose loss rises"
             " by 1% of its start and ends below it",
-            vacuous="" if risen.size else "no learning rate is between",
+            vacuous=_idle(ends) or ("" if risen.size else "no learning rate is between"),
             note=f"up to {peak:.3g} times its start; {count} unsettled",
         ),
     ]  # fmt: skip
@@ -104,8 +104,13 @@ def _flatter(source: str, ends: Map) -> Verdict:
         "where it converges, the sharpness at the end is at most 2/eta", source, "at most",
         RISES, float(product.max(initial=0.0)),
         "sharpness at the end times eta, largest of all that converge",
-        vacuous="" if product.size else "none converges",
+        vacuous=_idle(ends) or ("" if product.size else "none converges"),
     )  # fmt: skip
+
+
+def _idle(ends: Map) -> str:
+    """Why a run without a step says nothing, or ""."""
+    return "" if ends.trajectory.status.step else "no step was taken"
 
 
 def _share(chosen: NDArray[np.bool_]) -> float:
