@@ -120,7 +120,7 @@ def test_a_run_is_kept_resumed_verified_and_drawn(tmp_path):
         result = verify(kept, seed=seed)
         assert result.same, result.lines
     drawn = kept.plot()
-    assert [axes.get_ylabel()[:8] for axes in drawn.axes][0] == "training"
+    assert drawn.axes[0].get_ylabel().startswith("training loss")
     assert len(drawn.axes) == 4 and len(canvas.render(drawn, "png")) > 20_000
     for name in ("sharpness", "train_loss"):
         assert kept.plot(name).axes

@@ -182,6 +182,7 @@ TINY = {"samples": 12, "dim": 4, "width": 10, "lr": 1e-2, "steps": 200, "record_
 OVERRIDES = {name: {**TINY, "period": 100} if "periodic" in name else TINY
              for name in ("label-noise", "label-noise-periodic", "oscillation",
                           "oscillation-periodic", "sam")}  # fmt: skip
+OVERRIDES |= {"large-steps": {"samples": 12, "dim": 4, "width": 10, "count": 5, "steps": 20}}
 
 
 def test_a_page_goes_without_a_figure_that_fails(tmp_path, monkeypatch, capsys):
@@ -193,7 +194,7 @@ def test_a_page_goes_without_a_figure_that_fails(tmp_path, monkeypatch, capsys):
     runs = ("sam", "sam-without-rho", "sam-with-label-noise")
     assert told == [f"{run}: no figure, MemoryError: 1 GiB" for run in runs]
     page = (tmp_path / "index.html").read_text()
-    assert page.count("(not drawn)") == 3 and page.count("data:image/png;base64,") == 6
+    assert page.count("(not drawn)") == 3 and page.count("data:image/png;base64,") == 8
     assert page.count('class="verdict"') == len(verdicts)
     assert names(tmp_path / "sam") == NUMBERS and names(tmp_path / "label-noise") > FIGURES
 
