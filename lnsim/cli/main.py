@@ -172,8 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     everything = commands.add_parser(
         "reproduce",
         help="run every synthetic experiment and write one page of claims and verdicts",
-        description="Runs every synthetic experiment of the paper, and large steps; writes index.html"
-        " with the figures and, for each claim, prediction, measurement and verdict.",
+        description="Runs every synthetic experiment of the paper, and large steps; writes"
+        " index.html with the figures and, for each claim, prediction, measurement and verdict.",
     )
     everything.set_defaults(command=_reproduce)
     everything.add_argument("--out", type=Path, required=True, metavar="DIR")
