@@ -17,6 +17,7 @@ from lnsim.dynamics import (
     Scheduled,
     WarmUp,
 )
+from lnsim.models.curvature import Curvature
 from lnsim.models.deep import DeepLinear, deep_init
 from lnsim.models.diagonal import Diagonal, diagonal_init
 from lnsim.models.problem import Problem
@@ -38,6 +39,7 @@ __all__ = [
     "SAM",
     "SGD",
     "Alternating",
+    "Curvature",
     "CustomDynamics",
     "Decay",
     "DeepLinear",

@@ -7,6 +7,7 @@ their peaks hold no compiler.
 from __future__ import annotations
 
 import statistics
+import time
 import timeit
 from functools import partial
 from itertools import product
@@ -16,6 +17,7 @@ import numpy as np
 
 import lnsim
 from lnsim.backend import State, load
+from lnsim.run import experiment
 from lnsim.streams import WordStream
 
 from .cases import BACKENDS, DYNAMICS, ROUNDS, Case, require
@@ -113,3 +115,27 @@ class Dynamics:
 
     def peakmem_simulate(self, dynamics: str, replicas: int, backend: str) -> None:
         self.case.run(self.steps)
+
+
+class Measures:
+    """What the default measures add to a run of 1,000 records, one in 2,000 steps."""
+
+    param_names: ClassVar = ["experiment"]
+    params: ClassVar = [["label-noise", "two-layer", "deep", "diagonal", "relu"]]
+    timeout = 600
+
+    def setup(self, name: str) -> None:
+        self.experiment = experiment.load(name)
+        self.run("none")
+
+    def run(self, measures: str) -> float:
+        """Seconds of a run of 200 of the records."""
+        config = self.experiment.Config(measures=measures, steps=400_000, record_every=2_000)
+        start = time.perf_counter()
+        self.experiment.run(config)
+        return time.perf_counter() - start
+
+    def track_seconds_over_those_without(self, name: str) -> float:
+        return statistics.median(self.run("") / self.run("none") for _ in range(ROUNDS))
+
+    track_seconds_over_those_without.unit = "times"  # type: ignore[attr-defined]

@@ -39,15 +39,21 @@ MOST_DENSE = 6_000
 
 
 class Curvature:
-    """The mean loss of `problem` near a model.
+    """The mean loss of `problem` over its training samples, clean labels, near a model.
 
-    X : (n, d) are its inputs in the model's coordinates.
+    X : (n, d) are its inputs in the coordinates of a reduced model; left out, those of the problem.
+    Raises ValueError for a model of other inputs, or without an output for every label.
     """
 
     def __init__(self, model: Model, problem: Problem, X: FloatArray | None = None) -> None:
         self.model = model
         self.problem = problem
         self.X = problem.X if X is None else X
+        if model.dim != self.X.shape[1]:
+            raise ValueError(f"model must have {self.X.shape[1]} inputs, got {model.dim}")
+        needed = problem.outputs
+        if model.outputs < needed or (model.outputs > needed and problem.loss != "cross-entropy"):
+            raise ValueError(f"model must have {needed} outputs, got {model.outputs}")
         self.samples = len(self.X)
 
     @cached_property
@@ -117,14 +123,17 @@ class Curvature:
         size = np.linalg.norm(K) * np.linalg.norm(Y.T @ Y)
         return float(np.sum(Y * (K @ Y)) / size) if size > 0.0 else float("nan")
 
-    def sharpness(self, start: FloatArray) -> tuple[float, FloatArray]:
+    def sharpness(self, start: FloatArray | None = None) -> tuple[float, FloatArray]:
         """The largest eigenvalue of H and its eigenvector, by Lanczos from `start` : (P,).
 
-        NaN, and `start` again, for a model that is not finite, and where Lanczos does not converge.
+        Without `start`, from one fixed random vector.  NaN, and `start` again, for a model that is
+        not finite, and where Lanczos does not converge.
         """
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
         size = self.model.size
+        if start is None:
+            start = np.random.default_rng(0).standard_normal(size)
         if not (np.isfinite(self.f).all() and np.isfinite(self.model.flat).all()):
             return float("nan"), start
         if size < 3 or not np.any(self.product(start)):  # too few for Lanczos, or nothing to find

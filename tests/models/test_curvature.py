@@ -1,0 +1,84 @@
+"""The curvature of the loss at a single model, asked for outside a run."""
+
+import numpy as np
+import pytest
+
+import lnsim
+
+pytestmark = pytest.mark.small
+
+PROBLEM = lnsim.gaussian_regression(20, 3)
+NETWORK = lnsim.ntk_init(4, 3)
+
+
+def test_the_eigenvector_belongs_to_the_largest_eigenvalue():
+    loss = lnsim.Curvature(NETWORK, PROBLEM)
+    largest, direction = loss.sharpness()
+    dense = loss.dense()
+    np.testing.assert_allclose(largest, np.linalg.eigvalsh(dense)[-1], rtol=1e-12)
+    np.testing.assert_allclose(dense @ direction, largest * direction, atol=1e-9 * largest)
+    np.testing.assert_allclose(np.trace(dense), loss.trace, rtol=1e-12)
+
+
+def test_the_same_call_gives_the_same_bits():
+    first, again = (lnsim.Curvature(NETWORK, PROBLEM).sharpness() for _ in range(2))
+    assert first[0] == again[0]
+    np.testing.assert_array_equal(first[1], again[1])
+
+
+def test_it_is_that_of_a_run():
+    run = lnsim.simulate(PROBLEM, NETWORK, lnsim.GD(1e-2), steps=0, record_every=1, measures="all")
+    loss = lnsim.Curvature(NETWORK, PROBLEM)
+    assert run["sharpness"][0] == pytest.approx(loss.sharpness()[0], rel=1e-12)
+    assert run["gradient_noise"][0] == pytest.approx(loss.noise, rel=1e-12)
+    assert run["kernel_alignment"][0] == pytest.approx(loss.alignment, rel=1e-12)
+    assert run["batch_sharpness"][0] == pytest.approx(loss.batch_sharpness(0, True), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lnsim.ntk_init(4, 2), "model must have 3 inputs, got 2"),
+        (lnsim.ntk_init(4, 3, outputs=2), "model must have 1 outputs, got 2"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(network, message):
+    with pytest.raises(ValueError, match=message):
+        lnsim.Curvature(network, PROBLEM)
+
+
+def test_a_hessian_that_is_too_large_is_refused():
+    network = lnsim.ntk_init(3_000, 3)
+    with pytest.raises(ValueError, match=r"at most 6,000 parameters, reduced; this one has 12,000"):
+        lnsim.Curvature(network, PROBLEM).dense()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("sharpnes", "measures has no 'sharpnes' for this model: did you mean 'sharpness'"),
+        ("support", "measures has no 'support' for this model"),
+    ],
+)
+def test_an_unknown_measure_is_refused(asked, message):
+    with pytest.raises(ValueError, match=message):
+        lnsim.simulate(PROBLEM, NETWORK, lnsim.GD(1e-2), steps=1, record_every=1, measures=asked)
+
+
+def test_measures_are_names_in_a_text_or_a_sequence():
+    def names(asked):
+        run = lnsim.simulate(
+            PROBLEM, NETWORK, lnsim.GD(1e-2), steps=1, record_every=1, measures=asked
+        )
+        return set(run.arrays)
+
+    plain, usual = names("none"), names(())
+    assert usual - plain == {
+        "sharpness", "hessian_trace", "flatness_gap", "kernel_alignment", "effective_rank",
+        "balancedness", "gradient_noise", "batch_sharpness",
+    }  # fmt: skip
+    assert names("none, sharpness") - plain == {"sharpness"} == names(["none", "sharpness"]) - plain
+    spectrum = {"hessian_spectrum", "hessian_multiplicity"}
+    assert names("hessian_spectrum") - usual == spectrum == names("all") - usual
+    with pytest.raises(TypeError, match="measures must be names of measures, got 3"):
+        names(3)
