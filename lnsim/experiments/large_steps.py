@@ -336,4 +336,5 @@ EXPERIMENT = Experiment(
     run=run,
     figures=lambda record: {"figure": figure(record)},
     report=report,
+    rests_on=("lewkowycz2020", "reduction"),
 )

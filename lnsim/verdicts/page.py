@@ -202,6 +202,7 @@ def large_steps(verdicts: Sequence[Verdict]) -> Section:
             ("large-steps-regression/figure.png", "The same on the data of Figure 2."),
         ),
         verdicts,
+        ("lewkowycz2020", "sharpness"),
     )
 
 

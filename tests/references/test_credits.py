@@ -62,6 +62,11 @@ def test_everything_rests_on_papers_or_is_ours():
         assert not credit.theirs or credit.ours, name
 
 
+@pytest.mark.parametrize("name", experiment.names())
+def test_every_experiment_rests_on_papers(name):
+    assert credits.papers_of(*experiment.load(name).rests_on)
+
+
 def test_a_measure_is_one_that_is_recorded_or_a_function_of_kernels():
     elsewhere = {"label_alignment"}  # in lnsim_torch.linearization
     assert all(name in quantities.TABLE for name in credits.MEASURES.keys() - elsewhere)
