@@ -23,7 +23,7 @@ OVERRIDES |= {
 }
 OVERRIDES |= {"large-steps": {"width": 10, "count": 17, "steps": 40, "samples": 12, "dim": 4}}
 SECTIONS = ["figure-2", "figure-4", "label-noise-periodic", "oscillation", "oscillation-periodic",
-            "theory", "law-of-modes", "large-steps"]  # fmt: skip
+            "theory", "law-of-modes", "flat-minima", "large-steps"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def made(tmp_path_factory):
 def test_every_experiment_leaves_a_run_folder(made):
     folder, _, begun = made
     for name in [*OVERRIDES, "label-noise-clean", "sam-without-rho", "sam-with-label-noise",
-                 "large-steps-regression"]:  # fmt: skip
+                 "sam-full-batch", "large-steps-regression"]:  # fmt: skip
         assert name in begun
         assert Trajectory.load(folder / name).config["width"] == 10
         assert (folder / name / "figure.png").exists()
