@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.models.base import Coordinates, Model
 from lnsim.models.problem import Problem
@@ -72,10 +73,16 @@ class Curvature:
         return self.model.pull_back(self.X, self.slopes) / self.samples
 
     def product(self, v: FloatArray) -> FloatArray:
-        """H v, (P,)."""
+        """H v, (P,).  Raises ValueError for v of another shape."""
+        v = self._vector("v", v)
         moved = self.model.from_flat(self.model.flat + 1j * (STEP * v))
         slopes = self.problem.slopes(moved.predict(self.X))
         return np.asarray(moved.pull_back(self.X, slopes).imag / (STEP * self.samples))
+
+    def _vector(self, name: str, v: FloatArray) -> FloatArray:
+        v = np.asarray(v)
+        checks.shape(name, v, (self.model.size,), "the model has as many parameters")
+        return v
 
     def _squares(self, g: FloatArray) -> FloatArray:
         """|J_i^T g_i|^2 of every sample, (..., n), for g : (..., n, C)."""
@@ -126,19 +133,24 @@ class Curvature:
     def sharpness(self, start: FloatArray | None = None) -> tuple[float, FloatArray]:
         """The largest eigenvalue of H and its eigenvector, by Lanczos from `start` : (P,).
 
-        Without `start`, from one fixed random vector.  NaN, and `start` again, for a model that is
-        not finite, and where Lanczos does not converge.
+        Without `start`, or where H takes it to 0, from one fixed random vector; where H takes that
+        to 0 too, H is 0.  NaN, and `start` again, for a model that is not finite, and where Lanczos
+        does not converge.
         """
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
         size = self.model.size
-        if start is None:
-            start = np.random.default_rng(0).standard_normal(size)
+        fixed = np.random.default_rng(0).standard_normal(size)
+        start = fixed if start is None else self._vector("start", start)
         if not (np.isfinite(self.f).all() and np.isfinite(self.model.flat).all()):
             return float("nan"), start
-        if size < 3 or not np.any(self.product(start)):  # too few for Lanczos, or nothing to find
+        if size < 3:  # too few for Lanczos
             values, vectors = np.linalg.eigh(self.dense())
             return float(values[-1]), vectors[:, -1]
+        if not np.any(self.product(start)):
+            start = fixed
+            if not np.any(self.product(start)):
+                return 0.0, start / np.linalg.norm(start)
         operator: Any = LinearOperator((size, size), matvec=self.product, dtype=np.float64)
         try:
             values, vectors = eigsh(operator, k=1, which="LA", v0=start, ncv=min(size, LANCZOS))
@@ -154,8 +166,9 @@ class Curvature:
         """E[g_B^T H_B g_B] / E[|g_B|^2] over batches B of `size` samples; 0: all of them.
 
         NaN where all gradients are 0.  Andreyev and Beneventano 2024, "Edge of stochastic
-        stability".
+        stability".  Raises ValueError for a negative size.
         """
+        size = checks.integer("size", size, 0)
         n, mean = self.samples, self.gradient
         curved_mean, squared_mean = float(mean @ self.product(mean)), float(mean @ mean)
         if size == 0:

@@ -82,3 +82,31 @@ def test_measures_are_names_in_a_text_or_a_sequence():
     assert names("hessian_spectrum") - usual == spectrum == names("all") - usual
     with pytest.raises(TypeError, match="measures must be names of measures, got 3"):
         names(3)
+
+
+@pytest.mark.parametrize("width", [5, 2_000])
+def test_a_relu_network_none_of_whose_neurons_fires_has_no_curvature(width):
+    """Its prediction is 0 all around, at whatever width."""
+    X = np.abs(PROBLEM.X)
+    network = lnsim.ReLUNetwork(np.full((width, 3), -1.0), np.ones((1, width)))
+    loss = lnsim.Curvature(network, lnsim.Problem(X, PROBLEM.y))
+    largest, direction = loss.sharpness()
+    assert largest == 0.0 and np.linalg.norm(direction) == pytest.approx(1.0)
+
+
+def test_a_start_that_the_hessian_takes_to_0_is_replaced():
+    loss = lnsim.Curvature(NETWORK, PROBLEM)
+    assert loss.sharpness(np.zeros(NETWORK.size))[0] == loss.sharpness()[0]
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda loss: loss.product(np.zeros(3)), r"v must have shape \(16,\)"),
+        (lambda loss: loss.sharpness(np.zeros(17)), r"start must have shape \(16,\)"),
+        (lambda loss: loss.batch_sharpness(-1, True), "size must be .*got -1"),
+    ],
+)
+def test_what_does_not_fit_is_named(ask, message):
+    with pytest.raises(ValueError, match=message):
+        ask(lnsim.Curvature(NETWORK, PROBLEM))
