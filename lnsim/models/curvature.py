@@ -190,13 +190,8 @@ class Curvature:
 
     def dense(self) -> FloatArray:
         """H, (P, P).  Raises ValueError for more parameters than MOST_DENSE."""
-        size = self.model.size
-        if size > MOST_DENSE:
-            raise ValueError(
-                f"hessian_spectrum takes models of at most {MOST_DENSE:,} parameters, reduced;"
-                f" this one has {size:,}"
-            )
-        H = np.stack([self.product(unit) for unit in np.eye(size)])
+        check_dense(self.model)
+        H = np.stack([self.product(unit) for unit in np.eye(self.model.size)])
         return 0.5 * (H + H.T)
 
     def spectrum(self, coordinates: Coordinates[Model]) -> FloatArray:
@@ -216,6 +211,15 @@ class Curvature:
             singular = np.linalg.svd(Z, compute_uv=False)
             values += [singular, -singular]
         return np.concatenate(values)
+
+
+def check_dense(model: Model) -> None:
+    """Raises ValueError for a model, in the coordinates it is trained in, that is too large."""
+    if model.size > MOST_DENSE:
+        raise ValueError(
+            f"hessian_spectrum takes models of at most {MOST_DENSE:,} parameters, reduced;"
+            f" this one has {model.size:,}"
+        )
 
 
 def multiplicities(coordinates: Coordinates[Model]) -> NDArray[np.int64]:

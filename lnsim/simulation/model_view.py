@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from lnsim.base.checks import FloatArray
 from lnsim.dynamics import Dynamics
 from lnsim.models.base import Coordinates, Model
-from lnsim.models.curvature import Curvature, multiplicities
+from lnsim.models.curvature import Curvature, check_dense, multiplicities
 from lnsim.models.problem import Problem
 from lnsim.run import measures, quantities
 from lnsim.run.quantities import Axis
@@ -37,7 +37,7 @@ class ModelFrame:
 
     `chosen` are the measures that `lnsim.simulate` is asked for, `dynamics` says how batches are
     drawn, `replicas` is the number of models that are trained.  Raises ValueError or TypeError for
-    unknown measures.
+    unknown measures, and for the spectrum of a model that is too large.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class ModelFrame:
         self.batch = dynamics.batch_size, dynamics.replacement
         costly = ("effective_rank",) if self.shrinks else ()
         self.chosen = measures.chosen(self.name, chosen, costly)
+        if "hessian_spectrum" in self.chosen:
+            check_dense(coordinates.model)
         # Lanczos starts from the last record's eigenvector.
         self.in_order = "sharpness" in self.chosen
         self.memory: dict[str, FloatArray] = {}

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray
+from lnsim.models.curvature import check_dense
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import Reduction
 from lnsim.models.two_layer import Network
@@ -41,7 +42,8 @@ class Frame:
     """The constants of a run: the problem, the reduction, the network at the start, its measures.
 
     `chosen` are the measures that `lnsim.simulate` is asked for, `batch` the number of samples in a
-    batch of the dynamics (0: all).  Raises ValueError or TypeError for unknown measures.
+    batch of the dynamics (0: all).  Raises ValueError or TypeError for unknown measures, and for
+    the spectrum of a network that is too large.
     """
 
     memory: ClassVar[dict[str, FloatArray]] = {}
@@ -90,6 +92,8 @@ class Frame:
         costly = () if reduction.rest is None else ("effective_rank",)
         self.chosen = asked_measures.chosen(quantities.TWO_LAYER, chosen, costly)
         self.measured = Constants(reduction, batch)
+        if "hessian_spectrum" in self.chosen:
+            check_dense(self.measured.coordinates.model)
 
     def formulas(
         self, axis: Axis = Axis.RECORD, *, of_neurons: bool = False, needs: str = ""

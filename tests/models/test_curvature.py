@@ -54,6 +54,19 @@ def test_a_hessian_that_is_too_large_is_refused():
 
 
 @pytest.mark.parametrize(
+    "network", [lnsim.ntk_init(100, 80), lnsim.ReLUNetwork(np.ones((100, 80)), np.ones((1, 100)))]
+)
+def test_its_spectrum_is_refused_before_the_first_step(network):
+    problem, begun = lnsim.gaussian_regression(100, 80), []
+    with pytest.raises(ValueError, match="hessian_spectrum takes models of at most 6,000"):
+        lnsim.simulate(
+            problem, network, lnsim.GD(1e-3), steps=10, record_every=1,
+            measures="hessian_spectrum", progress=begun.append,
+        )  # fmt: skip
+    assert begun == []
+
+
+@pytest.mark.parametrize(
     ("asked", "message"),
     [
         ("sharpnes", "measures has no 'sharpnes' for this model: did you mean 'sharpness'"),
