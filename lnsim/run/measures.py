@@ -103,22 +103,30 @@ def measures(model: str) -> tuple[Quantity, ...]:
     return tuple(row for row in ROWS if model in row.models and row.axis is not Axis.RUN)
 
 
+def named(asked: str | Sequence[str]) -> list[str]:
+    """The names in `asked`, in a sequence or separated by commas.  Raises TypeError for others."""
+    words = asked.split(",") if isinstance(asked, str) else asked
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise TypeError(
+            "measures must be names of measures, in a sequence or separated by commas,"
+            f" got {asked!r}"
+        )
+    return [word.strip() for word in words if word.strip()]
+
+
 def chosen(model: str, asked: str | Sequence[str], costly: Collection[str] = ()) -> set[str]:
     """The measures that a run of `model` records.
 
-    `asked`: names, in a sequence or separated by commas, which are added to the default ones;
-    "none" leaves out the default ones, "all" names all.  `costly` are further ones that are not
-    recorded by default.  Raises ValueError for an unknown name and TypeError for other types.
+    `asked`: see `named`; the names are added to the default ones; "none" leaves out the default
+    ones, "all" names all.  `costly` are further ones that are not recorded by default.  Raises
+    ValueError for an unknown name and TypeError for other types.
     """
-    words = asked.split(",") if isinstance(asked, str) else asked
-    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
-        raise TypeError(f"measures must be names of measures, got {asked!r}")
-    named = {word.strip() for word in words} - {""}
+    names = set(named(asked))
     rows = {row.name: row for row in measures(model)}
-    for name in sorted(named - rows.keys() - {ALL, NONE}):
+    for name in sorted(names - rows.keys() - {ALL, NONE}):
         known = (*rows, ALL, NONE)
         raise ValueError(f"measures has no {name!r} for this model: {nearest(name, known)}")
-    if ALL in named:
+    if ALL in names:
         return set(rows)
     usual = {name for name, row in rows.items() if model not in row.by_name and name not in costly}
-    return (named & rows.keys()) | (set() if NONE in named else usual)
+    return (names & rows.keys()) | (set() if NONE in names else usual)

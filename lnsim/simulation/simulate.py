@@ -20,6 +20,7 @@ from lnsim.models.problem import Problem
 from lnsim.models.two_layer import Network
 from lnsim.run import quantities
 from lnsim.run.loop import drive, record_steps
+from lnsim.run.measures import named
 from lnsim.run.record import Status
 from lnsim.simulation.asked import Observable, check_observables
 from lnsim.simulation.engines import (
@@ -116,6 +117,7 @@ def simulate(
     observables = check_observables(observables or {}, recorded_of)
     if not general and isinstance(network, Network):
         network = Network(network.W, base.start(network.a, seed))
+    measures = named(measures)
     if config is None:
         config = {
             "samples": problem.samples,
@@ -132,7 +134,7 @@ def simulate(
             "seed": seed,
             "replicas": replicas,
             "backend": backend,
-            **({"measures": measures} if measures else {}),
+            **({"measures": ",".join(measures)} if measures else {}),
         }
     plan = record_steps(steps, record_every)
     engine = engine_of(base, backend, ledger)

@@ -78,6 +78,20 @@ def test_an_unknown_measure_is_refused(asked, message):
         lnsim.simulate(PROBLEM, NETWORK, lnsim.GD(1e-2), steps=1, record_every=1, measures=asked)
 
 
+def test_a_run_goes_on_however_its_measures_were_written(tmp_path):
+    def run(asked, steps, **options):
+        return lnsim.simulate(
+            PROBLEM, NETWORK, lnsim.GD(1e-2), steps=steps, record_every=1, measures=asked, **options
+        )
+
+    run(("none", "sharpness"), 2).save(tmp_path)
+    whole = run("none,sharpness", 4)
+    for asked in ("none, sharpness", ["none", "sharpness"], ("none", "sharpness")):
+        resumed = run(asked, 4, resume=lnsim.Trajectory.load(tmp_path))
+        np.testing.assert_array_equal(resumed["sharpness"], whole["sharpness"])
+        assert resumed.config == whole.config
+
+
 def test_measures_are_names_in_a_text_or_a_sequence():
     def names(asked):
         run = lnsim.simulate(
@@ -93,7 +107,7 @@ def test_measures_are_names_in_a_text_or_a_sequence():
     assert names("none, sharpness") - plain == {"sharpness"} == names(["none", "sharpness"]) - plain
     spectrum = {"hessian_spectrum", "hessian_multiplicity"}
     assert names("hessian_spectrum") - usual == spectrum == names("all") - usual
-    with pytest.raises(TypeError, match="measures must be names of measures, got 3"):
+    with pytest.raises(TypeError, match=r"measures must be names of measures, in a .*, got 3"):
         names(3)
 
 
