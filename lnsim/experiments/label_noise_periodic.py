@@ -51,6 +51,7 @@ def report(trajectory: Trajectory) -> list[str]:
         _synthetic.norm_line(trajectory),
         _synthetic.window_line(trajectory, trajectory.config["period"]),
         _synthetic.loss_line(trajectory),
+        *_synthetic.curvature_lines(trajectory),
     ]
 
 

@@ -60,6 +60,7 @@ def report(trajectory: Trajectory) -> list[str]:
         _synthetic.norm_line(trajectory),
         _synthetic.alignment_line(trajectory),
         _lemma_line(trajectory),
+        *_synthetic.curvature_lines(trajectory),
     ]
 
 

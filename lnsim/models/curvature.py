@@ -103,6 +103,8 @@ class Curvature:
     @property
     def noise(self) -> float:
         """The trace of the covariance of the samples' gradients: mean |g_i|^2 - |mean g_i|^2."""
+        if self.samples == 1:
+            return 0.0
         square = float(self._squares(self.slopes).mean()) - float(self.gradient @ self.gradient)
         return max(square, 0.0)
 

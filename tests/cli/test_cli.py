@@ -38,7 +38,7 @@ def test_the_version(capsys):
 def test_a_run_folder_is_complete_and_repeats_bit_for_bit(tmp_path, capsys):
     assert run(tmp_path / "a") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert str(tmp_path / "a") in lines[-1]
     assert {path.name for path in (tmp_path / "a").iterdir()} == FILES
     config = tomllib.loads((tmp_path / "a" / "config.toml").read_text(encoding="utf-8"))

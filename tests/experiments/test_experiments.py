@@ -96,13 +96,13 @@ def test_configurations_survive_their_file(name, tmp_path):
 @pytest.mark.small
 @pytest.mark.parametrize("edge", EDGES.values(), ids=EDGES.keys())
 @pytest.mark.parametrize("name", SYNTHETIC)
-def test_every_figure_renders_and_every_report_has_four_lines(name, edge):
+def test_every_figure_renders_and_every_report_has_five_lines(name, edge):
     module, config = build(name, **edge)
     run = module.run(config)
     assert (run.status.code == "DIVERGED") == (config.lr > 1)
     assert canvas.render(module.figures(run)["figure"], "png", dpi=30).startswith(b"\x89PNG")
     lines = module.report(run)
-    assert len(lines) == 4 and all("\n" not in line for line in lines)
+    assert len(lines) == 5 and all("\n" not in line for line in lines)
 
 
 @pytest.mark.small

@@ -88,8 +88,16 @@ def test_observables_that_cannot_be(reduce):
 
 def test_no_array_of_a_trajectory_is_free_to_take():
     problem, network = case()
-    run = simulate(problem, network, lnsim.SGD(LR, NOISE), ledger=True)
+    run = simulate(problem, network, lnsim.SGD(LR, NOISE), ledger=True, measures="none")
     assert run.arrays.keys() <= quantities.reserved()
+
+
+def test_an_observable_with_the_name_of_a_measure_stands_in_its_place():
+    problem, network = case()
+    run = simulate(
+        problem, network, lnsim.SGD(LR, NOISE), observables={"effective_rank": lambda net: 7.0}
+    )
+    assert (run["effective_rank"] == 7.0).all() and "sharpness" in run.arrays
 
 
 BACKEND = '''
