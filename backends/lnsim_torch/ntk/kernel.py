@@ -52,7 +52,6 @@ kernel of images, less than a millisecond for a few layers.
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -61,6 +60,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from lnsim_torch.arithmetic import exact_arithmetic
 from lnsim_torch.ntk.cost import real_numel
 from lnsim_torch.ntk.graph import Gradients, Graph, gradients_by_stage
 from lnsim_torch.ntk.layers import GradientRows, Layer, layer_for
@@ -69,8 +69,6 @@ from lnsim_torch.ntk.rows import Irregular
 from lnsim_torch.untouched import Untouched, refused_randomness
 
 _OUTPUTS = ("full", "mean", "sum")
-# Exact precisions of float32 products; "none" is torch's default if none was set.
-_EXACT = ("ieee", "none")
 # If all gradients take at most this many bytes, one backward pass serves all outputs.
 _SHARED = 4 * 2**20
 
@@ -113,7 +111,7 @@ def empirical_ntk(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        _exact_arithmetic(untouched.parameters[0].device),
+        exact_arithmetic(untouched.parameters[0].device),
         refused_randomness(None),
     ):
         like = untouched.parameters[0]
@@ -218,25 +216,6 @@ def _check_samples(x: Tensor, others: Tensor) -> None:
             f"samples of x and x2 must have the same shape, got {tuple(x.shape)} and "
             f"{tuple(others.shape)}"
         )
-
-
-@contextmanager
-def _exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Inside: no TF32, no bfloat16 in float32 products, no autocast; restored afterwards."""
-    backends: Any = torch.backends
-    operations = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
-    operations += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
-    precisions = [(operation, operation.fp32_precision) for operation in operations]
-    reduced = [(operation, value) for operation, value in precisions if value not in _EXACT]
-    try:
-        for operation, _ in reduced:
-            operation.fp32_precision = "ieee"
-        autocast = torch.is_autocast_enabled(device.type)
-        with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
-            yield
-    finally:
-        for operation, value in reduced:
-            operation.fp32_precision = value
 
 
 def _fill(x: Tensor, others: Tensor, plan: Plan, dtype: torch.dtype | None) -> Tensor:

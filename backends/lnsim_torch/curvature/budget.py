@@ -1,0 +1,79 @@
+"""How many samples a computation can take at a time within a number of bytes.
+
+The bytes of a computation on B samples are b_0 + B b_1: vectors as long as the parameters, and for
+each sample its activations.  Both are measured, on one and on two samples, by a mode that sees the
+result of every operation and asks which of them are still alive.  It holds on any device and inside
+torch.func's transforms.  It does not see what a library takes inside one operation, such as cuDNN's
+workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def samples_at_a_time(compute: Callable[[int], object], samples: int, memory: int) -> int:
+    """The largest B <= `samples` for which compute(B) takes at most `memory` bytes.
+
+    Raises ValueError, naming a sufficient number of bytes, if one sample takes more.
+    """
+    one = peak_bytes(lambda: compute(1))
+    if one > memory:
+        raise ValueError(
+            f"memory must be at least {one} bytes for a product with one sample, got {memory}"
+        )
+    if samples == 1:
+        return 1
+    each = peak_bytes(lambda: compute(2)) - one
+    return samples if each <= 0 else min(samples, 1 + (memory - one) // each)
+
+
+def peak_bytes(compute: Callable[[], object]) -> int:
+    """The largest number of bytes that results of operations in `compute` hold at a time."""
+    with _Living() as living:
+        compute()
+    return living.peak
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._bytes = 0  # of _storages, dead ones that were not yet noticed among them
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here; True would import torch's compiler, which is slow
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+                self._add(tensor.untyped_storage())
+        if self._bytes > self.peak:
+            self._forget_the_dead()
+            self.peak = max(self.peak, self._bytes)
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        # A weak reference keeps the address taken, so a known address is the same storage.
+        if storage._cdata not in self._storages:
+            self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+            self._bytes += storage.nbytes()
+
+    def _forget_the_dead(self) -> None:
+        dead = [key for key, (reference, _) in self._storages.items() if reference.expired()]
+        for key in dead:
+            self._bytes -= self._storages.pop(key)[1]

@@ -1,0 +1,410 @@
+"""Curvature against dense matrices that torch.func forms, parameter by parameter."""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F
+from lnsim_torch import curvature
+from lnsim_torch.curvature import Curvature, CurvatureError, density, top_eigenvalues, trace
+from lnsim_torch.curvature.budget import peak_bytes
+from lnsim_torch.networks import Erf
+from lnsim_torch.training.evaluation import summed_loss
+from torch import nn
+from torch.func import functional_call, hessian, jacrev
+
+pytestmark = pytest.mark.usefixtures("small_doubles")
+
+SAMPLES, CLASSES = 7, 3
+MATRICES = ("hessian", "gauss-newton")
+
+
+def squared(f, labels):
+    return summed_loss(f, labels, "squared") / len(labels)
+
+
+LOSSES = {"squared": squared, "cross_entropy": nn.CrossEntropyLoss()}
+
+
+class Shared(nn.Module):
+    """One layer, used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(torch.tanh(self.first(x)))))
+
+
+def frozen():
+    network = nn.Sequential(nn.Linear(4, 5), Erf(), nn.Linear(5, CLASSES))
+    network[0].bias.requires_grad_(False)
+    return network
+
+
+def conv():
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(3, CLASSES),
+    )  # fmt: skip
+
+
+NETWORKS = {
+    "erf": lambda: nn.Sequential(nn.Linear(4, 5), Erf(), nn.Linear(5, CLASSES)),
+    "relu": lambda: nn.Sequential(
+        nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(inplace=True), nn.Linear(5, CLASSES)
+    ),
+    "conv": conv,
+    "shared": Shared,
+    "frozen": frozen,
+}
+
+
+def case(name, samples=SAMPLES):
+    """A network whose running statistics are of no batch, samples and labels."""
+    torch.manual_seed(1)
+    network = NETWORKS[name]()
+    for module in network.modules():
+        if hasattr(module, "running_var"):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    shape = (2, 5, 5) if name == "conv" else (4,)
+    return network, torch.randn(samples, *shape), torch.arange(samples) % CLASSES
+
+
+def dense(network, x, y, loss, matrix):
+    """The matrix (P, P), formed by torch.func from the loss of all samples at once."""
+    network = network.eval()
+    trained = {n: p.detach() for n, p in network.named_parameters() if p.requires_grad}
+    sizes = [p.numel() for p in trained.values()]
+
+    def outputs(theta):
+        parts = zip(trained.items(), theta.split(sizes), strict=True)
+        return functional_call(network, {n: t.view_as(p) for (n, p), t in parts}, (x,))
+
+    theta = torch.cat([p.flatten() for p in trained.values()])
+    if matrix == "hessian":
+        return hessian(lambda t: loss(outputs(t), y))(theta)
+    J = jacrev(outputs)(theta).flatten(0, 1)
+    f = outputs(theta)
+    inner = hessian(lambda f: loss(f.view(len(x), -1), y))(f.flatten())
+    return J.T @ inner @ J
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_eigenvalues_and_trace_are_those_of_the_dense_matrix(name, loss, matrix):
+    network, x, y = case(name)
+    exact = dense(network, x, y, loss, matrix)
+    eigenvalues = torch.linalg.eigvalsh(exact).flip(0).numpy()
+    measured = Curvature(network, x, y, loss, matrix=matrix)
+    assert measured.size == len(eigenvalues)
+    for count in (1, 3, measured.size):
+        np.testing.assert_allclose(
+            top_eigenvalues(measured, count), eigenvalues[:count], rtol=1e-9, atol=1e-12
+        )
+    for products in (measured.size, measured.size + 1):
+        value, error = trace(measured, products)
+        assert error == 0.0
+        np.testing.assert_allclose(value, float(exact.trace()), rtol=1e-9)
+    v = torch.randn(measured.size)
+    torch.testing.assert_close(measured.product(v), exact @ v, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_estimates_of_a_trace_scatter_by_their_standard_error(matrix):
+    network, x, y = case("erf", samples=30)
+    exact = float(dense(network, x, y, squared, matrix).trace())
+    measured = Curvature(network, x, y, squared, matrix=matrix)
+    estimates = np.array([trace(measured, 9, seed=seed) for seed in range(120)])
+    values, errors = estimates.T
+    assert (errors > 0).all()
+    scatter = values.std(ddof=1)
+    assert abs(values.mean() - exact) < 4 * scatter / np.sqrt(len(values))
+    assert np.sqrt((errors**2).mean()) == pytest.approx(scatter, rel=0.25)
+
+
+def test_more_products_bring_a_trace_nearer():
+    network, x, y = case("erf", samples=30)
+    measured = Curvature(network, x, y, squared, matrix="gauss-newton")
+    exact = float(dense(network, x, y, squared, "gauss-newton").trace())
+
+    def off(products):
+        return np.mean([abs(trace(measured, products, seed=s).value - exact) for s in range(30)])
+
+    assert off(30) < off(6) / 2
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_all_steps_of_lanczos_find_every_eigenvalue(matrix):
+    network, x, y = case("erf", samples=40)
+    exact = torch.linalg.eigvalsh(dense(network, x, y, squared, matrix)).numpy()
+    # The eigenvalues of the last layer come in CLASSES copies, of which each probe sees one.
+    different = exact[np.diff(exact, prepend=-np.inf) > 1e-9]
+    found = density(Curvature(network, x, y, squared, matrix=matrix), len(exact), probes=1)
+    seen = np.sort(found.nodes)
+    np.testing.assert_allclose(seen[[0, -1]], exact[[0, -1]], rtol=1e-9, atol=1e-12)
+    gaps = abs(seen[:, None] - different).min(axis=1)
+    assert gaps.max() < 1e-9
+    assert found.weights.sum() == pytest.approx(1.0)
+
+
+def test_density_is_the_mean_over_eigenvalues():
+    """The quadrature is exact for polynomials, of the probes' own spectral measure."""
+    network, x, y = case("erf", samples=30)
+    exact = dense(network, x, y, squared, "hessian")
+    measured = Curvature(network, x, y, squared)
+    for power in range(5):  # below twice the number of steps
+        few, many = (density(measured, steps, probes=3, seed=5) for steps in (3, 20))
+        of_few = few.weights @ few.nodes**power
+        assert of_few == pytest.approx(many.weights @ many.nodes**power, rel=1e-9)
+    many = density(measured, 3, probes=300)
+    for power in (1, 2, 3):
+        mean = float(torch.linalg.matrix_power(exact, power).trace()) / measured.size
+        assert many.weights @ many.nodes**power == pytest.approx(mean, rel=0.05), power
+
+
+def test_smoothed_density_is_a_density():
+    network, x, y = case("relu", samples=30)
+    found = density(Curvature(network, x, y, squared), 10)
+    grid, values = found.smoothed(2001, 0.02)
+    assert np.trapezoid(values, grid) == pytest.approx(1.0, rel=1e-3)
+    mean = found.weights @ found.nodes
+    assert np.trapezoid(values * grid, grid) == pytest.approx(mean, rel=1e-2)
+    single = curvature.Density(np.array([2.0]), np.array([1.0]))
+    assert np.trapezoid(single.smoothed()[1], single.smoothed()[0]) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_lanczos_stops_in_an_invariant_subspace():
+    """The Gauss-Newton matrix of one sample has rank CLASSES."""
+    network, x, y = case("erf", samples=1)
+    measured = Curvature(network, x, y, squared, matrix="gauss-newton")
+    found = density(measured, 30, probes=2)
+    assert len(found.nodes) <= 2 * (CLASSES + 1)
+    exact = torch.linalg.eigvalsh(dense(network, x, y, squared, "gauss-newton"))
+    assert found.nodes.max() == pytest.approx(float(exact[-1]), rel=1e-9)
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("name", ["relu", "conv"])
+def test_a_budget_changes_rounding_alone(name, matrix):
+    network, x, y = case(name, samples=23)
+    whole = Curvature(network, x, y, squared, matrix=matrix)
+    assert whole.micro_batch == 23
+    with pytest.raises(ValueError, match="memory must be at least") as caught:
+        Curvature(network, x, y, squared, matrix=matrix, memory=1)
+    enough = int(str(caught.value).split("at least ")[1].split()[0])
+    sizes = set()
+    for memory in (enough, enough * 3):
+        parts = Curvature(network, x, y, squared, matrix=matrix, memory=memory)
+        sizes.add(parts.micro_batch)
+        np.testing.assert_allclose(top_eigenvalues(parts, 2), top_eigenvalues(whole, 2), rtol=1e-9)
+        np.testing.assert_allclose(trace(parts, 9), trace(whole, 9), rtol=1e-9)
+        np.testing.assert_allclose(
+            density(parts, 5).smoothed(50), density(whole, 5).smoothed(50), rtol=1e-7
+        )
+    assert min(sizes) == 1 < max(sizes) < 23
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_a_product_takes_no_more_than_its_budget(matrix):
+    network, x, y = case("conv", samples=60)
+    memory = 200_000
+    measured = Curvature(network, x, y, squared, matrix=matrix, memory=memory)
+    assert 1 < measured.micro_batch < 60
+    v = torch.ones(measured.size)
+    peak = peak_bytes(lambda: measured.product(v))
+    assert 0.5 * memory < peak < 1.05 * memory
+
+
+def test_peak_bytes_counts_what_lives_at_a_time():
+    def one_after_another():
+        for _ in range(5):
+            torch.ones(1000)
+
+    def together():
+        held = [torch.ones(1000) for _ in range(5)]
+        return [h.view(10, 100) for h in held]
+
+    assert peak_bytes(one_after_another) == 8000
+    assert peak_bytes(together) == 40_000
+
+
+@pytest.mark.parametrize("measure", [
+    top_eigenvalues, trace, lambda c, seed: density(c, 9, seed=seed).smoothed()
+], ids=["eigenvalues", "trace", "density"])  # fmt: skip
+def test_a_seed_determines_every_bit_whatever_other_generators_do(measure):
+    network, x, y = case("conv")
+    measured = Curvature(network, x, y, squared)
+
+    def result(seed):
+        return np.array(measure(measured, seed=seed))
+
+    before, state = result(3), torch.get_rng_state()
+    torch.rand(5)
+    np.random.default_rng().random(5)
+    np.testing.assert_array_equal(result(3), before)
+    assert np.any(result(4) != before)
+    torch.set_rng_state(state)
+    result(3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_threads_give_the_same_bits():
+    """Arms of a run are measured side by side."""
+    cases = [case("erf", samples=30) for _ in range(4)]
+    found = [None] * 4
+
+    def work(i):
+        torch.set_num_threads(1)
+        network, x, y = cases[i]
+        measured = Curvature(network, x, y, squared)
+        found[i] = [*top_eigenvalues(measured, 2), *trace(measured, 9)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    work(0)
+    assert found[1:] == [found[0]] * 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_is_left_as_it_was(training):
+    network, x, y = case("conv")
+    network.train(training)
+    network[1].train(not training)
+    network(x).sum().backward()
+    modes = [module.training for module in network.modules()]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    gradients = [p.grad.clone() for p in network.parameters()]
+    measured = Curvature(network, x, y, squared)
+    top_eigenvalues(measured), trace(measured, 6), density(measured, 3)
+    with pytest.raises(ValueError, match="memory must be at least"):
+        Curvature(network, x, y, squared, memory=1)
+    assert [module.training for module in network.modules()] == modes
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for p, gradient in zip(network.parameters(), gradients, strict=True):
+        assert torch.equal(p.grad, gradient) and p.requires_grad
+
+
+def test_single_precision_and_gradients_switched_off():
+    network, x, y = case("conv", samples=40)
+    exact = top_eigenvalues(Curvature(network, x, y, squared), 2)
+    network.float()
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            measured = Curvature(network, x.float(), y, squared)
+            np.testing.assert_allclose(top_eigenvalues(measured, 2), exact, rtol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_what_the_cpu_finds():
+    network, x, y = case("conv", samples=40)
+    exact = Curvature(network, x, y, squared)
+    expected = [*top_eigenvalues(exact, 2), *trace(exact, 9)]
+    on_gpu = Curvature(network.cuda(), x, y, squared)  # the samples stay on the host
+    found = [*top_eigenvalues(on_gpu, 2), *trace(on_gpu, 9)]
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5)
+
+
+REFUSED = [
+    ("matrix must be one of gauss-newton, hessian", {"matrix": "fisher"}),
+    ("memory must be a number of bytes", {"memory": "1 GB"}),
+    ("memory must be a number of bytes", {"memory": 0}),
+    ("x must be a tensor of samples, got list", {"x": [1.0]}),
+    ("same number of samples, at least 1, got 7 and 6", {"y": torch.zeros(6, dtype=torch.long)}),
+    ("at least 1, got 0 and 0", {"x": torch.zeros(0, 4), "y": torch.zeros(0)}),
+    ("network does not take samples", {"x": torch.zeros(SAMPLES, 5)}),
+    ("loss must be the mean over samples, each by itself: of the first 4 it is",
+     {"loss": nn.CrossEntropyLoss(reduction="sum")}),
+    (r"loss must return a scalar, got shape \(4,\)",
+     {"loss": nn.CrossEntropyLoss(reduction="none")}),
+    ("network must have parameters that require grad", {"make": nn.ReLU}),
+    ("must all be float32, or all float64",
+     {"make": lambda: nn.Sequential(nn.Linear(4, 4).float(), nn.Linear(4, CLASSES))}),
+    ("network must not be random in eval mode",
+     {"make": lambda: nn.Sequential(Noise(), nn.Linear(4, CLASSES))}),
+    ("it normalises by the batch", {"make": lambda: nn.Sequential(
+        nn.Linear(4, CLASSES), nn.BatchNorm1d(CLASSES, track_running_stats=False))}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("says", "changes"), REFUSED, ids=[says for says, _ in REFUSED])
+def test_what_is_refused(says, changes):
+    network, x, y = case("erf")
+    given = {"network": network, "x": x, "y": y, "loss": LOSSES["cross_entropy"], **changes}
+    if "make" in given:
+        given["network"] = given.pop("make")()
+    with pytest.raises((ValueError, TypeError), match=says) as caught:
+        Curvature(**given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("says", "call"), [
+    ("count must be at least 1", lambda c: top_eigenvalues(c, 0)),
+    ("count must be at most the 43 parameters, got 44", lambda c: top_eigenvalues(c, 44)),
+    ("tolerance must be", lambda c: top_eigenvalues(c, tolerance=-1.0)),
+    ("products must be at least 6", lambda c: trace(c, 5)),
+    ("steps must be at least 1", lambda c: density(c, 0)),
+    ("probes must be at least 1", lambda c: density(c, probes=0)),
+    ("seed must be", lambda c: trace(c, seed=-1)),
+    ("points must be at least 2", lambda c: density(c, 2).smoothed(1)),
+    ("width must be", lambda c: density(c, 2).smoothed(width=0.0)),
+])  # fmt: skip
+def test_what_measures_refuse(says, call):
+    measured = Curvature(*case("erf"), squared)
+    with pytest.raises((ValueError, TypeError), match=says):
+        call(measured)
+
+
+def test_what_is_not_finite_is_an_error():
+    network, x, y = case("erf")
+    measured = Curvature(network, x, y, squared)
+    with torch.no_grad():
+        network[2].weight.fill_(1e200)
+    for measure in (top_eigenvalues, trace, density):
+        with pytest.raises(CurvatureError, match="hessian matrix is not finite"):
+            measure(measured)
+
+
+WITHOUT = """
+import sys
+sys.modules["curvlinops"] = None
+import torch
+from lnsim_torch.curvature import Curvature
+import lnsim_torch.linear
+try:
+    Curvature(torch.nn.Linear(2, 1), torch.zeros(3, 2), torch.zeros(3, 1), torch.nn.MSELoss())
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_without_curvlinops_one_sentence_says_what_to_install():
+    told = subprocess.run(
+        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert told.stdout == "curvature needs curvlinops: pip install 'lnsim[torch]'\n"
+
+
+def test_curvlinops_is_imported_when_it_is_needed():
+    program = "import sys, lnsim_torch.curvature, lnsim_torch.network_engine; print(*sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert "curvlinops" not in told.stdout.split()
