@@ -139,6 +139,8 @@ class NetworkEngine(Protocol):
     place: Callable[..., Any]
     train: Callable[..., Any]
     first_layer_norm: Callable[[Any], float]
+    curvature: Callable[..., dict[str, float]]
+    """Sharpness and trace of the Hessian: of a network, samples, a loss and a seed."""
     pruned_accuracy: Callable[..., FloatArray]
     default_device: Callable[[], str]
     set_num_threads: Callable[[int], None]

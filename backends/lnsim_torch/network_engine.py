@@ -5,6 +5,7 @@ It takes and returns numbers and plain arrays, besides networks and placed image
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from threading import Lock
@@ -15,13 +16,19 @@ from torch import Tensor, nn, set_num_threads
 
 from lnsim.base.checks import FloatArray
 from lnsim.images import erf_network
+from lnsim_torch.curvature import Curvature, CurvatureError, top_eigenvalues, trace
 from lnsim_torch.distributed import group, joined
-from lnsim_torch.linearization.descent import kernel_change, mse_predictor
+from lnsim_torch.linearization.descent import (
+    effective_rank,
+    kernel_change,
+    label_alignment,
+    mse_predictor,
+)
 from lnsim_torch.networks import resnet18, wide_resnet
 from lnsim_torch.ntk.kernel import empirical_ntk
 from lnsim_torch.samples import Data, Samples, place
 from lnsim_torch.threads import held
-from lnsim_torch.training.evaluation import evaluate
+from lnsim_torch.training.evaluation import evaluate, summed_loss
 from lnsim_torch.training.pruning import pruning_curve
 from lnsim_torch.training.recipe import Execution, Recipe
 from lnsim_torch.training.train import Result, train
@@ -31,6 +38,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Tangent",
+    "curvature",
     "default_device",
     "first_layer_norm",
     "group",
@@ -45,6 +53,13 @@ __all__ = [
 ]
 
 
+TOLERANCE = 1e-3
+"""Relative residual at which a sharpness is taken as found, and the bound of its relative error."""
+
+TRACE_PRODUCTS = 12
+"""Products with the Hessian for an estimate of its trace."""
+
+
 def default_device() -> str:
     """ "cuda" where there is a CUDA device, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,6 +68,26 @@ def default_device() -> str:
 def first_layer_norm(network: nn.Module) -> float:
     """Frobenius norm of the first layer's weights."""
     return float(next(network.parameters()).detach().norm())
+
+
+def curvature(network: nn.Module, samples: Samples, loss: str, seed: int) -> dict[str, float]:
+    """`sharpness` and `hessian_trace` of the mean loss on `samples`; NaN where not finite.
+
+    `loss` is one of Recipe's; batch norm is in eval mode.
+    """
+
+    def mean_loss(f: Tensor, labels: Tensor) -> Tensor:
+        return summed_loss(f, labels, loss) / len(labels)
+
+    dtype = next(network.parameters()).dtype
+    x = samples.inputs(slice(None), dtype)
+    try:
+        hessian = Curvature(network, x, samples.targets, mean_loss)
+        sharpness = float(top_eigenvalues(hessian, tolerance=TOLERANCE, seed=seed)[0])
+        value = trace(hessian, TRACE_PRODUCTS, seed=seed).value
+    except CurvatureError:
+        return {"sharpness": math.nan, "hessian_trace": math.nan}
+    return {"sharpness": sharpness, "hessian_trace": value}
 
 
 def pruned_accuracy(
@@ -86,10 +121,23 @@ class Tangent:
                 ) from error
             raise
 
-    def distance(self, network: nn.Module) -> float:
-        """|K - K_0|_F / |K_0|_F of the kernel K of `network`, on the same images."""
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """Of the kernel K of `network` on the same images, three numbers.
+
+        `ntk_distance`: |K - K_0|_F / |K_0|_F.  Of the trace of K over the outputs, (n, n):
+        `kernel_alignment` with the labels, and `kernel_rank`, its effective rank.
+        """
         with self._one_at_a_time:
-            return float(kernel_change(empirical_ntk(network, self._x), self._kernel))
+            kernel = empirical_ntk(network, self._x)
+            traced = kernel.double().diagonal(dim1=2, dim2=3).sum(-1)
+            y = erf_network.one_hot(self._data.train.labels, self._data.classes)
+            return {
+                "ntk_distance": float(kernel_change(kernel, self._kernel)),
+                "kernel_alignment": float(
+                    label_alignment(traced, torch.tensor(y, device=kernel.device))
+                ),
+                "kernel_rank": float(effective_rank(traced)),
+            }
 
     def losses(self, network: nn.Module, lr: float, steps: Sequence[int]) -> dict[str, FloatArray]:
         """Training and test loss of the linearised network after `steps` of gradient descent.

@@ -18,28 +18,52 @@ import numpy as np
 C = TypeVar("C")
 
 
-def key(default: Any, meaning: str, *, later: bool = False) -> Any:
+def key(default: Any, meaning: str, *, later: bool = False, before: Any = None) -> Any:
     """A key of a configuration: its default, and its meaning, which `lnsim list` prints.
 
-    `later`: it came after the first files of its experiment were written (see `recorded`).
+    `later`: it came after the first files of its experiment were written (see `recorded`), and runs
+    without it were as with `before`, if that is given, or else as with its default.
     """
-    metadata = {"meaning": meaning, "later": later}
+    before = default if before is None else before
+    metadata = {"meaning": meaning, "later": later, "before": before}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def recorded(config: Any) -> dict[str, Any]:
+def recorded(config: Any, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The keys and values that a run keeps of its configuration, by which it is resumed.
 
-    Of the keys that came later only those that differ from their default, so that runs before and
-    after them have the same.
+    A key that came later is left out where it changes nothing, so that runs before and after it
+    have the same: where its default is what was before, and, in a run that goes on from one with
+    the keys `earlier`, where that one lacks it.
     """
     return {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if not field.metadata.get("later") or getattr(config, field.name) != field.default
+        if not _is_left_out(field, getattr(config, field.name), earlier)
     }
+
+
+def _is_left_out(
+    field: dataclasses.Field[Any], value: Any, earlier: Mapping[str, Any] | None
+) -> bool:
+    if not field.metadata.get("later") or value != field.metadata["before"]:
+        return False
+    return value == field.default or (earlier is not None and field.name not in earlier)
+
+
+def completed(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The `values` that a run kept by `recorded`, and of the keys that it left out what was before.
+
+    `cls` is the dataclass of its configuration.
+    """
+    left_out = {
+        field.name: field.metadata["before"]
+        for field in dataclasses.fields(cls)
+        if field.metadata.get("later")
+    }
+    return {**left_out, **values}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

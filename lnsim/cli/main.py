@@ -247,6 +247,8 @@ def _configured(arguments: argparse.Namespace) -> tuple[Experiment, str, Any]:
     if source_experiment not in (None, name):
         raise ValueError(f"{source} is of experiment {source_experiment!r}, not {name!r}")
     chosen = experiment.load(name)
+    if arguments.config is None and arguments.resume:
+        values = configs.completed(chosen.Config, values)
     backend = arguments.backend or values.pop("backend", chosen.backend)
     values.pop("backend", None)
     if not isinstance(backend, str):

@@ -29,6 +29,18 @@ _CHOICE_OF_IMAGES = 5
 
 MOST_THREADS = 1024
 
+OF_CURVATURE = ("sharpness", "hessian_trace")
+"""The series that are recorded every `curvature_every`."""
+
+CURVATURE_EVERY = (
+    "steps (resnet: epochs) between measurements of sharpness and trace, and with them the kernel's"
+    " alignment and rank; 0: never"
+)
+"""The meaning of the key `curvature_every`."""
+
+NO_CURVATURE = 0
+"""The value of `curvature_every` that runs from before there was this key have."""
+
 _NO_CHANGE = ("preset", "data", "data_root", "seed", "threads")
 """Keys that a caption does not list as changed from the preset."""
 
@@ -63,6 +75,24 @@ def join(backend: str, device: str | None) -> Iterator[tuple[str, bool]]:
     engine = load_networks(backend)
     with engine.joined(device or engine.default_device()) as own_device:
         yield own_device, engine.group().rank == 0
+
+
+def config_of(earlier: Trajectory | None) -> Mapping[str, Any] | None:
+    """The configuration of the run that is resumed, if one is."""
+    return None if earlier is None else earlier.config
+
+
+def is_due(time: int, every: int) -> bool:
+    """Whether what is measured `every` so many steps or epochs, 0 for never, is measured now."""
+    return every > 0 and time % every == 0
+
+
+def check_multiple(name: str, config: Any) -> None:
+    """Raises ValueError unless the key `name` is a multiple of record_every, or 0."""
+    every = checks.integer("record_every", config.record_every, 1)
+    value = checks.integer(name, getattr(config, name), 0)
+    if value % every:
+        raise ValueError(f"{name} must be a multiple of record_every {every}, got {value}")
 
 
 def choose(config: ImageConfig) -> Images:

@@ -34,7 +34,7 @@ from lnsim.dynamics import (
     WarmUp,
 )
 from lnsim.experiments import _synthetic
-from lnsim.experiments._synthetic import series
+from lnsim.experiments._synthetic import MEASURED, series
 from lnsim.models.base import Model
 from lnsim.models.problem import Problem
 from lnsim.models.problems import (
@@ -106,7 +106,7 @@ class ModelConfig(ABC):
     record_every: int = key(500, "steps between records")
     tracked: int = key(8, "neurons, or coordinates, that are followed one by one")
     seed: int = key(0, "of the data, the network and the noise")
-    measures: str = key("", "measured besides the default: names, all or none")
+    measures: str = key("", MEASURED, later=True, before=NONE)
 
     @abstractmethod
     def make_problem(self) -> Problem:

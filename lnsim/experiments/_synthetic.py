@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
-from lnsim.base.config import key
+from lnsim.base.config import key, recorded
 from lnsim.dynamics import SGD, LabelNoise, Schedule
 from lnsim.models.problem import Problem
 from lnsim.models.problems import gaussian_regression
@@ -22,6 +22,10 @@ from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from lnsim.models.base import Model
+
+
+MEASURED = "measured besides the default: names, all or none"
+"""The meaning of the key `measures`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class LinearConfig:
     record_every: int = key(2_000, "steps between records; for resnet, epochs")
     tracked: int = key(8, "number of neurons recorded one by one")
     seed: int = key(0, "seed of the data, the network and the noise")
-    measures: str = key("", "measured besides the default: names, all or none")
+    measures: str = key("", MEASURED, later=True, before=NONE)
 
     @property
     def samples_a_step(self) -> int:
@@ -140,13 +144,11 @@ def launch(
 
     `device` becomes part of the backend; `driver` goes to `simulate`.
     """
-    recorded = asdict(config)
-    measures = config.measures
+    driver = {
+        "seed": config.seed, "tracked": config.tracked, "measures": config.measures, **driver,
+    }  # fmt: skip
     resume = driver.get("resume")
-    if resume is not None and "measures" not in resume.config:  # made before there were any
-        measures = NONE
-        del recorded["measures"]
-    driver = {"seed": config.seed, "tracked": config.tracked, "measures": measures, **driver}
+    keys = recorded(config, None if resume is None else resume.config)
     if device:
         backend = f"{backend}:{device}"
     return simulate(
@@ -156,7 +158,7 @@ def launch(
         steps=config.steps,
         record_every=config.record_every,
         backend=backend,
-        config={"experiment": experiment, "backend": backend, **recorded},
+        config={"experiment": experiment, "backend": backend, **keys},
         **driver,
     )
 

@@ -37,7 +37,13 @@ SERIES = quantities.names(quantities.WIDE_RESNET)
 """The series of every arm, (records,), named by the arm, an underscore and this name."""
 
 KERNEL = "ntk_distance"
-"""The one of SERIES that is recorded only at `kernel_step`."""
+OF_KERNEL = (KERNEL, "kernel_alignment", "kernel_rank")
+"""Those of SERIES that are recorded only at `kernel_step`."""
+
+OF_CURVATURE = _images.OF_CURVATURE
+"""Those of SERIES that are recorded only at `curvature_step`; a run without has only KERNEL."""
+
+LOSS = "squared"
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {},
@@ -47,6 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 10_000,
         "record_every": 100,
         "kernel_every": 1000,
+        "curvature_every": 1000,
     },
 }
 
@@ -58,7 +65,8 @@ class WideResNetConfig(_images.ImageConfig):
     """The network is wide_resnet(block_size, k, alpha=alpha); `alpha` scales its output.
 
     The kernel, which costs more than ten steps, is measured every `kernel_every` steps, a multiple
-    of `record_every`, or never if that is 0.  `compile` uses torch.compile, on CUDA.
+    of `record_every`, or never if that is 0; the curvature, which costs a hundred, every
+    `curvature_every`.  `compile` uses torch.compile, on CUDA.
     """
 
     samples: int = key(64, "n, training samples; of images, 0: all")
@@ -70,6 +78,9 @@ class WideResNetConfig(_images.ImageConfig):
     steps: int = key(900, "number of training steps")
     record_every: int = key(25, "steps between records; for resnet, epochs")
     kernel_every: int = key(150, "steps between measurements of the tangent kernel; 0: never")
+    curvature_every: int = key(
+        450, _images.CURVATURE_EVERY, later=True, before=_images.NO_CURVATURE
+    )
     compile: bool = key(False, "compile the network; needs CUDA")
 
 
@@ -95,11 +106,17 @@ def run(
     images = _images.choose(config)
     for recipe in recipes.values():
         recipe.check_batches(len(images.train_labels), engine.group().size)
-    identity = {"experiment": experiment, "backend": backend, **recorded(config)}
+    identity = {
+        "experiment": experiment,
+        "backend": backend,
+        **recorded(config, _images.config_of(resume)),
+    }
     with engine.held(config.threads):
         data = engine.place(images, device, normalization="global")
         recorder = _Recorder(engine, config, data)
-        all_arms = Arms(engine, recipes, images, SERIES, recorder.assemble, identity, device)
+        all_arms = Arms(
+            engine, recipes, images, recorder.series, recorder.assemble, identity, device
+        )
         if resume is not None:
             all_arms.restore(resume)
         return all_arms.train(
@@ -125,6 +142,11 @@ def report(trajectory: Trajectory) -> list[str]:
         moved = {arm: trajectory[f"{arm}_{KERNEL}"][-1] for arm in arms}
         at = trajectory["kernel_step"][-1]
         lines.append(f"kernel        moved by {_each(moved, '.3g')} (of its norm, step {at:,})")
+    if trajectory.arrays.get("curvature_step", np.empty(0)).size:
+        at = trajectory["curvature_step"][-1]
+        for name, label in (("sharpness", "sharpness"), ("hessian_trace", "Hessian trace")):
+            ends = {arm: trajectory[f"{arm}_{name}"][-1] for arm in arms}
+            lines.append(f"{label:<14}{_each(ends, '.3g')} (clean labels, step {at:,})")
     stable = float(trajectory["largest_stable_lr"])
     lr = trajectory.config["lr"]
     lines.append(f"learning rate {lr:g}; the linearised network is stable below {stable:.3g}")
@@ -150,17 +172,14 @@ def _each(values: Mapping[str, Any], form: str) -> str:
 
 def _check(config: WideResNetConfig) -> None:
     checks.choice("preset", config.preset, PRESETS)
-    every = checks.integer("record_every", config.record_every, 1)
-    if checks.integer("kernel_every", config.kernel_every, 0) % every:
-        raise ValueError(
-            f"kernel_every must be a multiple of record_every {every}, got {config.kernel_every}"
-        )
+    _images.check_multiple("kernel_every", config)
+    _images.check_multiple("curvature_every", config)
 
 
 def _recipe(engine: NetworkEngine, config: WideResNetConfig, changes: Mapping[str, Any]) -> Any:
     return engine.Recipe(
         steps=config.steps, record_every=config.record_every, lr=config.lr, seed=config.seed,
-        **changes,
+        loss=LOSS, **changes,
     )  # fmt: skip
 
 
@@ -168,10 +187,10 @@ class _Recorder:
     """The network at the start, its linearisation, and the observations of an arm."""
 
     def __init__(self, engine: NetworkEngine, config: WideResNetConfig, data: Any) -> None:
-        self._engine, self._config = engine, config
+        self._engine, self._config, self._data = engine, config, data
         self._steps = np.array(record_steps(config.steps, config.record_every))
-        every = config.kernel_every
-        self._is_kernel_step = np.array([every > 0 and step % every == 0 for step in self._steps])
+        left_out = () if config.curvature_every else (*OF_KERNEL[1:], *OF_CURVATURE)
+        self.series = tuple(name for name in SERIES if name not in left_out)
         network = self.start()
         self._tangent = engine.Tangent(network, data)
         losses = self._tangent.losses(network, config.lr, self._steps.tolist())
@@ -185,21 +204,38 @@ class _Recorder:
         )
 
     def observe(self, network: Any, step: int) -> dict[str, float]:
-        """First-layer norm and, at its steps, kernel distance; NaN at the others."""
-        every = self._config.kernel_every
-        distance = self._tangent.distance(network) if every and step % every == 0 else np.nan
-        return {"first_layer_norm": self._engine.first_layer_norm(network), KERNEL: distance}
+        """First-layer norm and, at their steps, kernel and curvature; NaN at the others."""
+        config = self._config
+        values = dict.fromkeys((*OF_KERNEL, *OF_CURVATURE), np.nan)
+        values["first_layer_norm"] = self._engine.first_layer_norm(network)
+        if _images.is_due(step, config.kernel_every):
+            values |= self._tangent.measure(network)
+        if _images.is_due(step, config.curvature_every):
+            values |= self._engine.curvature(network, self._data.train, LOSS, config.seed)
+        return {name: value for name, value in values.items() if name in self.series}
 
     def assemble(
         self, records: Mapping[str, Records], measured: Mapping[str, Records]
     ) -> dict[str, NDArray[Any]]:
         """The trajectory's arrays."""
+        config, steps = self._config, self._steps
+        with_kernel, with_curvature = (
+            np.array([_images.is_due(step, every) for step in steps])
+            for every in (config.kernel_every, config.curvature_every)
+        )
         arrays: dict[str, NDArray[Any]] = {
             **self._linearized,
-            "kernel_step": self._steps[self._is_kernel_step],
+            "kernel_step": steps[with_kernel],
             "largest_stable_lr": np.array(self._tangent.largest_stable_lr),
         }
-        for name, of_arm in records.items():
-            arrays |= {f"{name}_{key}": of_arm[key] for key in SERIES}
-            arrays[f"{name}_{KERNEL}"] = of_arm[KERNEL][self._is_kernel_step]
+        if config.curvature_every:
+            arrays["curvature_step"] = steps[with_curvature]
+        shown = {
+            **dict.fromkeys(OF_KERNEL, with_kernel), **dict.fromkeys(OF_CURVATURE, with_curvature)
+        }  # fmt: skip
+        for arm, of_arm in records.items():
+            arrays |= {
+                f"{arm}_{name}": of_arm[name][shown[name]] if name in shown else of_arm[name]
+                for name in self.series
+            }
         return arrays

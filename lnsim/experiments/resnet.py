@@ -15,8 +15,8 @@ of 16, as label noise acts at each step and small batches allow more steps per m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from lnsim.backend import NetworkEngine, load_networks
 from lnsim.base import checks
-from lnsim.base.config import key
+from lnsim.base.config import key, recorded
 from lnsim.experiments import _images
 from lnsim.experiments._arms import Arms, Records
 from lnsim.run import quantities
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-SERIES = quantities.names(quantities.RESNET)
+OF_CURVATURE = _images.OF_CURVATURE
+"""The recorded arrays, (arms, steps), beside `curvature_step`, of a run that measures them."""
+
+SERIES = tuple(name for name in quantities.names(quantities.RESNET) if name not in OF_CURVATURE)
 """The recorded arrays, (arms, records), beside `tau` (arms,) and `epoch` (records,)."""
 
 PRUNED = "pruned_accuracy"
@@ -56,6 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 160,
         "record_every": 1,
         "train_measured": 10_000,
+        "curvature_every": 160,
     },
 }
 
@@ -66,8 +70,9 @@ class Config(_images.ImageConfig):
 
     `width` is that of ResNet-18's first group; `record_every` is in epochs.  `smoothing` is the
     decay of the smoothed accuracy per record.  The training loss is measured on `train_measured`
-    images (0: all).  `kept_percent` are the percentages of weights in the pruning curve.
-    `precision` "bfloat16" and `compile` need CUDA.
+    images (0: all), and on them the curvature, every `curvature_every` epochs, a multiple of
+    `record_every`, or never if that is 0.  `kept_percent` are the percentages of weights in the
+    pruning curve.  `precision` "bfloat16" and `compile` need CUDA.
     """
 
     samples: int = key(1000, "n, training samples; of images, 0: all")
@@ -84,6 +89,7 @@ class Config(_images.ImageConfig):
     weight_decay: float = key(0.0, "fraction of the weights subtracted per step, times lr")
     smoothing: float = key(0.9, "decay of the smoothed accuracy from record to record")
     train_measured: int = key(250, "images on which the training loss is measured; 0: all")
+    curvature_every: int = key(40, _images.CURVATURE_EVERY, later=True, before=_images.NO_CURVATURE)
     kept_percent: list = key(
         [100, 90, 80, 70, 60, 50, 40, 30, 20, 15, 10, 7, 5, 3, 2, 1],
         "shares of the weights that pruning keeps",
@@ -106,10 +112,16 @@ def run(
     images = _images.choose(config)
     recipes = _recipes(engine, config, len(images.train_labels))
     execution = engine.Execution(precision=config.precision, compile=config.compile)
-    identity = {"experiment": "resnet", "backend": backend, **asdict(config)}
-    assemble = partial(_assemble, config)
-    arms = Arms(engine, recipes, images, SERIES, assemble, identity, device)
-    if (earlier := driver.pop("resume", None)) is not None:
+    earlier = driver.pop("resume", None)
+    identity = {
+        "experiment": "resnet",
+        "backend": backend,
+        **recorded(config, _images.config_of(earlier)),
+    }
+    assemble = partial(_assemble, config, len(images.train_labels))
+    series = (*SERIES, *OF_CURVATURE) if config.curvature_every else SERIES
+    arms = Arms(engine, recipes, images, series, assemble, identity, device)
+    if earlier is not None:
         arms.restore(earlier)
     with engine.held(config.threads):
         data = engine.place(images, device)
@@ -120,8 +132,25 @@ def run(
         start = partial(engine.resnet18, width=config.width, seed=config.seed)
         return arms.train(
             start, data, execution, measure=lambda network: {PRUNED: measure(network)},
-            threads=config.threads, **driver,
+            observe=_observed(engine, config, data), threads=config.threads, **driver,
         )  # fmt: skip
+
+
+def _observed(
+    engine: NetworkEngine, config: Config, data: Any
+) -> Callable[[Any, int], dict[str, float]] | None:
+    """The curvature of a network at its steps, and NaN at the others; None if never."""
+    if not config.curvature_every:
+        return None
+    samples = data.train.spaced(config.train_measured)
+    every = config.curvature_every * _steps_of_an_epoch(config, len(data.train))
+
+    def observe(network: Any, step: int) -> dict[str, float]:
+        if not _images.is_due(step, every):
+            return dict.fromkeys(OF_CURVATURE, np.nan)
+        return engine.curvature(network, samples, LOSS, config.seed)
+
+    return observe
 
 
 def figure(trajectory: Trajectory) -> Figure:
@@ -154,7 +183,23 @@ def report(trajectory: Trajectory) -> list[str]:
             f"tau = {tau:<8g}test loss {loss:.4g}, accuracy {raw:.2%} (smoothed {smooth:.2%}),"
             f" {_pruned_line(trajectory, i)}"
         )
+    if trajectory.arrays.get("curvature_step", np.empty(0)).size:
+        lines += _curvature_lines(trajectory)
     return lines
+
+
+def _curvature_lines(trajectory: Trajectory) -> list[str]:
+    """A line on each tau whose curvature was measured at the last of its steps."""
+    step = trajectory["curvature_step"][-1]
+    return [
+        f"tau = {tau:<8g}sharpness {sharpness:.3g}, Hessian trace {trace:.3g} (step {step:,})"
+        for tau, sharpness, trace in zip(
+            trajectory["tau"],
+            *(trajectory[name][:, -1] for name in OF_CURVATURE),
+            strict=True,
+        )
+        if not np.isnan(sharpness)
+    ]
 
 
 def _pruned_line(trajectory: Trajectory, arm: int) -> str:
@@ -173,6 +218,7 @@ def _check(config: Config) -> None:
     checks.choice("preset", config.preset, PRESETS)
     for name, least in (("epochs", 0), ("record_every", 1), ("batch_size", 0)):
         checks.integer(name, getattr(config, name), least)
+    _images.check_multiple("curvature_every", config)
     for name in ("tau", "kept_percent"):
         values = getattr(config, name)
         if not values or len({_number(name, value) for value in values}) < len(values):
@@ -191,7 +237,7 @@ def _number(name: str, value: Any) -> float:
 
 def _recipes(engine: NetworkEngine, config: Config, n: int) -> dict[str, Any]:
     """What determines each arm, by its name."""
-    to_an_epoch = -(-n // (config.batch_size or n))
+    to_an_epoch = _steps_of_an_epoch(config, n)
     return {
         f"tau = {tau}": engine.Recipe(
             steps=config.epochs * to_an_epoch,
@@ -212,18 +258,30 @@ def _recipes(engine: NetworkEngine, config: Config, n: int) -> dict[str, Any]:
     }
 
 
+def _steps_of_an_epoch(config: Config, n: int) -> int:
+    return -(-n // (config.batch_size or n))
+
+
 def _assemble(
-    config: Config, records: Mapping[str, Records], measured: Mapping[str, Records]
+    config: Config, n: int, records: Mapping[str, Records], measured: Mapping[str, Records]
 ) -> dict[str, NDArray[Any]]:
-    """The trajectory's arrays: those of all arms, stacked."""
+    """The trajectory's arrays: those of all arms, stacked.  `n` is the number of images."""
     percentages = np.array(config.kept_percent, dtype=np.float64)
     not_pruned = {PRUNED: np.full(percentages.shape, np.nan)}
+    epochs = np.array(record_steps(config.epochs, config.record_every, "epochs"))
+    curvature: dict[str, NDArray[Any]] = {}
+    if config.curvature_every:
+        due = epochs % config.curvature_every == 0
+        curvature["curvature_step"] = epochs[due] * _steps_of_an_epoch(config, n)
+        for name in OF_CURVATURE:
+            curvature[name] = np.stack([of_arm[name][due] for of_arm in records.values()])
     return {
         "tau": np.array(config.tau, dtype=np.float64),
-        "epoch": np.array(record_steps(config.epochs, config.record_every, "epochs")),
+        "epoch": epochs,
         "kept_percent": percentages,
         PRUNED: np.stack([measured.get(name, not_pruned)[PRUNED] for name in records]),
         **{key: np.stack([of_arm[key] for of_arm in records.values()]) for key in SERIES},
+        **curvature,
     }
 
 

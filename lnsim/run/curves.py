@@ -126,8 +126,8 @@ def axis(trajectory: Record, name: str) -> str:
         return "cloud_step"
     if row is not None and row.axis is Axis.PERCENT:
         return "kept_percent"
-    if row is not None and row.costly and "kernel_step" in trajectory.arrays:
-        return "kernel_step"
+    if row is not None and row.costly and row.over in trajectory.arrays:
+        return row.over
     return "epoch" if "epoch" in trajectory.arrays else "step"
 
 

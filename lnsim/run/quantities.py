@@ -35,7 +35,7 @@ from lnsim.run.quantity import (
 ARMS = ("clean", "linearized", "noisy", "sam")
 """How names begin where a run has a series for each of its networks: clean_test_loss, ..."""
 
-INDEXES = ("step", "epoch", "kernel_step", "cloud_step", "kept_percent")
+INDEXES = ("step", "epoch", "kernel_step", "curvature_step", "cloud_step", "kept_percent")
 """The arrays that the others are over."""
 
 _LOSS = "mean loss, clean labels: half the squared error under the squared loss"
@@ -128,6 +128,30 @@ _ROWS = (
         drawn=(ERF, WIDE_RESNET),
         formula="‖K_t − K_0‖_F / ‖K_0‖_F, tangent kernel on the training inputs", costly=True,
         label=r"$\|K_t - K_0\|_F\,/\,\|K_0\|_F$",
+    ),
+    Quantity(
+        name="kernel_alignment", models=(WIDE_RESNET,), costly=True,
+        formula="⟨K_c, Y_c Y_cᵀ⟩ / (‖K_c‖ ‖Y_c Y_cᵀ‖), centred, kernel summed over the outputs",
+        label="kernel alignment",
+    ),
+    Quantity(
+        name="kernel_rank", models=(WIDE_RESNET,), costly=True, label="effective rank of kernel",
+        formula="exp of the entropy of that kernel's eigenvalues, divided by their sum",
+    ),
+    Quantity(
+        name="sharpness", models=(WIDE_RESNET, RESNET), costly=True, over="curvature_step",
+        formula="the largest eigenvalue of the Hessian of the training loss on clean labels",
+        drawn=(WIDE_RESNET, RESNET), label=r"sharpness $\lambda_\mathrm{max}$",
+        last_label=r"sharpness $\lambda_\mathrm{max}$ at the end",
+    ),
+    Quantity(
+        name="hessian_trace", models=(WIDE_RESNET, RESNET), costly=True, over="curvature_step",
+        formula="the trace of that Hessian, an estimate by Hutch++", label="trace of the Hessian",
+        last_label="trace of the Hessian at the end",
+    ),
+    Quantity(
+        name="curvature_step", formula="the steps at which the curvature was measured",
+        models=(WIDE_RESNET, RESNET), axis=Axis.RUN, label="step $t$", unit=STEPS,
     ),
     Quantity(
         name="kernel_step", formula="the steps at which the kernel was measured",

@@ -44,7 +44,7 @@ class Quantity:
     sweep's; empty for `name`.
     drawn: the models of which it is drawn where no curve is named; from_zero: on an axis from 0.
     needs: the option of `lnsim.simulate` that has it recorded; empty for always.
-    costly: in a run with the array `kernel_step` it is over that.
+    costly: in a run with the array `over` it is over that.
     beside: the quantity whose row of the README's table it shares.
     given: what the problem must have for it: "theta_star", or "classes" for labels; empty: nothing.
     by_name: of a measure, the models of which it is recorded only where it is named (measures.py).
@@ -62,6 +62,7 @@ class Quantity:
     from_zero: bool = False
     needs: str = ""
     costly: bool = False
+    over: str = "kernel_step"
     beside: str = ""
     given: str = ""
     by_name: tuple[str, ...] = ()

@@ -134,7 +134,7 @@ def pairs(trajectory: Trajectory, again: Trajectory, limit: Allowed) -> Iterator
         if name not in over_time or recorded.shape != recomputed.shape:
             yield Pair(name, recorded, recomputed, None, CLOSE_FLOAT32)
         elif (over := curves.axis(trajectory, name)) != "kept_percent":
-            times = trajectory[over] if over == "kernel_step" else steps
+            times = steps if over == "epoch" else trajectory[over]
             compared = times <= limit.last_step
             tolerance = limit.tolerance[np.searchsorted(steps, times[compared])]
             rows = times[compared] if recorded.ndim == 1 else None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,6 @@ from lnsim.base import config as configs
 from lnsim.run import experiment, quantities
 from lnsim.run.experiment import Experiment
 from lnsim.run.machine import provenance
-from lnsim.run.measures import NONE
 from lnsim.run.quantities import Axis
 from lnsim.run.record import Ending, Status
 from lnsim.simulation import rounding
@@ -108,9 +107,7 @@ def _segment(trajectory: Trajectory, seed: int) -> tuple[int | None, int | None]
 def _repeated(trajectory: Trajectory, made_by: Experiment) -> Callable[..., Trajectory]:
     """The experiment's run with the configuration of `trajectory`."""
     values = {k: v for k, v in trajectory.config.items() if k not in ("experiment", "backend")}
-    if "measures" in {field.name for field in fields(made_by.Config)}:
-        values.setdefault("measures", NONE)  # the run was made before there were any
-    config: Any = configs.build(made_by.Config, values)
+    config: Any = configs.build(made_by.Config, configs.completed(made_by.Config, values))
     return partial(made_by.run, config, backend=str(trajectory.config["backend"]))
 
 

@@ -11,7 +11,13 @@ CLASSES = 10
 
 def small_wide(data, cls=wide_resnet.Config, **changes):
     setting = cls(
-        data=data, samples=20, test_samples=20, steps=40, record_every=10, kernel_every=20
+        data=data,
+        samples=20,
+        test_samples=20,
+        steps=40,
+        record_every=10,
+        kernel_every=20,
+        curvature_every=20,
     )
     return replace(setting, **changes)
 
@@ -20,6 +26,7 @@ def small_resnet(data, **changes):
     setting = resnet.Config(
         data=data, samples=50, test_samples=40, width=2, tau=[0.0, 0.6], epochs=12, batch_size=10,
         lr=0.1, record_every=4, train_measured=0, kept_percent=[100, 50.0, 10],
+        curvature_every=4,
     )  # fmt: skip
     return replace(setting, **changes)
 

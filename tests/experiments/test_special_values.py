@@ -26,9 +26,10 @@ TINY = {
                   "record_every": 2, "tracked": 1, "sigma": 0.0, "period": 2},
     "linearization": {"samples": 6, "test_samples": 5, "width": 5, "steps": 4, "record_every": 2},
     "wide-resnet": {"samples": 6, "test_samples": 5, "steps": 2, "record_every": 1,
-                    "kernel_every": 1, "lr": 0.5},
+                    "kernel_every": 1, "curvature_every": 2, "lr": 0.5},
     "resnet": {"samples": 6, "test_samples": 5, "width": 1, "epochs": 2, "record_every": 1,
-               "batch_size": 3, "train_measured": 4, "tau": [0.5], "kept_percent": [100, 50]},
+               "batch_size": 3, "train_measured": 4, "tau": [0.5], "kept_percent": [100, 50],
+               "curvature_every": 2},
 }  # fmt: skip
 TINY["wide-resnet-sam"] = TINY["wide-resnet"]
 
@@ -52,6 +53,7 @@ OTHERS = {
     **{(name, "batch_size"): "all" for name in SYNTHETIC if not name.startswith("oscillation")},
     **{(name, "amplitude"): "left out" for name in SYNTHETIC if name.startswith("oscillation")},
     **{(name, "kernel_every"): "never" for name in ("wide-resnet", "wide-resnet-sam")},
+    **{(name, "curvature_every"): "never" for name in NEED_TORCH},
     **{(name, "theta_norm"): "as drawn" for name in ANY_MODEL if name != "diagonal"},
     **{
         (name, key): "none, or all"
@@ -133,7 +135,7 @@ def test_a_kernel_that_is_never_measured_is_left_out_and_changes_nothing(run, na
     kernel = {array for array in always.arrays if array.endswith("ntk_distance")}
     assert len(kernel) == 2
     for array, values in always.arrays.items():
-        if array in kernel or array == "kernel_step":
+        if array in kernel or "kernel_" in array:  # kernel_step, and what else is measured there
             assert never[array].size == 0
         else:
             np.testing.assert_array_equal(never[array], values, err_msg=array)
@@ -149,8 +151,30 @@ def test_a_kernel_that_is_never_measured_is_left_out_and_changes_nothing(run, na
     assert not any("K_0" in axes.get_ylabel() for axes in both.axes)
 
 
+@pytest.mark.parametrize("name", NEED_TORCH)
+def test_a_curvature_that_is_never_measured_is_left_out_and_changes_nothing(run, name):
+    never, always = run(name, curvature_every=0), run(name)
+    added = always.arrays.keys() - never.arrays.keys()
+    names = {"curvature_step"} | {
+        array
+        for array in always.arrays
+        if array.endswith(("sharpness", "hessian_trace", "kernel_alignment", "kernel_rank"))
+    }
+    assert added == names and len(added) == (3 if name == "resnet" else 9)
+    for array, values in never.arrays.items():
+        np.testing.assert_array_equal(always[array], values, err_msg=array)
+    made_by = experiments.load(name)
+    lines = [line for line in made_by.report(always) if "sharpness" in line]
+    assert lines and all(len(line) <= 80 for line in lines)
+    assert not any("sharpness" in line for line in made_by.report(never))
+    with pytest.raises(ValueError, match="no curve 'sharpness' in this trajectory"):
+        never.plot("sharpness")
+    assert always.plot("sharpness").axes
+
+
 @pytest.mark.parametrize(
-    ("name", "key"), [("linearization", "samples"), ("wide-resnet", "kernel_every")]
+    ("name", "key"),
+    [("linearization", "samples"), ("wide-resnet", "kernel_every"), ("resnet", "curvature_every")],
 )
 def test_the_commands_take_it(data, tmp_path, capsys, name, key):
     if name in NEED_TORCH:
