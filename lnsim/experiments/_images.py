@@ -82,17 +82,13 @@ def config_of(earlier: Trajectory | None) -> Mapping[str, Any] | None:
     return None if earlier is None else earlier.config
 
 
-def is_due(time: int, every: int) -> bool:
-    """Whether what is measured `every` so many steps or epochs, 0 for never, is measured now."""
-    return every > 0 and time % every == 0
+def curvature_is_due(time: int, config: Any) -> bool:
+    """Whether the curvature is measured at the record of this step (resnet: epoch).
 
-
-def check_multiple(name: str, config: Any) -> None:
-    """Raises ValueError unless the key `name` is a multiple of record_every, or 0."""
-    every = checks.integer("record_every", config.record_every, 1)
-    value = checks.integer(name, getattr(config, name), 0)
-    if value % every:
-        raise ValueError(f"{name} must be a multiple of record_every {every}, got {value}")
+    It is at the first record from each multiple of `curvature_every` on; never if that is 0.
+    """
+    every = config.curvature_every
+    return every > 0 and time % every < config.record_every
 
 
 def choose(config: ImageConfig) -> Images:

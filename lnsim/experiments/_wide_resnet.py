@@ -172,8 +172,12 @@ def _each(values: Mapping[str, Any], form: str) -> str:
 
 def _check(config: WideResNetConfig) -> None:
     checks.choice("preset", config.preset, PRESETS)
-    _images.check_multiple("kernel_every", config)
-    _images.check_multiple("curvature_every", config)
+    every = checks.integer("record_every", config.record_every, 1)
+    if checks.integer("kernel_every", config.kernel_every, 0) % every:
+        raise ValueError(
+            f"kernel_every must be a multiple of record_every {every}, got {config.kernel_every}"
+        )
+    checks.integer("curvature_every", config.curvature_every, 0)
 
 
 def _recipe(engine: NetworkEngine, config: WideResNetConfig, changes: Mapping[str, Any]) -> Any:
@@ -181,6 +185,10 @@ def _recipe(engine: NetworkEngine, config: WideResNetConfig, changes: Mapping[st
         steps=config.steps, record_every=config.record_every, lr=config.lr, seed=config.seed,
         loss=LOSS, **changes,
     )  # fmt: skip
+
+
+def _is_kernel_due(step: int, config: WideResNetConfig) -> bool:
+    return config.kernel_every > 0 and step % config.kernel_every == 0
 
 
 class _Recorder:
@@ -208,9 +216,9 @@ class _Recorder:
         config = self._config
         values = dict.fromkeys((*OF_KERNEL, *OF_CURVATURE), np.nan)
         values["first_layer_norm"] = self._engine.first_layer_norm(network)
-        if _images.is_due(step, config.kernel_every):
+        if _is_kernel_due(step, config):
             values |= self._tangent.measure(network)
-        if _images.is_due(step, config.curvature_every):
+        if _images.curvature_is_due(step, config):
             values |= self._engine.curvature(network, self._data.train, LOSS, config.seed)
         return {name: value for name, value in values.items() if name in self.series}
 
@@ -220,8 +228,8 @@ class _Recorder:
         """The trajectory's arrays."""
         config, steps = self._config, self._steps
         with_kernel, with_curvature = (
-            np.array([_images.is_due(step, every) for step in steps])
-            for every in (config.kernel_every, config.curvature_every)
+            np.array([is_due(step, config) for step in steps])
+            for is_due in (_is_kernel_due, _images.curvature_is_due)
         )
         arrays: dict[str, NDArray[Any]] = {
             **self._linearized,

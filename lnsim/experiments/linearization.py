@@ -8,8 +8,8 @@ first-layer norms that fall more.  The science is in images/erf_network.py and d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
-from lnsim.base.config import key
+from lnsim.base.config import key, recorded
 from lnsim.base.progress import of_steps
 from lnsim.dynamics.flips import FLIPS, check_tau, flip_labels
+from lnsim.experiments import _images
 from lnsim.images import data as images
 from lnsim.images import erf_network
 from lnsim.images.data import CLASSES
+from lnsim.images.erf_curvature import Curvature
 from lnsim.images.erf_network import Engine, Start, State
+from lnsim.images.kernels import effective_rank, label_alignment
 from lnsim.run import quantities
 from lnsim.run.experiment import Experiment
 from lnsim.run.loop import drive, record_steps
@@ -39,12 +42,22 @@ if TYPE_CHECKING:
 RUNS = ("clean", "noisy")
 CURVES = ("clean", "noisy", "linearized")
 LOSSES = ("train_loss", "test_loss")
-MEASURES = tuple(name for name in quantities.names(quantities.ERF) if name not in LOSSES)
+OF_KERNEL = ("kernel_alignment", "kernel_rank")
+OF_CURVATURE = _images.OF_CURVATURE
+MEASURES = tuple(
+    name
+    for name in quantities.names(quantities.ERF)
+    if name not in (*LOSSES, *OF_KERNEL, *OF_CURVATURE)
+)
 SERIES = (
     *(f"{curve}_{name}" for curve in CURVES for name in LOSSES),
     *(f"{run}_{name}" for run in RUNS for name in MEASURES),
 )
-"""The recorded arrays beside `step`, each (records,)."""
+"""The recorded arrays beside `step`, each (records,).
+
+A run with `curvature_every` has also those of OF_KERNEL for each of RUNS and, over
+`curvature_step`, those of OF_CURVATURE.
+"""
 
 STEPS_AT_ONCE = 1000
 """Number of steps whose labels are in memory at a time."""
@@ -73,6 +86,9 @@ class Config:
     record_every: int = key(100, "steps between records; for resnet, epochs")
     tau: float = key(0.5, "probability that a label is drawn anew each time it is used")
     flip: str = key("any", "any or other: the classes from which a noisy label is drawn")
+    curvature_every: int = key(
+        500, _images.CURVATURE_EVERY, later=True, before=_images.NO_CURVATURE
+    )
     dtype: str = key("float32", "type of the gradients: float32 or float64")
     seed: int = key(0, "seed of the data, the network and the noise")
 
@@ -96,7 +112,9 @@ def run(
     device = device or "cpu"
     engine = erf_network.load_engine(backend)
     engine.check_device(device)
-    run = _Run(config, backend, device, engine)
+    kept = recorded(config, _images.config_of(resume))
+    identity = {"experiment": "linearization", "backend": backend, **kept}
+    run = _Run(config, identity, device, engine)
     step = 0 if resume is None else run.restore(resume)
     with of_steps(progress, config.steps, step) as report:
         return drive(
@@ -129,13 +147,21 @@ def report(trajectory: Trajectory) -> list[str]:
     )
     moved = [trajectory[f"{run}_ntk_distance"][-1] for run in RUNS]
     lines.append(f"kernel        moved by {moved[0]:.3g} clean, {moved[1]:.3g} noisy (of its norm)")
+    if trajectory.arrays.get("curvature_step", np.empty(0)).size:
+        at = trajectory["curvature_step"][-1]
+        for name, label in zip(OF_CURVATURE, ("sharpness", "Hessian trace"), strict=True):
+            clean, noisy = (trajectory[f"{run}_{name}"][-1] for run in RUNS)
+            lines.append(
+                f"{label:<14}{clean:.4g} clean, {noisy:.4g} noisy (clean labels, step {at:,})"
+            )
     return lines
 
 
 def _check(config: Config) -> None:
     """Refuses numbers and words out of range."""
     for name, least in (
-        ("samples", 0), ("test_samples", 0), ("width", 1), ("steps", 0), ("record_every", 1)
+        ("samples", 0), ("test_samples", 0), ("width", 1), ("steps", 0), ("record_every", 1),
+        ("curvature_every", 0),
     ):  # fmt: skip
         checks.integer(name, getattr(config, name), least)
     if not isinstance(checks.real("lr", config.lr, above=0.0), float):
@@ -151,10 +177,11 @@ class _Run:
 
     diverged_at: int | None = None
 
-    def __init__(self, config: Config, backend: str, device: str, engine: Engine) -> None:
+    def __init__(
+        self, config: Config, identity: dict[str, Any], device: str, engine: Engine
+    ) -> None:
         self._config, self._engine = config, engine
-        self._identity = {"experiment": "linearization", "backend": backend, **asdict(config)}
-        self._device = device
+        self._identity, self._device = identity, device
         source = images.load(config.data, config.data_root)
         self.task = erf_network.choose(
             source, config.samples, config.test_samples, CLASSES, config.seed
@@ -169,6 +196,13 @@ class _Run:
         self._count = 0
         self._words = streams.WordStream(config.seed, 1, 0)
         self._arrays = {name: np.full(len(self._plan), np.nan) for name in SERIES}
+        self._has_curvature = np.array(
+            [_images.curvature_is_due(step, config) for step in self._plan]
+        )
+        if config.curvature_every:
+            self._curvature = Curvature(self.start, self.task, config.seed)
+            for name in (*OF_KERNEL, *OF_CURVATURE):
+                self._arrays |= {f"{run}_{name}": np.full(len(self._plan), np.nan) for run in RUNS}
 
     def events(self, step: int) -> list[int]:
         """The steps that remain to be recorded."""
@@ -200,6 +234,8 @@ class _Run:
         if not max(values["clean_train_loss"], values["noisy_train_loss"]) < DIVERGED_ABOVE:
             self.diverged_at = step
             return False
+        if self._has_curvature[self._count]:
+            values |= self._curvature_values()
         for name, value in values.items():
             self._arrays[name][self._count] = value
         self._count += 1
@@ -210,28 +246,34 @@ class _Run:
         state, start, task = self.state, self.start, self.task
         H, H_test = erf_network.preactivations(state, start)
         norms = erf_network.neuron_norms(H, state, start)
+        kernels = erf_network.mean_kernel(H, H, state.W2, start.gram)
         of_runs = {
             "train_loss": erf_network.loss(erf_network.outputs(H, state), task.y),
             "test_loss": erf_network.loss(erf_network.outputs(H_test, state), task.y_test),
             "norm_mean": norms.mean(axis=1),
             "norm_std": norms.std(axis=1),
-            "ntk_distance": self._ntk_distance(H),
+            "ntk_distance": self._ntk_distance(kernels),
         }
-        values = {
-            f"{run}_{name}": float(of_run[s])
-            for name, of_run in of_runs.items()
-            for s, run in enumerate(RUNS)
-        }
+        if self._config.curvature_every:
+            of_runs["kernel_alignment"] = label_alignment(kernels, task.y)
+            of_runs["kernel_rank"] = effective_rank(kernels)
+        values = _by_run(of_runs)
         f, f_test = self._linear.train(step), self._linear.test(step)
         values["linearized_train_loss"] = float(erf_network.loss(f, task.y))
         values["linearized_test_loss"] = float(erf_network.loss(f_test, task.y_test))
         return values
 
-    def _ntk_distance(self, H: FloatArray) -> FloatArray:
+    def _ntk_distance(self, kernels: FloatArray) -> FloatArray:
         """|K(t) - K(0)|_F / |K(0)|_F of both runs, (2,)."""
         start = self._linear.kernel
-        moved = erf_network.mean_kernel(H, H, self.state.W2, self.start.gram) - start
-        return np.linalg.norm(moved, axis=(1, 2)) / np.linalg.norm(start)
+        return np.linalg.norm(kernels - start, axis=(1, 2)) / np.linalg.norm(start)
+
+    def _curvature_values(self) -> dict[str, float]:
+        """The values of OF_CURVATURE at the present state."""
+        H, _ = erf_network.preactivations(self.state, self.start)
+        measures = (self._curvature.sharpness, self._curvature.trace)
+        of_runs = [measure(self.state, H) for measure in measures]
+        return _by_run(dict(zip(OF_CURVATURE, of_runs, strict=True)))
 
     def result(self, status: Status) -> Trajectory:
         """All records so far, and the state from which to resume."""
@@ -239,6 +281,11 @@ class _Run:
             name: value[: self._count].copy() for name, value in self._arrays.items()
         }
         arrays["step"] = np.array(self._plan[: self._count])
+        if self._config.curvature_every:
+            measured = self._has_curvature[: self._count]
+            arrays["curvature_step"] = arrays["step"][measured]
+            for name in _of_curvature():
+                arrays[name] = arrays[name][measured]
         state = {name: value.copy() for name, value in vars(self.state).items()}
         about = {**provenance(self._identity), "device": self._device}
         return Trajectory(arrays, self._identity, status, state, about)
@@ -247,8 +294,12 @@ class _Run:
         """Takes over the records and the state of `earlier`; returns its last step."""
         count = records_kept(earlier, self._identity, self._plan)
         self._check_same(earlier)
+        measured = self._has_curvature[:count]
         for name, values in self._arrays.items():
-            values[:count] = earlier[name][:count]
+            if name in _of_curvature():
+                values[:count][measured] = earlier[name][: measured.sum()]
+            else:
+                values[:count] = earlier[name][:count]
         for name, value in vars(self.state).items():
             value[...] = earlier.state[name]
         self._count, step = count, earlier.status.step
@@ -266,6 +317,19 @@ class _Run:
         for name, value in vars(self.state).items():
             if name not in earlier.state or earlier.state[name].shape != value.shape:
                 raise ValueError(f"cannot resume: the earlier run has no fitting state {name!r}")
+
+
+def _by_run(of_runs: Mapping[str, FloatArray]) -> dict[str, float]:
+    """Values : (2,) of both runs, under names that begin with that of the run."""
+    return {
+        f"{run}_{name}": float(of_run[s])
+        for name, of_run in of_runs.items()
+        for s, run in enumerate(RUNS)
+    }
+
+
+def _of_curvature() -> list[str]:
+    return [f"{run}_{name}" for run in RUNS for name in OF_CURVATURE]
 
 
 EXPERIMENT = Experiment(

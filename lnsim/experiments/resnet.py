@@ -70,8 +70,8 @@ class Config(_images.ImageConfig):
 
     `width` is that of ResNet-18's first group; `record_every` is in epochs.  `smoothing` is the
     decay of the smoothed accuracy per record.  The training loss is measured on `train_measured`
-    images (0: all), and on them the curvature, every `curvature_every` epochs, a multiple of
-    `record_every`, or never if that is 0.  `kept_percent` are the percentages of weights in the
+    images (0: all), and on them the curvature, every `curvature_every` epochs, or never if that is
+    0.  `kept_percent` are the percentages of weights in the
     pruning curve.  `precision` "bfloat16" and `compile` need CUDA.
     """
 
@@ -143,10 +143,10 @@ def _observed(
     if not config.curvature_every:
         return None
     samples = data.train.spaced(config.train_measured)
-    every = config.curvature_every * _steps_of_an_epoch(config, len(data.train))
+    to_an_epoch = _steps_of_an_epoch(config, len(data.train))
 
     def observe(network: Any, step: int) -> dict[str, float]:
-        if not _images.is_due(step, every):
+        if not _images.curvature_is_due(step // to_an_epoch, config):
             return dict.fromkeys(OF_CURVATURE, np.nan)
         return engine.curvature(network, samples, LOSS, config.seed)
 
@@ -216,9 +216,13 @@ def _pruned_line(trajectory: Trajectory, arm: int) -> str:
 def _check(config: Config) -> None:
     """Refuses values that would fail only after the training, and malformed lists."""
     checks.choice("preset", config.preset, PRESETS)
-    for name, least in (("epochs", 0), ("record_every", 1), ("batch_size", 0)):
+    for name, least in (
+        ("epochs", 0),
+        ("record_every", 1),
+        ("batch_size", 0),
+        ("curvature_every", 0),
+    ):
         checks.integer(name, getattr(config, name), least)
-    _images.check_multiple("curvature_every", config)
     for name in ("tau", "kept_percent"):
         values = getattr(config, name)
         if not values or len({_number(name, value) for value in values}) < len(values):
@@ -271,7 +275,7 @@ def _assemble(
     epochs = np.array(record_steps(config.epochs, config.record_every, "epochs"))
     curvature: dict[str, NDArray[Any]] = {}
     if config.curvature_every:
-        due = epochs % config.curvature_every == 0
+        due = np.array([_images.curvature_is_due(epoch, config) for epoch in epochs])
         curvature["curvature_step"] = epochs[due] * _steps_of_an_epoch(config, n)
         for name in OF_CURVATURE:
             curvature[name] = np.stack([of_arm[name][due] for of_arm in records.values()])

@@ -130,28 +130,29 @@ _ROWS = (
         label=r"$\|K_t - K_0\|_F\,/\,\|K_0\|_F$",
     ),
     Quantity(
-        name="kernel_alignment", models=(WIDE_RESNET,), costly=True,
+        name="kernel_alignment", models=(ERF, WIDE_RESNET), costly=True,
         formula="⟨K_c, Y_c Y_cᵀ⟩ / (‖K_c‖ ‖Y_c Y_cᵀ‖), centred, kernel summed over the outputs",
         label="kernel alignment",
     ),
     Quantity(
-        name="kernel_rank", models=(WIDE_RESNET,), costly=True, label="effective rank of kernel",
+        name="kernel_rank", models=(ERF, WIDE_RESNET), costly=True,
+        label="effective rank of kernel",
         formula="exp of the entropy of that kernel's eigenvalues, divided by their sum",
     ),
     Quantity(
-        name="sharpness", models=(WIDE_RESNET, RESNET), costly=True, over="curvature_step",
+        name="sharpness", models=NETWORKS, costly=True, over="curvature_step",
         formula="the largest eigenvalue of the Hessian of the training loss on clean labels",
-        drawn=(WIDE_RESNET, RESNET), label=r"sharpness $\lambda_\mathrm{max}$",
+        drawn=NETWORKS, label=r"sharpness $\lambda_\mathrm{max}$",
         last_label=r"sharpness $\lambda_\mathrm{max}$ at the end",
     ),
     Quantity(
-        name="hessian_trace", models=(WIDE_RESNET, RESNET), costly=True, over="curvature_step",
-        formula="the trace of that Hessian, an estimate by Hutch++", label="trace of the Hessian",
-        last_label="trace of the Hessian at the end",
+        name="hessian_trace", models=NETWORKS, costly=True, over="curvature_step",
+        formula="the trace of that Hessian, of a ResNet an estimate by Hutch++",
+        label="trace of the Hessian", last_label="trace of the Hessian at the end",
     ),
     Quantity(
         name="curvature_step", formula="the steps at which the curvature was measured",
-        models=(WIDE_RESNET, RESNET), axis=Axis.RUN, label="step $t$", unit=STEPS,
+        models=NETWORKS, axis=Axis.RUN, label="step $t$", unit=STEPS,
     ),
     Quantity(
         name="kernel_step", formula="the steps at which the kernel was measured",

@@ -17,7 +17,7 @@ def small_wide(data, cls=wide_resnet.Config, **changes):
         steps=40,
         record_every=10,
         kernel_every=20,
-        curvature_every=20,
+        curvature_every=40,
     )
     return replace(setting, **changes)
 
@@ -26,7 +26,7 @@ def small_resnet(data, **changes):
     setting = resnet.Config(
         data=data, samples=50, test_samples=40, width=2, tau=[0.0, 0.6], epochs=12, batch_size=10,
         lr=0.1, record_every=4, train_measured=0, kept_percent=[100, 50.0, 10],
-        curvature_every=4,
+        curvature_every=12,
     )  # fmt: skip
     return replace(setting, **changes)
 

@@ -276,7 +276,7 @@ def test_report_and_figure(data, tmp_path):
 
     for steps in (60, 0):
         trajectory = linearization.run(small(data, steps=steps))
-        assert len(linearization.report(trajectory)) == 4
+        assert len(linearization.report(trajectory)) == 6
         figure = linearization.figure(trajectory)
         assert len(figure.axes) == 4
         canvas.save(figure, tmp_path)

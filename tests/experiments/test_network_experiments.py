@@ -256,7 +256,9 @@ def test_an_arm_that_fails_stops_the_others(data, monkeypatch):
 
     monkeypatch.setattr(network_engine, "resnet18", counted)
     # The other one would be in training for days, until its next record; the third is not begun.
-    setting = small_resnet(data, tau=[0.0, 0.3, 0.6], epochs=10**6, record_every=10**6)
+    setting = small_resnet(
+        data, tau=[0.0, 0.3, 0.6], epochs=10**6, record_every=10**6, curvature_every=0
+    )
     with pytest.raises(OSError, match="no space left"):
         resnet.run(setting, checkpoint=fail, checkpoint_every=0.0)
     assert len(made) == 2

@@ -53,7 +53,7 @@ OTHERS = {
     **{(name, "batch_size"): "all" for name in SYNTHETIC if not name.startswith("oscillation")},
     **{(name, "amplitude"): "left out" for name in SYNTHETIC if name.startswith("oscillation")},
     **{(name, "kernel_every"): "never" for name in ("wide-resnet", "wide-resnet-sam")},
-    **{(name, "curvature_every"): "never" for name in NEED_TORCH},
+    **{(name, "curvature_every"): "never" for name in ON_IMAGES},
     **{(name, "theta_norm"): "as drawn" for name in ANY_MODEL if name != "diagonal"},
     **{
         (name, key): "none, or all"
@@ -151,7 +151,7 @@ def test_a_kernel_that_is_never_measured_is_left_out_and_changes_nothing(run, na
     assert not any("K_0" in axes.get_ylabel() for axes in both.axes)
 
 
-@pytest.mark.parametrize("name", NEED_TORCH)
+@pytest.mark.parametrize("name", ON_IMAGES)
 def test_a_curvature_that_is_never_measured_is_left_out_and_changes_nothing(run, name):
     never, always = run(name, curvature_every=0), run(name)
     added = always.arrays.keys() - never.arrays.keys()
