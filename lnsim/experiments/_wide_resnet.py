@@ -154,14 +154,14 @@ def report(trajectory: Trajectory) -> list[str]:
 
 
 def figure(trajectory: Trajectory, cls: type[WideResNetConfig], *words: str) -> Figure:
-    """Losses, first-layer norm and kernel distance of all curves; `words` say what the arms are."""
+    """Losses, norm, kernel and curvature of all curves; `words` say what the arms are."""
     from lnsim.figures import networks
 
     config = trajectory.config
     shape = [f"Wide ResNet of block size {config['block_size']}, k = {config['k']}"]
     lr = f"lr {config['lr']:g} (linearised: stable below {trajectory['largest_stable_lr']:.3g})"
     caption = _images.caption(trajectory, cls, PRESETS, [*shape, lr, *words])
-    return networks.four_panels(trajectory, caption)
+    return networks.of_arms(trajectory, caption)
 
 
 def _each(values: Mapping[str, Any], form: str) -> str:

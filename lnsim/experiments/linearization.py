@@ -127,7 +127,7 @@ def figure(trajectory: Trajectory) -> Figure:
     """Training loss, test loss, and mean and deviation of the first-layer norms."""
     from lnsim.figures import linearization
 
-    return linearization.four_panels(trajectory)
+    return linearization.of_arms(trajectory)
 
 
 def report(trajectory: Trajectory) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from lnsim.base.checks import FloatArray
 from lnsim.figures.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILION, letters, pt
@@ -61,6 +61,11 @@ def first_replica(trajectory: Record) -> Series:
 def alignment_symbol(series: Series) -> str:
     """The symbol of a neuron's alignment, with one output or several."""
     return ALIGNMENT if len(np.atleast_2d(series["theta_star"])) == 1 else ALIGNMENTS
+
+
+def grid(count: int) -> tuple[int, int]:
+    """Rows and columns of `count` panels, at most 6."""
+    return (2, 2) if count <= 4 else (2, 3)
 
 
 def letter(axes: Axes, name: str, *, up: float = 4) -> None:
@@ -120,6 +125,26 @@ def network_losses_axis(axes: Axes, losses: Mapping[str, FloatArray]) -> None:
         values = np.concatenate([v.ravel() for v in losses.values()])
         near = values[(values >= own.min() / 1e3) & (values <= 10 * own.max())]
         axes.set_ylim(near.min() / 1.2, 1.2 * near.max())
+
+
+def sharpness_axis(axes: Axes, values: FloatArray, lr: float | None) -> None:
+    """Makes the axis of sharpnesses logarithmic, with a line at 2 / lr where `lr` is given.
+
+    Above it gradient descent on the whole batch is unstable.  It is left out where it is more than
+    a decade above all `values`: it would flatten them.
+    """
+    positive = values[(values > 0) & (values < LARGEST)]
+    if positive.size:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    if lr is not None and 2.0 / lr <= 10.0 * np.max(positive, initial=0.0):
+        axes.axhline(2.0 / lr, color=BLACK, ls=":", lw=pt(0.8))
+        axes.annotate(
+            r"$2\,/\,\eta$", (0.97, 2.0 / lr), (0, pt(-2)), xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points", ha="right", va="top",
+        )  # fmt: skip
 
 
 def percent_axis(axes: Axes) -> None:

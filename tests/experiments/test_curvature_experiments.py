@@ -1,4 +1,4 @@
-"""Sharpness, trace, and the kernel's alignment and rank, as the experiments on images record them."""
+"""Sharpness, trace, kernel alignment and rank, as the experiments on images record them."""
 
 from dataclasses import replace
 
