@@ -131,7 +131,7 @@ def sharpness_axis(axes: Axes, values: FloatArray, lr: float | None) -> None:
     """Makes the axis of sharpnesses logarithmic, with a line at 2 / lr where `lr` is given.
 
     Above it gradient descent on the whole batch is unstable.  It is left out where it is more than
-    a decade above all `values`: it would flatten them.
+    a decade away from all `values`: it would flatten them.
     """
     positive = values[(values > 0) & (values < LARGEST)]
     if positive.size:
@@ -139,7 +139,7 @@ def sharpness_axis(axes: Axes, values: FloatArray, lr: float | None) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-    if lr is not None and 2.0 / lr <= 10.0 * np.max(positive, initial=0.0):
+    if lr is not None and ((positive >= 0.2 / lr) & (positive <= 20.0 / lr)).any():
         axes.axhline(2.0 / lr, color=BLACK, ls=":", lw=pt(0.8))
         axes.annotate(
             r"$2\,/\,\eta$", (0.97, 2.0 / lr), (0, pt(-2)), xycoords=axes.get_yaxis_transform(),

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import eigh
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from scipy.special import erf
 
 from lnsim import streams
@@ -60,7 +60,10 @@ class Curvature:
         self._seed = streams.check_seed(seed)
 
     def sharpness(self, state: State, H: FloatArray) -> FloatArray:
-        """The largest eigenvalue of the Hessian of each run, (S,).  H : (S, n, m)."""
+        """The largest eigenvalue of the Hessian of each run, (S,); NaN where it overflows.
+
+        H : (S, n, m) are the preactivations of the training inputs.
+        """
         with one_blas_thread():
             return np.array([self._largest(*parts) for parts in self._runs(state, H)])
 
@@ -89,10 +92,13 @@ class Curvature:
             return float(eigh(np.array(columns), eigvals_only=True)[-1])
         own: dict[str, Any] = {"rng": rng} if _TAKES_RNG else {}
         start = rng.standard_normal(hessian.size)
-        values = eigsh(
-            operator, 1, which="LA", v0=start, ncv=VECTORS, tol=TOLERANCE,
-            return_eigenvectors=False, **own,
-        )  # fmt: skip
+        try:
+            values = eigsh(
+                operator, 1, which="LA", v0=start, ncv=VECTORS, tol=TOLERANCE,
+                return_eigenvectors=False, **own,
+            )  # fmt: skip
+        except ArpackError:  # a product overflows
+            return np.nan
         return float(values[0])
 
 

@@ -169,3 +169,30 @@ def test_runs_from_before_there_was_the_key_go_on_without_it(erf, tmp_path, caps
     with pytest.raises(ValueError, match="curvature_every was None and is 20 now"):
         linearization.run(erf, resume=longer)
     assert "all the same" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("sharpness", "shown"), [(1.0, True), (0.11, True), (30.0, False)])
+def test_the_line_of_full_batch_descent_is_drawn_where_it_flattens_nothing(wide, sharpness, shown):
+    """It is at 2 / lr = 1."""
+    arms = {f"{arm}_sharpness": np.full(2, sharpness) for arm in ("clean", "noisy")}
+    figure = wide_resnet.figure(replace(wide, arrays={**wide.arrays, **arms}))
+    (axes,) = [axes for axes in figure.axes if "sharpness" in axes.get_ylabel()]
+    assert {line.get_label() for line in axes.lines} >= {"gradient descent", "label noise"}
+    lines = [line.get_ydata() for line in axes.lines if line.get_label().startswith("_")]
+    assert lines == ([[1.0, 1.0]] if shown else [])
+    assert shown == any("eta" in text.get_text() for text in axes.texts)
+
+
+def test_sharpness_of_a_resnet_is_drawn_over_its_epochs(residual):
+    figure = resnet.figure(residual)
+    axes = figure.axes[3]
+    assert (len(figure.axes), axes.get_xlabel()) == (4, "epoch")
+    assert "sharpness" in axes.get_ylabel()
+    for line, sharpness in zip(axes.lines, residual["sharpness"], strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), np.array([[0.0, 12.0], sharpness]).T)
+    without = {
+        name: values
+        for name, values in residual.arrays.items()
+        if name not in ("sharpness", "hessian_trace", "curvature_step")
+    }
+    assert len(resnet.figure(replace(residual, arrays=without)).axes) == 3

@@ -249,14 +249,17 @@ def test_a_run_that_diverges_says_so_and_keeps_what_is_finite(data):
 
 @pytest.mark.parametrize("lr", [1e6, 40.0])
 def test_nothing_is_drawn_from_where_a_run_diverged_and_the_figure_says_so(data, lr):
-    trajectory = linearization.run(small(data, lr=lr, steps=400, record_every=1))
+    trajectory = linearization.run(small(data, lr=lr, steps=400, record_every=1, curvature_every=1))
     step = trajectory.status.step
     assert trajectory.status.code == "DIVERGED"
     figure = trajectory.plot()
+    assert len(figure.axes) == 6
     assert [text.get_text() for text in figure.texts] == [f"diverged at step {step}"]
     for axes in figure.axes:
         low, high = axes.get_ylim()
         for line in axes.lines:
+            if line.get_label().startswith("_"):  # the line 2 / lr
+                continue
             times, values = line.get_xydata().T
             assert times.tolist() == list(range(step)) and np.isfinite(values).all()
             if "linearised" not in line.get_label():
@@ -278,7 +281,7 @@ def test_report_and_figure(data, tmp_path):
         trajectory = linearization.run(small(data, steps=steps))
         assert len(linearization.report(trajectory)) == 6
         figure = linearization.figure(trajectory)
-        assert len(figure.axes) == 4
+        assert len(figure.axes) == 6
         canvas.save(figure, tmp_path)
     assert "linearised" in linearization.report(trajectory)[0]
     assert {path.suffix for path in tmp_path.iterdir()} >= {".png", ".pdf"}

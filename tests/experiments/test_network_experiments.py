@@ -49,7 +49,7 @@ def test_sam_shrinks_the_first_layer_and_moves_the_kernel(data, wide):
         trajectory["linearized_test_loss"], wide["linearized_test_loss"], rtol=1e-6
     )
     assert "SAM" in wide_resnet_sam.EXPERIMENT.report(trajectory)[0]
-    assert len(wide_resnet_sam.figure(trajectory).axes) == 4
+    assert len(wide_resnet_sam.figure(trajectory).axes) == 6
 
 
 def test_the_forms_of_sam_are_keys_that_an_earlier_run_does_without(data, tmp_path):

@@ -89,7 +89,7 @@ def test_the_figure_says_which_preset_made_it_and_what_was_changed(data, residua
     assert "n = 50 training and 40 test images of images.npz" in text and "lr 0.1" in text
     papers = "Zhang et al. 2026, He et al. 2016, Krizhevsky 2009, Han et al. 2015"
     assert text.endswith(f". Papers: {papers}.")
-    assert len(resnet.figure(residual).axes) == 3
+    assert len(resnet.figure(residual).axes) == 4
     text = " ".join(wide_resnet.figure(wide).texts[0].get_text().split())
     assert "n = 20 training" in text and "lr 2" in text and "label noise 0.5 (any)" in text
     for trajectory, module in ((residual, resnet), (wide, wide_resnet)):

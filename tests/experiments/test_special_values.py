@@ -142,9 +142,9 @@ def test_a_kernel_that_is_never_measured_is_left_out_and_changes_nothing(run, na
     assert kernel <= always.summary()["first_and_last"].keys()
     assert not kernel & never.summary()["first_and_last"].keys()
     assert not any("kernel" in line for line in experiments.load(name).report(never))
-    assert len(always.plot().axes) == 4
+    assert len(always.plot().axes) == 6
     labels = [axes.get_ylabel() for axes in never.plot().axes]
-    assert len(labels) == 3 and not any("kernel" in label for label in labels)
+    assert len(labels) == 5 and not any("kernel" in label for label in labels)
     with pytest.raises(ValueError, match="no curve 'ntk_distance' in this trajectory"):
         never.plot("ntk_distance")
     both = curves.figure([never, always], ["never", "always"])  # what both have
