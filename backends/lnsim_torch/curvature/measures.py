@@ -21,8 +21,8 @@ tr p(A) / P.  Every new vector is orthogonalised to all before, twice, so that n
 as a ghost and an invariant subspace is noticed; `fast_lanczos` of curvlinops does neither.
 
 Random vectors come from numpy.random.default_rng([seed, purpose]): the same seed gives the same
-vectors on every device, in every thread, and on the CPU the same bits for the same number of torch's
-threads.  On CUDA some of torch's operations add in no fixed order.
+vectors on every device, in every thread, and on the CPU the same bits for the same number of
+torch's threads.  On CUDA some of torch's operations add in no fixed order.
 """
 
 from __future__ import annotations
