@@ -33,6 +33,9 @@ from lnsim.simulation.trajectory import Trajectory
 CLOSE = 1e-6
 """The largest difference allowed where bits may differ, relative to the array's largest number."""
 
+TIMES = ("kernel_step", "curvature_step")
+"""The arrays of steps at which a part of the quantities was measured."""
+
 SHOWN = 10
 """The number of differences that are listed; those of the records come first."""
 
@@ -222,6 +225,8 @@ def _pairs(trajectory: Trajectory, again: Trajectory, first: int | None) -> Iter
         axis = Axis.RECORD if row is None else row.axis
         if axis is Axis.CLOUD:
             yield _of_clouds(trajectory, again, name, steps[0] if steps.size else 0)
+        elif name in TIMES or (row is not None and row.over in again.arrays and row.costly):
+            yield _of_some_steps(trajectory, again, name)
         elif axis is not Axis.RECORD or ours.shape[:1] != trajectory.steps.shape:
             if ended or axis is not Axis.END:
                 yield Pair(name, ours, theirs)
@@ -239,6 +244,20 @@ def _ended_alike(trajectory: Trajectory, again: Trajectory) -> bool:
     return again.status == trajectory.status and all(
         np.array_equal(trajectory.state[name], again.state.get(name, "")) for name in names
     )
+
+
+def _of_some_steps(trajectory: Trajectory, again: Trajectory, name: str) -> Pair:
+    """What was measured at some steps, or these steps, as far as both runs have come."""
+    row = quantities.find(name)
+    over = name if name in TIMES or row is None else row.over
+    both = (trajectory, again)
+    arrays = [run[name] for run in both]
+    times = [run.arrays.get(over, np.empty(0)) for run in both]
+    if any(a.shape[-1:] != t.shape for a, t in zip(arrays, times, strict=True)):
+        return Pair(name, arrays[0], arrays[1])
+    last = min(run.steps.max(initial=-1) for run in both)
+    ours, theirs = (a[..., t <= last] for a, t in zip(arrays, times, strict=True))
+    return Pair(name, ours, theirs, times[0][times[0] <= last] if ours.ndim == 1 else None)
 
 
 def _of_clouds(trajectory: Trajectory, again: Trajectory, name: str, first_step: int) -> Pair:

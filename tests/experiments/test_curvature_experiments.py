@@ -151,6 +151,14 @@ def test_a_linearization_that_was_stopped_goes_on_to_the_same_bits(erf, tmp_path
     assert verify(whole, seed=0).same
     result = verify(tampered(whole, "noisy_sharpness"), seed=0)
     assert any("noisy_sharpness" in line for line in result.lines)
+    # Where the time is up, what was recomputed is compared.
+    for trajectory in (whole, tampered(whole, "noisy_sharpness")):
+        result = verify(trajectory, seed=0, seconds=0.0)
+        assert result.same, result.lines
+    moved = {**whole.arrays, "curvature_step": whole["curvature_step"] + 1}
+    assert not verify(replace(whole, arrays=moved), seconds=0.0).same
+    short = {**whole.arrays, "noisy_sharpness": whole["noisy_sharpness"][:-1]}
+    assert not verify(replace(whole, arrays=short)).same
 
 
 def test_runs_from_before_there_was_the_key_go_on_without_it(erf, tmp_path, capsys):
