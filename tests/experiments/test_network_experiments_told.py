@@ -67,8 +67,9 @@ def test_of_levels_that_diverged_nothing_is_drawn_from_there_on_and_the_figure_s
     assert trajectory.status == Status("DIVERGED", step) and step <= 5
     figure = trajectory.plot()
     assert f"τ = 0 diverged at step {step}" in [text.get_text() for text in figure.texts]
-    loss, accuracy, pruned = figure.axes
-    assert drawn(loss) == {r"$\tau$ = 0": [0]} and drawn(pruned) == {r"$\tau$ = 0": []}
+    loss, accuracy, pruned, sharpness = figure.axes
+    assert drawn(loss) == drawn(sharpness) == {r"$\tau$ = 0": [0]}
+    assert drawn(pruned) == {r"$\tau$ = 0": []}
     assert {tuple(times) for times in drawn(accuracy).values()} == {(0,)}
 
 
