@@ -44,6 +44,7 @@ from lnsim.models.problems import (
     sparse_regression,
 )
 from lnsim.run.experiment import Experiment
+from lnsim.run.measures import NONE
 from lnsim.simulation.trajectory import Trajectory
 
 if TYPE_CHECKING:

@@ -12,10 +12,13 @@ from lnsim.run.quantity import (
     ANY,
     DEEP,
     DIAGONAL,
+    ERF,
     HIDDEN,
     LINEAR,
+    NETWORKS,
     TWO_LAYER,
     TWO_LAYER_ANY,
+    WIDE_RESNET,
     Axis,
     Quantity,
 )
@@ -31,11 +34,13 @@ _MODELS = (TWO_LAYER, *ANY)
 ROWS = (
     Quantity(
         name="sharpness", formula="λ_max of the Hessian H of the training loss, clean labels",
-        models=_MODELS, needs=NEEDS, by_name=ANY, from_zero=True,
+        models=(*_MODELS, *NETWORKS), needs=NEEDS, by_name=ANY, from_zero=True, drawn=NETWORKS,
+        costly=True, over="curvature_step",
         label=r"sharpness $\lambda_{\max}(H)$", last_label=r"$\lambda_{\max}(H)$ at the end",
     ),
     Quantity(
-        name="hessian_trace", formula="tr H", models=_MODELS, needs=NEEDS,
+        name="hessian_trace", formula="tr H (of a ResNet by Hutch++)",
+        models=(*_MODELS, *NETWORKS), needs=NEEDS, costly=True, over="curvature_step",
         label=r"$\mathrm{tr}\,H$", last_label=r"$\mathrm{tr}\,H$ at the end",
     ),
     Quantity(
@@ -46,7 +51,8 @@ ROWS = (
         last_label=r"$\mathrm{tr}\,H$ over its least value, at the end",
     ),
     Quantity(
-        name="kernel_alignment", models=_MODELS, needs=NEEDS, by_name=ANY,
+        name="kernel_alignment", models=(*_MODELS, ERF, WIDE_RESNET), needs=NEEDS, by_name=ANY,
+        costly=True,
         formula="centred alignment of the tangent kernel with the labels’ YYᵀ",
         label="kernel–label alignment", last_label="kernel–label alignment at the end",
     ),

@@ -22,6 +22,7 @@ from lnsim.run.quantity import (
     HIDDEN,
     IMAGES,
     LINEAR,
+    NETWORKS,
     RELU,
     RESNET,
     STEPS,
@@ -130,25 +131,9 @@ _ROWS = (
         label=r"$\|K_t - K_0\|_F\,/\,\|K_0\|_F$",
     ),
     Quantity(
-        name="kernel_alignment", models=(ERF, WIDE_RESNET), costly=True,
-        formula="⟨K_c, Y_c Y_cᵀ⟩ / (‖K_c‖ ‖Y_c Y_cᵀ‖), centred, kernel summed over the outputs",
-        label="kernel alignment",
-    ),
-    Quantity(
         name="kernel_rank", models=(ERF, WIDE_RESNET), costly=True,
         label="effective rank of kernel",
         formula="exp of the entropy of that kernel's eigenvalues, divided by their sum",
-    ),
-    Quantity(
-        name="sharpness", models=NETWORKS, costly=True, over="curvature_step",
-        formula="the largest eigenvalue of the Hessian of the training loss on clean labels",
-        drawn=NETWORKS, label=r"sharpness $\lambda_\mathrm{max}$",
-        last_label=r"sharpness $\lambda_\mathrm{max}$ at the end",
-    ),
-    Quantity(
-        name="hessian_trace", models=NETWORKS, costly=True, over="curvature_step",
-        formula="the trace of that Hessian, of a ResNet an estimate by Hutch++",
-        label="trace of the Hessian", last_label="trace of the Hessian at the end",
     ),
     Quantity(
         name="curvature_step", formula="the steps at which the curvature was measured",
@@ -285,13 +270,14 @@ def names(
 ) -> tuple[str, ...]:
     """The quantities recorded of a model for this axis, in order, without INDEXES.
 
-    `needs`: those that the option of this name adds.
+    `needs`: those that the option of this name adds; the networks on images have no such options.
     """
     return tuple(
         row.name
         for row in TABLE.values()
         if model in row.models
-        and (row.axis, row.of_neurons, row.needs) == (axis, of_neurons, needs)
+        and (row.axis, row.of_neurons) == (axis, of_neurons)
+        and ("" if model in NETWORKS else row.needs) == needs
         and row.name not in INDEXES
     )
 
