@@ -31,7 +31,10 @@ SYMBOLS = {
 }  # fmt: skip
 """Symbols of keys in a legend; other keys appear by name."""
 
-ASIDE = ("steps", "record_every", "test_samples", "tracked", "ledger", "backend", "train_measured")
+ASIDE = (
+    "steps", "record_every", "test_samples", "tracked", "measures", "ledger", "backend",
+    "train_measured",
+)  # fmt: skip
 """Keys that label a curve only if no other key differs."""
 
 LINES = ("-", "--", ":", "-.")
@@ -172,7 +175,11 @@ def _scale(axes: Axes, drawn_curves: Sequence[curves.Curve], name: str) -> None:
 def _draw_limits(
     axes: Axes, trajectories: Sequence[Record], looks: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Draws 2/lr, above which gradient descent is unstable, of every run; once where they agree."""
+    """Draws 2/lr, above which gradient descent is unstable, of every run; once where they agree.
+
+    The axis is logarithmic if all values are above 0 and differ much, and else begins at 0, or
+    below it at the least of them.
+    """
     limits: dict[float, Any] = {}
     for trajectory, look in zip(trajectories, itertools.cycle(looks), strict=False):
         limit = curves.stability_limit(trajectory)
@@ -186,12 +193,13 @@ def _draw_limits(
         axes.axhline(limit, color=colour, ls=(0, (1, 1)), lw=pt(1.0), label=label)
     drawn = [np.ravel(np.asarray(line.get_ydata(), dtype=float)) for line in axes.get_lines()]
     values = np.concatenate([np.empty(0), *drawn])
-    values = values[(values > 0.0) & (values < panels.LARGEST)]
-    if values.size and values.max() > 10.0 * values.min():
+    values = values[np.abs(values) < panels.LARGEST]
+    least = values.min(initial=np.inf)
+    if 0.0 < least < 0.1 * values.max(initial=0.0):
         panels.log_values(axes)
-        axes.set_ylim(values.min() / 1.5, 1.5 * values.max())
+        axes.set_ylim(least / 1.5, 1.5 * values.max())
     else:
-        axes.set_ylim(0.0, panels.limit(values))
+        axes.set_ylim(min(0.0, 1.05 * least), panels.limit(values))
 
 
 def _label_times(axes: Axes, trajectories: Sequence[Record], name: str) -> None:

@@ -83,7 +83,7 @@ ROWS = (
     ),
     Quantity(
         name="support", formula="entries of β above 1 % of the largest", models=(DIAGONAL,),
-        needs=NEEDS, label=r"entries of $\beta$ above 1% of the largest", from_zero=True,
+        needs=NEEDS, label=r"support of $\beta$", from_zero=True,
     ),
     Quantity(
         name="l1_norm", formula="‖β‖₁", models=(DIAGONAL,), needs=NEEDS, from_zero=True,
