@@ -20,6 +20,7 @@ from lnsim.references import credits
 from lnsim.references.paper import entry
 from lnsim.references.papers import PAPERS, bibtex
 from lnsim.run import experiment
+from lnsim.run.quantities import TABLE
 
 WIDTH, INDENT = 80, 24
 TITLE = "{lnsim: how noise in training carries a network from the lazy to the rich regime}"
@@ -61,6 +62,8 @@ def _found(name: str) -> Cited:
         return Cited(name, PAPERS[name].short, (name,))
     if Path(name).exists():
         return _of_run(Path(name))
+    if name in TABLE:
+        raise ValueError(f"{name} is recorded, but rests on no paper that lnsim names")
     known = (*experiment.names(), *credits.CREDITS, *PAPERS)
     raise ValueError(f"nothing to cite is called {name!r}, nor a run folder: {_hint(name, known)}")
 

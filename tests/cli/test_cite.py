@@ -103,6 +103,13 @@ def test_without_a_name_it_lists_every_name_within_80_columns(capsys):
     assert not any(line.endswith((" et", " et al.")) for line in lines)
 
 
+def test_a_measure_of_no_paper_is_told_from_an_unknown_name(capsys):
+    assert main.main(["cite", "gradient_noise"]) == 2
+    assert capsys.readouterr().err == (
+        "lnsim: gradient_noise is recorded, but rests on no paper that lnsim names\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
