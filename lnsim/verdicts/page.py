@@ -48,6 +48,7 @@ PHASES_CAPTION = (
     " (d) all neurons at four times; dotted: full alignment, which no neuron can exceed."
     " Bands: the way out of the lazy regime, Phase I, Phase II as measured"
 )
+TRACE_CAPTION = "tr H of the training loss, dashed: its least value among interpolators"
 WINDOWS_CAPTION = (
     "(b) norms of the neurons, (c) single second-layer weights. Shaded: on. Losses below 10^-12 of"
     " the largest are not shown"
@@ -65,7 +66,7 @@ def figure_2(verdicts: Sequence[Verdict]) -> Section:
                 "label-noise/figure.png",
                 f"{PHASES_CAPTION}. (e) |W|_F^2 measured, and as the law of modes gives it with no"
                 " fitted parameter. Its rates at leading order follow from"
-                f" {named('law-of-modes')}; the rest of it is ours.",
+                f" {named('law-of-modes')}; the rest of it is ours. (f) {TRACE_CAPTION}.",
             ),
             ("label-noise-clean/figure.png", "Control: the same with sigma = 0."),
         ),
@@ -84,7 +85,8 @@ def figure_4(verdicts: Sequence[Verdict]) -> Section:
         (
             (
                 "sam/figure.png",
-                f"{PHASES_CAPTION}. SAM is that of {named('foret2021')}, at one sample a step.",
+                f"{PHASES_CAPTION}. (e) {TRACE_CAPTION}. SAM is that of {named('foret2021')}, at"
+                " one sample a step.",
             ),
             ("sam-with-label-noise/figure.png", "SAM with label noise, sigma as in Figure 2."),
             ("sam-without-rho/figure.png", "Control: the same with rho = 0."),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lnsim.references.papers import PAPERS
+from lnsim.run import experiment
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
 from lnsim.verdicts import judge, page
@@ -109,6 +110,16 @@ def test_every_section_names_its_papers_and_the_references_have_them_all(made):
         assert f'href="#{key}"' in ours
     assert "second order in the fluctuations are ours" in ours
     assert f'<li id="damian2021">{escape(PAPERS["damian2021"].reference)}</li>' in references
+
+
+@pytest.mark.parametrize(("name", "section"), [("label-noise", "figure-2"), ("sam", "figure-4")])
+def test_a_caption_names_every_panel(name, section, made):
+    text = (made[0] / "index.html").read_text(encoding="utf-8")
+    caption = re.findall(rf'id="{section}".*?<figcaption>(.*?)</figcaption>', text, re.DOTALL)[0]
+    drawn = experiment.load(name).figures(Trajectory.load(made[0] / name))["figure"]
+    letters = [t.get_text() for axes in drawn.axes for t in axes.texts]
+    panels = sorted(text for text in letters if re.fullmatch(r"\([a-f]\)", text))
+    assert len(panels) >= 5 and sorted({*re.findall(r"\([a-f]\)", caption)}) == panels
 
 
 @pytest.mark.small
