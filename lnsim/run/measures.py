@@ -68,7 +68,8 @@ ROWS = (
     ),
     Quantity(
         name="balancedness", models=_MODELS, needs=NEEDS,
-        formula="the largest ‖W_{l+1}ᵀW_{l+1} − W_lW_lᵀ‖_F, here ‖AᵀA − WWᵀ‖_F",
+        formula="the largest ‖W_{l+1}ᵀW_{l+1} − W_lW_lᵀ‖_F, here ‖AᵀA − WWᵀ‖_F, of ReLU its"
+        " diagonal alone",
         label=r"balancedness $\|A^\top A - W W^\top\|_F$",
     ),
     Quantity(

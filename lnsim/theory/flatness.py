@@ -77,8 +77,9 @@ are different.  A batch of more than n samples has every sample q times and k di
 more, B = q n + k; batches across the end of an epoch are counted as if they began with one
 (`batch_moments`).
 
-References: Mulayoff and Michaeli 2020 (minima of least trace of deep linear networks); Gatmiry et
-al. 2023; Ding, Drusvyatskiy, Fazel, Harchaoui 2024 (2).  Stationary state: lnsim/theory/paper.py.
+References: Mulayoff and Michaeli 2020 (deep linear networks that are flat by the largest
+eigenvalue); Gatmiry et al. 2023 (least trace of deep factorisations); Ding, Drusvyatskiy, Fazel,
+Harchaoui 2024 (least trace of two factors).  Stationary state: lnsim/theory/paper.py.
 """
 
 from __future__ import annotations
