@@ -45,13 +45,13 @@ def add_cite(parser: argparse.ArgumentParser) -> None:
 
 
 def _cite(arguments: argparse.Namespace) -> int:
-    cited = [_found(name) for name in arguments.names]
+    cited = [_named(name) for name in arguments.names]
     for line in _bibliography(cited) if cited else _listing():
         print(line)
     return 0
 
 
-def _found(name: str) -> Cited:
+def _named(name: str) -> Cited:
     """What `name` stands for.  Raises ValueError, naming the nearest, for an unknown name."""
     if name in experiment.names():
         chosen = experiment.load(name)

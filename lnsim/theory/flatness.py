@@ -136,8 +136,8 @@ def least_trace_diagonal(
 def square_root(gram: FloatArray) -> FloatArray:
     """R : (k, d) with R^T R = gram : (d, d), without the directions in which gram is 0."""
     values, vectors = np.linalg.eigh(gram)
-    kept = values > values[-1] * len(gram) * np.finfo(np.float64).eps
-    return np.asarray(np.sqrt(values[kept])[:, None] * vectors[:, kept].T)
+    seen = values > values[-1] * len(gram) * np.finfo(np.float64).eps
+    return np.asarray(np.sqrt(values[seen])[:, None] * vectors[:, seen].T)
 
 
 def sharpness(
@@ -234,18 +234,18 @@ class _Pencil:
             if active.size == 0:
                 break
             now = level[active]
-            found = 1.0 - now / np.linalg.eigvalsh(self.matrix(now, active))[:, -1]
-            below = found > 0.0
+            excess = 1.0 - now / np.linalg.eigvalsh(self.matrix(now, active))[:, -1]
+            below = excess > 0.0
             low[active[below]], high[active[~below]] = now[below], now[~below]
-            slope = (found - error[active]) / (now - earlier[active])
+            slope = (excess - error[active]) / (now - earlier[active])
             # The first step is that of the fixed point: lambda times the largest eigenvalue.
-            step = np.where(np.isfinite(slope), -found / slope, now * found / (1.0 - found))
+            step = np.where(np.isfinite(slope), -excess / slope, now * excess / (1.0 - excess))
             following = now + step
             outside = ~((following > low[active]) & (following < high[active]))
             middle = 0.5 * (low[active] + high[active])
-            done = (np.abs(step) <= CLOSE * now) | (found == 0.0) | (middle == low[active])
+            done = (np.abs(step) <= CLOSE * now) | (excess == 0.0) | (middle == low[active])
             following[outside] = np.where(done, now, middle)[outside]
-            earlier[active], error[active], level[active] = now, found, following
+            earlier[active], error[active], level[active] = now, excess, following
             active = active[~done]
 
     def near(self, top: FloatArray, which: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:

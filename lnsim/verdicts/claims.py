@@ -311,7 +311,7 @@ def flatness(noisy: Case, sam: Case, clean: Trajectory, full: Trajectory) -> lis
         *(_least_trace(case, name) for case, name in ((noisy, "label noise"), (sam, "SAM"))),
         judge.judge(
             "without noise tr H stays", BEYOND, "about", 1.0, _left(clean, "hessian_trace"),
-            "tr H at the end over that at the start, within 5%", within=0.05,
+            "value at the end over that at the start, within 5%", within=0.05,
         ),
         judge.judge(
             "full-batch SAM lowers lambda_max more than tr H", BEYOND, "at most", 1.0, top / trace,

@@ -25,7 +25,7 @@ def one_sample(run: Trajectory) -> list[Verdict]:
         judge.judge(
             "it diverges from eta = 4/lambda_0 on, at every width", source, "about",
             DIVERGES, ends.diverges,
-            "eta lambda_0 between the first that diverges and the one before; within a cell",
+            "between the first that diverges and the one before, in eta lambda_0; within a cell",
             within=ends.cell / DIVERGES, note=f"cells of {ends.cell:.3g}",
         ),
         _flatter(source, ends),
@@ -36,15 +36,15 @@ def regression(run: Trajectory) -> list[Verdict]:
     """The same on the paper's data, where the boundaries are approximate."""
     source = "large steps, regression"
     ends = Map(run)
-    kept = ends.multiples[ends.kinds != DIVERGED]
+    bounded = ends.multiples[ends.kinds != DIVERGED]
     return [
         *_phases(source, ends),
         judge.judge(
             "it diverges from about eta = 4/lambda_0 on", source, "about",
             DIVERGES, ends.diverges,
-            "eta lambda_0 between the first that diverges and the one before; within 15%",
+            "between the first that diverges and the one before, in eta lambda_0; within 15%",
             within=0.15,
-            note=f"the last that does not diverge is at {kept.max(initial=0.0):.4g};"
+            note=f"the last that does not diverge is at {bounded.max(initial=0.0):.4g};"
             f" cells of {ends.cell:.3g}",
         ),
         _flatter(source, ends),
@@ -63,7 +63,7 @@ def _follows(source: str, ends: Map) -> Verdict:
         deviation = np.abs(measured - predicted) / largest
     landing = ends.multiples < DIVERGES
     return judge.judge(
-        "the loss follows the recursion in f and lambda, digit by digit",
+        "the loss follows the recursion in f and lambda to nine digits",
         source, "at most", 1e-9, float(deviation[landing].max(initial=0.0)),
         f"largest deviation over the largest loss so far, in {int(steps[-1])} steps, of all"
         " eta < 4/lambda_0",

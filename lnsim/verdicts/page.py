@@ -182,7 +182,7 @@ def flat_minima(verdicts: Sequence[Verdict]) -> Section:
         " lowers the largest eigenvalue first.",
         (),
         verdicts,
-        ("hessian_trace", "flatness_gap", "sharpness", "sharpness-aware"),
+        ("stationary-state", "hessian_trace", "flatness_gap", "sharpness", "sharpness-aware"),
     )
 
 
@@ -213,7 +213,7 @@ SYMBOLS = (
     (r"\btheta\b", "θ"), (r"\b(?:lr|eta)\b", "η"), (r"\bsigma\b", "σ"), (r"\brho\b", "ρ"),
     (r"\blambda(?=_|\b)", "λ"), (r"\bdW", "ΔW"), (r"\bsqrt\((\w+)\)", r"√\1"),
     (r"\bsqrt\b", "√"), (r"\bsum\b(?= \|)", "Σ"), (r"&lt;=", "≤"), (r"&gt;=", "≥"),
-    (r"\+-", "±"), (r"_(\w)\b|_(\w)(?=\^)", r"<sub>\1\2</sub>"),
+    (r"\+-", "±"), (r"_max\b", "<sub>max</sub>"), (r"_(\w)\b|_(\w)(?=\^)", r"<sub>\1\2</sub>"),
     (r"(?<=\^)-|(?<=\^\()-", "−"), (r"\^\(([^)]*)\)|\^(−?\w+)", r"<sup>\1\2</sup>"),
 )  # fmt: skip
 COLOURS = {HOLDS: "#009E73", FAILS: "#D55E00", VACUOUS: "#767676", UNMET: "#8a6100"}

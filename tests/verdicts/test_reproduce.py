@@ -182,4 +182,5 @@ def test_numbers_and_symbols_for_reading():
     assert page._text("all |w_i|^2 <= sqrt(lr), already") == (
         "All |w<sub>i</sub>|<sup>2</sup> ≤ √η, already"
     )
+    assert page._text("at lambda_max = 2/lambda_0") == "At λ<sub>max</sub> = 2/λ<sub>0</sub>"
     assert page._text("1 - rho m^(-1/8) & <b>") == "1 - ρ m<sup>−1/8</sup> &amp; &lt;b&gt;"
