@@ -179,6 +179,10 @@ def _parser() -> argparse.ArgumentParser:
     everything.add_argument("--out", type=Path, required=True, metavar="DIR")
     everything.add_argument("--force", action="store_true", help="overwrite the files in DIR")
     everything.add_argument("--backend", default="numba", help="default: %(default)s")
+    everything.add_argument(
+        "--data", default="", metavar="FILE", help="images, FILE.npz or cifar10, on which three"
+        " small networks are trained and judged too; needs torch and takes minutes",
+    )  # fmt: skip
 
     citing = commands.add_parser(
         "cite",
@@ -329,8 +333,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     undrawn: list[str] = []
     with folder, locked(arguments.out):
         verdicts = reproduce(
-            arguments.out, backend=arguments.backend, progress=True, undrawn=undrawn.append
-        )
+            arguments.out, backend=arguments.backend, progress=True, undrawn=undrawn.append,
+            data=arguments.data,
+        )  # fmt: skip
     for verdict in verdicts:
         print(verdict)
     print(f"page          {arguments.out / 'index.html'}")

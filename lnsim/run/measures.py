@@ -57,6 +57,11 @@ ROWS = (
         label="kernel–label alignment", last_label="kernel–label alignment at the end",
     ),
     Quantity(
+        name="kernel_rank", models=(ERF, WIDE_RESNET), needs=NEEDS, costly=True,
+        label="effective rank of kernel",
+        formula="exp of the entropy of that kernel's eigenvalues, divided by their sum",
+    ),
+    Quantity(
         name="effective_rank", models=(*HIDDEN, DEEP), needs=NEEDS, from_zero=True,
         formula="exp of the entropy of the singular values of W (or W₁) over their sum",
         label="effective rank of $W$", last_label="effective rank of $W$ at the end",

@@ -131,11 +131,6 @@ _ROWS = (
         label=r"$\|K_t - K_0\|_F\,/\,\|K_0\|_F$",
     ),
     Quantity(
-        name="kernel_rank", models=(ERF, WIDE_RESNET), costly=True,
-        label="effective rank of kernel",
-        formula="exp of the entropy of that kernel's eigenvalues, divided by their sum",
-    ),
-    Quantity(
         name="curvature_step", formula="the steps at which the curvature was measured",
         models=NETWORKS, axis=Axis.RUN, label="step $t$", unit=STEPS,
     ),

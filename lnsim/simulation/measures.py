@@ -208,9 +208,10 @@ def balancedness(networks: Measured) -> FloatArray:
 
 
 def gradient_noise(networks: Measured) -> FloatArray:
-    """The mean of |g_i - mean g|^2: as g_i = M S(r_i x_i), v^T A v of v = r_i x_i - z."""
-    v = networks.residuals[:, :, None] * networks.constants.problem.X - networks.z[:, None, :]
-    return np.einsum("bnr,bnr->bn", np.matmul(v, networks.A), v).mean(axis=1)
+    """mean |g_i|^2 - |mean g|^2, to the rounding of the first; 0 for one sample."""
+    if networks.constants.problem.samples == 1:
+        return np.zeros(len(networks.W))
+    return np.maximum(networks.mean_square - networks.square_of_mean, 0.0)
 
 
 def batch_sharpness(networks: Measured) -> FloatArray:

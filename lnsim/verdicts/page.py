@@ -22,6 +22,7 @@ from lnsim.references.credits import named, papers_of, whose
 from lnsim.references.papers import PAPERS, short
 from lnsim.theory.paper import Condition
 from lnsim.verdicts.judge import FAILS, HOLDS, UNMET, VACUOUS, Verdict
+from lnsim.verdicts.networks import RUNS
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,20 @@ def large_steps(verdicts: Sequence[Verdict]) -> Section:
         ),
         verdicts,
         ("lewkowycz2020", "sharpness"),
+    )
+
+
+def networks(verdicts: Sequence[Verdict]) -> Section:
+    caption = "the network without noise, with it, and its linearisation, by the name of each curve"
+    return Section(
+        "networks",
+        "Networks on images: sharpness",
+        "Whether noise leads to flatter minima there too, at the small presets, one seed. Under the"
+        " cross-entropy of the ResNet the Hessian vanishes with the loss: a network that fits its"
+        " labels better is flatter for that reason alone.",
+        tuple((f"{name}/figure.png", f"{name}: {caption}.") for name in RUNS),
+        verdicts,
+        ("sharpness", "hessian_trace", "sharpness-aware"),
     )
 
 

@@ -28,7 +28,7 @@ from lnsim.run import experiment
 from lnsim.simulation.simulate import simulate
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
-from lnsim.verdicts import claims, judge, large_steps, page
+from lnsim.verdicts import claims, judge, large_steps, networks, page
 from lnsim.verdicts.judge import Verdict
 
 SYNTHETIC = ("label-noise", "label-noise-periodic", "oscillation", "oscillation-periodic", "sam")
@@ -47,8 +47,12 @@ def reproduce(
     progress: bool | Callable[[str], object] | None = None,
     overrides: Overrides | None = None,
     undrawn: Callable[[str], object] = warnings.warn,
+    data: str = "",
 ) -> list[Verdict]:
     """Runs everything into the folder `out`, writes its page, and returns the verdicts.
+
+    `data`: images (images/data.py) on which the networks of networks.py are trained and judged too,
+    at their small presets, with torch; empty: none are.
 
     `progress`: True for a bar on a terminal, or a function called with the name of each run.
     `overrides`: keys to change by experiment, such as {"sam": {"steps": 1000}}.  `undrawn` is
@@ -62,6 +66,9 @@ def reproduce(
         runner = _Runner(folder, backend, note, undrawn, overrides or {})
         runs = {name: runner.run(name) for name in SYNTHETIC}
         sections = _sections(runner, runs)
+        if data:
+            on_images = {name: runner.on_images(name, data) for name in networks.RUNS}
+            sections.append(page.networks(networks.sharpness(on_images)))
     verdicts = [verdict for section in sections for verdict in section.verdicts]
     provenance = runs["label-noise"].provenance
     files.write_json(folder / "verdicts.json", _plain(sections, provenance))
@@ -100,6 +107,15 @@ class _Runner:
         config = replace(self.config(name), **changes)
         trajectory: Trajectory = module.run(config, backend=self.backend)
         self._save(trajectory, to)
+        return trajectory
+
+    def on_images(self, name: str, data: str) -> Trajectory:
+        """Runs an experiment on images at its small preset, and writes its run folder."""
+        self.note(name)
+        module = experiment.load(name)
+        config = module.Config(preset="small", data=data, **self.overrides.get(name, {}))
+        trajectory: Trajectory = module.run(config, backend=module.backend)
+        self._save(trajectory, name)
         return trajectory
 
     def seeds(self, name: str, count: int, driver: dict[str, Any], **changes: Any) -> Trajectory:

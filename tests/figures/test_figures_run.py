@@ -191,7 +191,7 @@ def test_a_page_goes_without_a_figure_that_fails(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sam, "figure", raising(MemoryError("1 GiB")))
     told = []
     verdicts = reproduce(tmp_path, overrides=OVERRIDES, undrawn=told.append)
-    runs = ("sam", "sam-without-rho", "sam-with-label-noise")
+    runs = ("sam", "sam-without-rho", "sam-with-label-noise", "sam-full-batch")
     assert told == [f"{run}: no figure, MemoryError: 1 GiB" for run in runs]
     page = (tmp_path / "index.html").read_text()
     assert page.count("(not drawn)") == 3 and page.count("data:image/png;base64,") == 8

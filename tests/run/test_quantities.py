@@ -148,7 +148,7 @@ def test_names_stand_in_files_and_figures_in_the_order_in_which_they_always_did(
     ]  # fmt: skip
     assert quantities.drawn(*NETWORKS) == [
         "train_loss", "test_loss", "test_accuracy", "first_layer_norm", "norm_mean",
-        "ntk_distance", "sharpness", "pruned_accuracy",
+        "ntk_distance", "pruned_accuracy", "sharpness",
     ]  # fmt: skip
     curvature = ("sharpness", "hessian_trace")
     assert quantities.names(quantities.RESNET) == (
@@ -157,7 +157,7 @@ def test_names_stand_in_files_and_figures_in_the_order_in_which_they_always_did(
     )  # fmt: skip
     assert quantities.names(quantities.WIDE_RESNET) == (
         "train_loss", "test_loss", "train_accuracy", "test_accuracy", "first_layer_norm",
-        "ntk_distance", "kernel_alignment", "kernel_rank", *curvature,
+        "ntk_distance", *curvature, "kernel_alignment", "kernel_rank",
     )  # fmt: skip
 
 
