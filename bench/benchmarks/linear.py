@@ -17,7 +17,7 @@ import numpy as np
 
 import lnsim
 from lnsim.backend import State, load
-from lnsim.run import experiment
+from lnsim.run.experiment import load as load_experiment
 from lnsim.streams import WordStream
 
 from .cases import BACKENDS, DYNAMICS, ROUNDS, Case, require
@@ -120,12 +120,12 @@ class Dynamics:
 class Measures:
     """What the default measures add to a run of 1,000 records, one in 2,000 steps."""
 
-    param_names: ClassVar = ["experiment"]
+    param_names: ClassVar = ["name"]
     params: ClassVar = [["label-noise", "two-layer", "deep", "diagonal", "relu"]]
     timeout = 600
 
     def setup(self, name: str) -> None:
-        self.experiment = experiment.load(name)
+        self.experiment = load_experiment(name)
         self.run("none")
 
     def run(self, measures: str) -> float:
