@@ -15,8 +15,9 @@ import pickle
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -265,8 +266,30 @@ def _memory() -> bytes:
     return ctypes.string_at(generator.ctypes.state_address, 4 * 625)
 
 
-def eager() -> Any:
-    """A context in which compiled networks run uncompiled."""
-    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and the import takes seconds
-        return torch.compiler.set_stance("force_eager")
-    return nullcontext()
+_eager = ExitStack()
+_eager_now = 0
+_eager_lock = Lock()
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """A context in which compiled networks run uncompiled, in several threads at a time.
+
+    torch keeps what it compiles as one setting of the process: the first thread changes it and the
+    last one changes it back.
+    """
+    global _eager_now
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
+        yield
+        return
+    with _eager_lock:
+        if _eager_now == 0:
+            _eager.enter_context(torch.compiler.set_stance("force_eager"))
+        _eager_now += 1
+    try:
+        yield
+    finally:
+        with _eager_lock:
+            _eager_now -= 1
+            if _eager_now == 0:
+                _eager.close()

@@ -275,6 +275,10 @@ def test_threads_give_the_same_bits():
         thread.join()
     work(0)
     assert found[1:] == [found[0]] * 3
+    graphs = []
+    compiled = torch.compile(lambda z: z + 1, backend=lambda g, _: graphs.append(g) or g.forward)
+    compiled(torch.ones(2))
+    assert graphs  # no thread left the compiler switched off
 
 
 @pytest.mark.parametrize("training", [True, False])

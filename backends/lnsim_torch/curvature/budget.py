@@ -10,6 +10,7 @@ workspace.
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import torch
@@ -37,9 +38,14 @@ def samples_at_a_time(compute: Callable[[int], object], samples: int, memory: in
 
 def peak_bytes(compute: Callable[[], object]) -> int:
     """The largest number of bytes that results of operations in `compute` hold at a time."""
-    with _Living() as living:
+    with _ALONE, _Living() as living:
         compute()
     return living.peak
+
+
+_ALONE = Lock()
+"""Held while a mode is on: torch keeps for the whole process whether one is, and two threads that
+left theirs in another order than they entered them would leave it wrong."""
 
 
 class _Living(TorchDispatchMode):
