@@ -16,6 +16,7 @@ import numpy as np
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray, Scalar
 from lnsim.dynamics.noise import LabelNoise, Noise, ParameterNoise, check_noises
+from lnsim.theory import kicks
 
 FULL_BATCH = 0
 """As a batch size: all n samples, each once."""
@@ -137,6 +138,17 @@ class Dynamics(Schedule):
         for noise in self.noises:
             checks.per_replica(noise.strength, noise.scalar, replicas)
 
+    def _plain(self) -> tuple[float, float, str]:
+        """lr, sigma and the law of its label noise, for `kicks`, if that is its only noise."""
+        if self.general or any(np.ndim(value) > 0 for value in self.scalars().values()):
+            raise ValueError(
+                "theory is derived for one lr and plain label noise on samples drawn with"
+                f" replacement, got {self!r}"
+            )
+        noise = self.label_noise
+        sigma, law = (0.0, "rademacher") if noise is None else (noise.sigma, noise.law)
+        return float(np.asarray(self.scalars()["lr"])), float(np.asarray(sigma)), law
+
     def draws(self, samples: int, width: int) -> int:
         """Words of the training stream that one step uses, with n = `samples`, m = `width`."""
         if self.batch_size == FULL_BATCH:
@@ -171,6 +183,13 @@ class Dynamics(Schedule):
     def rest_scale(self, steps: int, replica: int) -> float:
         """What is left of a weight that has no gradient after `steps` steps, per unit of it."""
         return 1.0
+
+    def kicks(self) -> kicks.Dynamics:
+        """What its steps do in the mean, for lnsim.theory.  Raises ValueError if none is derived.
+
+        A dynamics whose steps the theory covers overrides it.
+        """
+        raise ValueError(f"no theory is derived for {type(self).__name__}")
 
     def off(self) -> Dynamics:
         """The same steps on the same draws, without the noise."""

@@ -16,6 +16,7 @@ import numpy as np
 from lnsim.base.checks import FloatArray, Scalar
 from lnsim.dynamics.base import FULL_BATCH, Dynamics, later
 from lnsim.dynamics.noise import Noise
+from lnsim.theory import kicks
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +60,16 @@ class SGD(Dynamics):
         """True without momentum and weight decay."""
         return not np.any(np.add(self.momentum, self.weight_decay))
 
+    def kicks(self) -> kicks.Descent:
+        """See Dynamics.  Raises ValueError with momentum, weight decay, or other noise."""
+        if np.any(np.add(self.momentum, self.weight_decay)):
+            raise ValueError(
+                f"no theory is derived for momentum {self.momentum} and weight decay"
+                f" {self.weight_decay}: both must be 0"
+            )
+        lr, sigma, _ = self._plain()
+        return kicks.Descent(lr, sigma, self.batch_size)
+
     @property
     def decays(self) -> bool:
         """True with weight decay."""
@@ -94,6 +105,11 @@ class GD(Dynamics):
     kernel: ClassVar = "descent"
     equivariant: ClassVar = True
     has_twin: ClassVar = True
+
+    def kicks(self) -> kicks.Descent:
+        """See Dynamics.  Raises ValueError with other noise than plain label noise."""
+        lr, sigma, _ = self._plain()
+        return kicks.Descent(lr, sigma, FULL_BATCH)
 
     @property
     def keeps_ledger(self) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
+import numpy as np
+
 from lnsim.base import checks
 from lnsim.base.checks import Scalar
 from lnsim.dynamics.base import Dynamics, later
 from lnsim.dynamics.noise import Noise
+from lnsim.theory import kicks
 
 LAYERS = ("both", "first", "second")
 THROUGH = ("both", "jacobian", "loss")
@@ -72,6 +75,19 @@ class SAM(Dynamics):
         if batch % size:
             raise ValueError(f"micro_batch must divide the batch of {batch} samples, got {size}")
         return batch // size
+
+    def kicks(self) -> kicks.Descent | kicks.Sharp:
+        """See Dynamics.  Raises ValueError for more than one sample a step, and other forms."""
+        lr, sigma, law = self._plain()
+        rho = float(np.asarray(self.rho))
+        if rho == 0.0:
+            return kicks.Descent(lr, sigma, self.batch_size)
+        if self.batch_size != 1:
+            raise ValueError(
+                "theory is derived for SAM with one sample a step: batch_size must be 1, got"
+                f" {self.batch_size}"
+            )
+        return kicks.Sharp(lr, rho, sigma, law)
 
     def off(self) -> Dynamics:
         """Plain SGD on the same draws: rho = 0 and no label noise."""

@@ -1,4 +1,4 @@
-"""The Runge-Kutta-Chebyshev method of second order, for the slow equations of the law of modes.
+"""The Runge-Kutta-Chebyshev method of second order, for the slow equations of the theory.
 
 It is explicit and meant for mildly stiff equations: with s stages it is stable up to a step of
 0.65 (s^2 - 1) over the largest rate (Sommeijer, Shampine, Verwer 1998).
@@ -7,8 +7,8 @@ It is explicit and meant for mildly stiff equations: with s stages it is stable 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ ATTEMPTS = 500
 
 
 class Law(Protocol):
-    """A slow equation at one state: its slope, (r^2 + 1,), its largest rate per step, and the
+    """A slow equation at one state: its slope, (D,), its largest rate per step, and the
     small parameter of the expansion behind it."""
 
     @property
@@ -39,13 +39,13 @@ L = TypeVar("L", bound=Law)
 
 
 def integrate(
-    law: Callable[[FloatArray], L], state: FloatArray, end: float
+    law: Callable[[FloatArray], L], state: FloatArray, end: float, parts: Sequence[Any]
 ) -> tuple[FloatArray, FloatArray, list[L]]:
     """Solves d(state)/dt = law(state).slope from 0 to `end`.
 
-    `state` is (P, q) in one vector, (r^2 + 1,); the error is relative to the largest entry of P,
-    and to q.  Returns the times of the steps taken, (K,), the states then, (r^2 + 1, K), and `law`
-    of each.  Raises ValueError if ATTEMPTS steps do not reach the end.
+    state : (D,); the error of each of its `parts`, slices or indices, is relative to the largest
+    entry of the part.  Returns the times of the steps taken, (K,), the states then, (D, K), and
+    `law` of each.  Raises ValueError if ATTEMPTS steps do not reach the end.
     """
     current = law(state)
     time, step, path = 0.0, 0.25 / max(current.stiffness, 1e-300), [(0.0, state, current)]
@@ -55,8 +55,8 @@ def integrate(
         after = chebyshev_step(lambda y: law(y).slope, state, current.slope, step, stages)
         law_after = law(after)
         defect = 0.8 * (state - after) + 0.4 * step * (current.slope + law_after.slope)
-        error_of_P = np.abs(defect[:-1]).max() / np.abs(after[:-1]).max()
-        error = max(float(error_of_P), abs(float(defect[-1] / after[-1]))) / TOLERANCE
+        errors = [float(np.abs(defect[p]).max() / np.abs(after[p]).max()) for p in parts]
+        error = max(errors) / TOLERANCE
         if error <= 1:
             time, state, current = time + step, after, law_after
             path.append((time, state, current))
@@ -65,7 +65,7 @@ def integrate(
                 return np.array(times), np.stack(states, axis=1), list(laws)
         step *= min(5.0, max(0.2, 0.8 * max(error, 1e-9) ** (-1 / 3)))
     raise ValueError(
-        f"the law of modes cannot be followed beyond step {time:.4g},"
+        f"the slow drift cannot be followed beyond step {time:.4g},"
         f" where its small parameter is {current.expansion:.3g}"
     )
 

@@ -87,9 +87,10 @@ from numpy.typing import ArrayLike
 
 from lnsim.base import checks
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
+from lnsim.theory.axes import Data, scaled
 from lnsim.theory.integrator import integrate
-
-Eigen = tuple[FloatArray, FloatArray]
+from lnsim.theory.kicks import Descent
+from lnsim.theory.manifold import Drift, descent_covariance, drift
 
 
 def quasi_stationary_loss(A: ArrayLike, Sigma: ArrayLike, lr: float, sigma: float) -> float:
@@ -98,7 +99,7 @@ def quasi_stationary_loss(A: ArrayLike, Sigma: ArrayLike, lr: float, sigma: floa
     The closed form below equation (1), for one sample per step.  A = W^T W + |a|^2 I : (d, d),
     Sigma = X^T X/n : (d, d).  Infinite if lr tr(A Sigma) >= 2: there is no stationary state.
     """
-    _check_noise(lr, sigma, 1)
+    Descent(lr, sigma)
     tangent, covariance = checks.array("A", A, 2), checks.array("Sigma", Sigma, 2)
     checks.shape("Sigma", covariance, tangent.shape, "the shape of A")
     trace = float(np.sum(tangent * covariance.T))
@@ -116,15 +117,19 @@ def quasi_stationary_covariance(
     span of the data.  The loss is tr(Sigma C)/2.  ValueError if lr is too large for a solution.
     """
     inputs = checks.array("X", X, 2)
-    _check_noise(lr, sigma, batch_size)
+    dynamics = Descent(lr, sigma, batch_size)
     tangent = checks.array("A", A, 2)
     checks.shape("A", tangent, (inputs.shape[1],) * 2, f"X has {inputs.shape[1]} columns")
-    data = _Data.of(inputs)
-    alpha, vectors = np.linalg.eigh(_scaled(data.basis.T @ tangent @ data.basis, data.root))
+    data = Data.of(inputs)
+    alpha, vectors = np.linalg.eigh(scaled(data.basis.T @ tangent @ data.basis, data.root))
     if alpha[0] <= 0:
         raise ValueError("A must be positive definite on the span of the data")
-    _, covariance = _fast(data, (alpha, vectors), lr, sigma, batch_size, tolerance=1e-12)
-    return data.basis @ _scaled(covariance, 1 / data.root) @ data.basis.T
+    _, covariance = descent_covariance(data, (alpha, vectors), dynamics, tolerance=1e-12)
+    return data.basis @ scaled(covariance, 1 / data.root) @ data.basis.T
+
+
+PARTS = slice(None, -1), slice(-1, None)
+"""P and q in the state of (2)."""
 
 
 @dataclass(frozen=True)
@@ -164,129 +169,56 @@ def integrate_modes(
     checks.shape("theta_star", target, (dim,), f"X has {dim} columns")
     checks.shape("W", first, (len(first), dim), f"X has {dim} columns")
     checks.shape("a", second, (len(first),), f"W has {len(first)} rows")
-    _check_noise(lr, sigma, batch_size)
+    dynamics = Descent(lr, sigma, batch_size)
     steps = checks.array("times", times, 1)
     if steps[0] < 0 or not np.all(np.diff(steps) > 0):
         raise ValueError("times must ascend, from 0 or later")
 
-    data = _Data.of(inputs)
+    data = Data.of(inputs)
     target, inside = data.basis.T @ target, first @ data.basis
     outside = float(np.sum(first**2) - np.sum(inside**2))
     base, course = _gradient_flow(data, target, inside, second, lr, steps)
 
-    law = partial(_law, data, target, lr, sigma, batch_size)
-    grid, states, laws = integrate(law, base, steps[-1] + 1)  # + 1 avoids an empty interval
-    slopes = np.stack([law.slope for law in laws], axis=1)
+    at = partial(law, data, target, dynamics)
+    grid, states, laws = integrate(at, base, steps[-1] + 1, PARTS)  # not empty
+    slopes = np.stack([each.slope for each in laws], axis=1)
     norms = CubicHermiteSpline(grid, _norms(states), _norms(slopes), axis=1)(steps) + course
-    smooth = np.array([[law.spread, law.loss, law.expansion, law.relaxation] for law in laws])
+    drifts = [each.drift for each in laws]
+    smooth = np.array([[d.spread, d.loss, d.expansion, d.relaxation] for d in drifts])
     spread, loss, expansion, relaxation = PchipInterpolator(grid, smooth)(steps).T
     spread *= -np.expm1(-2 * steps * relaxation)
     return ModeCurve(steps, outside + norms[0] + spread, norms[1] + spread, loss, expansion)
 
 
 @dataclass(frozen=True)
-class _Data:
-    """The samples in their principal axes: X = whitened sqrt(spectrum) basis^T."""
-
-    whitened: FloatArray  # (n, r), second moment I
-    spectrum: FloatArray  # (r,), eigenvalues of Sigma that are not zero
-    root: FloatArray  # (r,), their square roots
-    basis: FloatArray  # (d, r)
-
-    @classmethod
-    def of(cls, X: FloatArray) -> _Data:
-        left, singular, right = np.linalg.svd(X, full_matrices=False)
-        rank = int(np.sum(singular > singular[:1] * max(X.shape) * np.finfo(float).eps))
-        if rank == 0:
-            raise ValueError("X must have a row that is not zero")
-        root = singular[:rank] / math.sqrt(len(X))
-        return cls(left[:, :rank] * math.sqrt(len(X)), root**2, root, right[:rank].T)
-
-
-@dataclass(frozen=True)
-class _Law:
-    """Equation (2) at one state, and the quantities that follow from the state."""
+class Law:
+    """Equation (2) at one state."""
 
     slope: FloatArray  # d(P, q)/dt, (r^2 + 1,)
-    stiffness: float  # the largest rate in (2), per step
-    spread: float  # equation (3)
-    loss: float
-    expansion: float  # equation (4)
-    relaxation: float  # mean rate per step at which delta relaxes
+    drift: Drift
+
+    @property
+    def stiffness(self) -> float:
+        """The largest rate in (2), per step."""
+        return self.drift.stiffness
+
+    @property
+    def expansion(self) -> float:
+        """Equation (4)."""
+        return self.drift.expansion
 
 
-def _law(
-    data: _Data, target: FloatArray, lr: float, sigma: float, batch_size: int, state: FloatArray
-) -> _Law:
+def law(data: Data, target: FloatArray, dynamics: Descent, state: FloatArray) -> Law:
     """Equations (1) to (3) at the state (P, q), in the principal axes."""
     P, q = _unpack(state)
-    rank, total = len(target), float(data.spectrum.sum())
-    A = P + q * np.eye(rank)
-    alpha, vectors = np.linalg.eigh(_scaled(A, data.root))
-    alpha = np.maximum(alpha, 1e-12 * alpha[-1])  # a trial step of the integrator may overshoot
-    inverse = _scaled((vectors / alpha) @ vectors.T, data.root)
-    noise, C = _fast(data, (alpha, vectors), lr, sigma, batch_size, tolerance=1e-5)
-    N = _scaled(noise, data.root)
-    nu = float(N.trace())
-
-    c = lr * nu / (2 * total)
-    Z = c * inverse
-    trace = float(Z.trace())
-    mean = -c * (inverse @ ((total + data.spectrum) * target)) / data.spectrum
-    zbar = inverse @ (mean - (3 * Z @ target + trace * target) / 2)
-
-    NZ = N @ Z
-    K_W = N + (NZ + NZ.T) / 2 - nu * Z
-    K_a = nu * (1 + trace) - float(NZ.trace())
-    w = nu * zbar - N @ zbar
-    boost = inverse @ (K_W @ target + K_a * target + P @ w - q * w) / 2
-    half = np.outer(target, boost + w / 2) - K_W @ P / 2
-    dq = 2 * boost @ target - K_a * q - w @ target
-    return _Law(
-        slope=lr**2 * np.append(half + half.T, dq),
-        stiffness=1.3 * lr**2 * nu,
-        spread=float(2 * target @ zbar) + c * rank,
-        loss=float(C.trace()) / 2,
-        expansion=lr * nu / 2 * float(np.sum(inverse.diagonal() / data.spectrum)) / rank,
-        relaxation=lr * float(A.diagonal() @ data.spectrum) / rank,
-    )
-
-
-def _fast(
-    data: _Data, eigen: Eigen, lr: float, sigma: float, batch_size: int, tolerance: float
-) -> tuple[FloatArray, FloatArray]:
-    """N and C of equation (1) in whitened axes; `eigen` holds A's eigenvalues and vectors there.
-
-    Uses fixed-point iteration in A's eigenbasis, where Sigma = I, so that
-    C_ij = lr N_ij alpha_i alpha_j/(alpha_i + alpha_j).  The map is linear and monotone: it
-    converges if and only if there is a positive solution.  The shape of C hardly changes in the
-    iteration; its size comes from the trace of the equation.
-    """
-    alpha, vectors = eigen
-    gain = lr / (1 / alpha[:, None] + 1 / alpha)
-    samples = data.whitened @ vectors
-    label = np.diag(gain.diagonal() * sigma**2 / batch_size)
-    C, label_trace = label, float(label.trace())
-    for _ in range(1000):
-        square = np.einsum("ki,ki->k", samples @ C, samples)
-        Q = samples.T @ (samples * (square / len(samples))[:, None])
-        feedback = gain * ((Q - C) / batch_size + C)
-        excess = float((C - feedback).trace())
-        size = label_trace / excess if excess > 0 else 1.0
-        previous, C = size * C, label + size * feedback
-        largest = np.abs(C).max()
-        if np.abs(C - previous).max() <= tolerance * largest:
-            return vectors @ (C / gain) @ vectors.T, vectors @ C @ vectors.T
-        if not largest < 1e100:
-            break
-    raise ValueError(
-        f"lr = {lr} is too large for a quasi-stationary state: lr tr(A Sigma)/batch_size = "
-        f"{lr * float(alpha.sum()) / batch_size:.3g} must be well below 2"
-    )
+    at = drift(data, target, dynamics, P, q)
+    half = np.outer(target, at.hold + at.w / 2) - at.K_W @ P / 2
+    dq = 2 * at.hold @ target - at.K_a * q - at.w @ target
+    return Law(dynamics.lr**2 * np.append(half + half.T, dq), at)
 
 
 def _gradient_flow(
-    data: _Data, target: FloatArray, W: FloatArray, a: FloatArray, lr: float, steps: FloatArray
+    data: Data, target: FloatArray, W: FloatArray, a: FloatArray, lr: float, steps: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """The first transient: its limit (P, q) on the manifold, and (tr P, q) less their limits.
 
@@ -305,7 +237,7 @@ def _gradient_flow(
             [(half + half.T).ravel(), [2 * np.trace(half)], -lr * (P @ g + q * g)]
         )
 
-    rates = np.linalg.eigvalsh(_scaled(P + q * np.eye(len(target)), data.root))
+    rates = np.linalg.eigvalsh(scaled(P + q * np.eye(len(target)), data.root))
     if rates[0] <= 0:
         raise ValueError("W^T W + |a|^2 I must be positive definite on the span of the data")
     slowest = lr * float(max(rates[0], 1e-3 * rates[-1]))  # slower modes break (4) in any case
@@ -334,16 +266,3 @@ def _norms(states: FloatArray) -> FloatArray:
     """tr P and q of states : (r^2 + 1, T); returns (2, T)."""
     rank = math.isqrt(len(states) - 1)
     return np.stack([states[: -1 : rank + 1].sum(axis=0), states[-1]])
-
-
-def _scaled(matrix: FloatArray, weights: FloatArray) -> FloatArray:
-    """diag(weights) matrix diag(weights)."""
-    return weights[:, None] * matrix * weights
-
-
-def _check_noise(lr: float, sigma: float, batch_size: int) -> None:
-    checks.real("lr", lr, above=0.0)
-    checks.real("sigma", sigma, least=0.0)
-    if math.isinf(sigma * sigma):
-        raise ValueError(f"sigma must have a finite square, got {sigma}")
-    checks.integer("batch_size", batch_size, 1)

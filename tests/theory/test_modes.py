@@ -7,7 +7,9 @@ import pytest
 from scipy.linalg import expm
 
 import lnsim
-from lnsim.theory import integrator, modes, paper
+from lnsim.theory import axes, integrator, modes, paper
+from lnsim.theory.kicks import Descent
+from lnsim.theory.manifold import descent_covariance
 
 
 def norm_curve(*arguments, **named):
@@ -85,16 +87,16 @@ def test_slope_is_the_projected_mean_contraction():
     """Equation (2) against finite boosts: quadrature over z, then theta held by a boost."""
     X, theta_star, W, _ = problem(dim=3, samples=20)
     a = np.linalg.lstsq(W.T, theta_star, rcond=None)[0] + 0.2 * np.linalg.svd(W.T)[2][-1]
-    data = modes._Data.of(X)
+    data = axes.Data.of(X)
     target, W = data.basis.T @ theta_star, W @ data.basis
     G = np.column_stack([W, a]).T @ np.column_stack([W, a])
     A = G[:3, :3] + G[3, 3] * np.eye(3)
 
     def correction_error(lr, sigma=2.0):
         state = np.append(G[:3, :3].ravel(), G[3, 3])
-        slope = modes._law(data, target, lr, sigma, 1, state).slope / lr**2
-        eigen = np.linalg.eigh(modes._scaled(A, data.root))
-        N = modes._scaled(modes._fast(data, eigen, lr, sigma, 1, 1e-12)[0], data.root)
+        slope = modes.law(data, target, Descent(lr, sigma), state).slope / lr**2
+        eigen = np.linalg.eigh(axes.scaled(A, data.root))
+        N = axes.scaled(descent_covariance(data, eigen, Descent(lr, sigma), 1e-12)[0], data.root)
         total = data.spectrum.sum()
         c = lr * np.trace(N) / (2 * total)
         Ai = np.linalg.inv(A)
@@ -281,7 +283,7 @@ GOOD = dict(zip(("X", "theta_star", "W", "a"), problem(), strict=True)) | {
         ({"lr": 0.0}, "lr must be finite and above 0"),
         ({"lr": 0.2}, "lr = 0.2 is too large"),
         ({"sigma": -1.0}, "sigma must be finite and at least 0, got -1"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be at least 0, got -1"),
         ({"times": [0, 2, 1]}, "times must ascend"),
         ({"times": [-1, 2]}, "times must ascend"),
         ({"times": []}, "times must not be empty"),

@@ -1,0 +1,160 @@
+"""What one step of a dynamics does to the scalar network, in the mean over its draws.
+
+A step on the sample x_k multiplies the stacked weights M = [W | a] from the right (modes.py).  With
+the residual r = f(x_k) - y_k - epsilon and S(x) = [[0, x], [x^T, 0]] it is
+
+    M <- M (I - lr e S(x_k) - lr k S(x_k)^2),
+
+e the number by which the sample pulls, and k that by which it contracts besides.  For SGD e = r and
+k = 0.
+
+One-sample SAM moves M by rho grad l/|grad l| = kappa M S(x), kappa = rho sign(r)/s, s = |grad f| =
+sqrt(x^T A x), A = W^T W + |a|^2 I.  As f = <M, M S(x)>/2, the prediction there is f + kappa s^2 to
+the first order in rho, so that
+
+    e = r + rho sign(r) s,   k = kappa e = rho^2 + rho |r|/s.
+
+sign(r) pulls every residual back by rho s, and kicks it across zero: SAM makes its own noise.
+
+The mean over draws needs the law of r.  Near the manifold the predictor theta fluctuates about its
+mean as a sum of many kicks, so r is taken as normal of mean mu = x.E[delta] and variance tau^2 =
+x.C x, minus the label noise epsilon, over which nodes average.  Then, with phi and Phi the normal
+density and distribution,
+
+    E[sign r] = 2 Phi(mu/tau) - 1,   d E[sign r]/d mu = 2 phi(mu/tau)/tau,
+    E|r| = mu E[sign r] + 2 tau phi(mu/tau).
+
+The derivative is how strongly the sample restores theta (linear response of a normal variable,
+Stein's lemma: E[delta' e] = C x dE[e]/dmu).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from lnsim.base import checks
+from lnsim.base.checks import FloatArray
+
+NODES = 12
+"""Nodes of the quadrature over label noise that is not +-sigma."""
+
+
+class Kick(NamedTuple):
+    """The means over draws for each of n samples, each (n,)."""
+
+    pull: FloatArray  # E[e]
+    square: FloatArray  # E[e^2]
+    restoring: FloatArray  # dE[e]/dmu
+    contraction: FloatArray  # E[k]
+
+
+class Dynamics(Protocol):
+    """A dynamics as the theory sees it."""
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def sigma(self) -> float: ...
+
+    def shares(self, samples: int) -> tuple[float, float]:
+        """The shares of E[e^2 x x^T] and of E[g] E[g]^T in E[g g^T], g = (1/B) sum_k e_k x_k."""
+        ...
+
+    def kick(self, mean: FloatArray, variance: FloatArray, size: FloatArray) -> Kick:
+        """Of samples whose residuals have this mean and variance, (n,); size: |grad f|^2, (n,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Descent:
+    """SGD with label noise of standard deviation sigma, any law.
+
+    Of B samples with replacement E[g g^T] is E[e^2 x x^T]/B + (1 - 1/B) E[g] E[g]^T; of all of
+    them, `batch_size` 0, only the noise differs from step to step.
+
+    Raises ValueError or TypeError for values out of range.
+    """
+
+    lr: float
+    sigma: float
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        checks.real("lr", self.lr, above=0.0)
+        checks.real("sigma", self.sigma, least=0.0)
+        if math.isinf(self.sigma * self.sigma):
+            raise ValueError(f"sigma must have a finite square, got {self.sigma}")
+        checks.integer("batch_size", self.batch_size, 0)
+
+    def shares(self, samples: int) -> tuple[float, float]:
+        """See Dynamics."""
+        return 1 / (self.batch_size or samples), 1 - 1 / self.batch_size if self.batch_size else 1.0
+
+    def kick(self, mean: FloatArray, variance: FloatArray, size: FloatArray) -> Kick:
+        """See Dynamics."""
+        of_residuals = mean**2 + variance if self.batch_size else np.zeros_like(mean)
+        square = of_residuals + self.sigma**2
+        return Kick(mean, square, np.ones_like(mean), np.zeros_like(mean))
+
+
+@dataclass(frozen=True)
+class Sharp:
+    """One-sample SAM of radius rho, with label noise of standard deviation sigma.
+
+    Raises ValueError or TypeError for values out of range.
+    """
+
+    lr: float
+    rho: float
+    sigma: float = 0.0
+    law: str = "rademacher"
+    nodes: tuple[FloatArray, FloatArray] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        Descent(self.lr, self.sigma)
+        checks.real("rho", self.rho, above=0.0)
+        object.__setattr__(self, "nodes", _nodes(self.sigma, self.law))
+
+    def shares(self, samples: int) -> tuple[float, float]:
+        """See Dynamics."""
+        return 1.0, 0.0
+
+    def kick(self, mean: FloatArray, variance: FloatArray, size: FloatArray) -> Kick:
+        """See Dynamics."""
+        from scipy.special import ndtr  # a slow import
+
+        noise, weights = self.nodes
+        mu = mean[:, None] - noise
+        tau = np.sqrt(np.maximum(variance, 1e-300))[:, None]
+        s = np.sqrt(size)
+        z = np.clip(mu / tau, -40.0, 40.0)
+        sign = 2 * ndtr(z) - 1
+        density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+        of_sign = sign @ weights
+        slope = (2 * density / tau) @ weights
+        absolute = (mu * sign + 2 * tau * density) @ weights
+        square = (mu**2) @ weights + variance
+        return Kick(
+            pull=mu @ weights + self.rho * s * of_sign,
+            square=square + 2 * self.rho * s * absolute + (self.rho * s) ** 2,
+            restoring=1 + self.rho * s * slope,
+            contraction=self.rho**2 + self.rho * absolute / s,
+        )
+
+
+def _nodes(sigma: float, law: str) -> tuple[FloatArray, FloatArray]:
+    """Values of the label noise and their weights, (k,) each."""
+    if sigma == 0.0:
+        return np.zeros(1), np.ones(1)
+    if law == "rademacher":
+        return np.array([-sigma, sigma]), np.array([0.5, 0.5])
+    if law == "gaussian":
+        x, weights = np.polynomial.hermite_e.hermegauss(NODES)
+        return sigma * x, weights / weights.sum()
+    x, weights = np.polynomial.legendre.leggauss(NODES)
+    return math.sqrt(3) * sigma * x, weights / 2
