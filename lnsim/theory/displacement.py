@@ -1,9 +1,9 @@
 """The law of every neuron's displacement D_i(t) = w_i(t) - w_i(0) under label noise SGD.
 
 M(t) = M(0) G(t) (I + X), G the mean course (course.py), w_i and a_i the rows of M(0) G.  The mean of
-D_i to the second order in the fast fluctuation z is
+D_i to the second order in the fluctuations z and R (fit_noise.py) is
 
-    E[D_i] = w_i + a_i zbar + w_i Z/2 - w_i(0).
+    E[D_i] = w_i + a_i zbar + w_i (Z - E[R R^T])/2 - w_i(0).
 
 About it D_i fluctuates by five parts, each of mean zero.
 
@@ -21,9 +21,12 @@ Slow, kept for good:
 
     where y_i dy_j - y_j dy_i = (b_i - b_j) y_i y_j dt + noise, and int y_i y_j dt is noise over
     b_i + b_j.  It grows by c_i c_j 2 b_i b_j/(b_i + b_j) a step, pairs are independent, and with
-    e_i = Sigma^(1/2) u_i and q = Sigma^(-1/2).. the scores w.e_i, w Omega has the covariance
+    e_i = Sigma^(1/2) u_i sqrt(c_i) the displacement w Omega + a hold has the covariance
 
-        sum_{i<j} rho_ij v v^T,   v = (w.e_i) e_j - (w.e_j) e_i.
+        sum_{i<j} rho_ij v v^T,   v = (w.e_i) e_j - (w.e_j) e_i + a A^-1 ((theta.e_j) e_i -
+        (theta.e_i) e_j),   rho_ij = h_i h_j/(2 (b_i + b_j - b_i b_j)),   h_i = 2 b_i - b_i^2,
+
+    with hold = A^-1 Omega theta, by which theta stays, and rho exact in the size of a step.
 
     The contraction.  The steps contract w by (lr^2/2) sum_t r_t^2 x_t (x_t.w), a sum of few large
     numbers.  Besides the draw, the loss it contains has a memory: with u = delta^T A^-1 delta, of
@@ -39,7 +42,8 @@ Slow, kept for good:
         (lr^2/2) (r^2 x (x.w) + (Delta - E[Delta | u])/(b ubar) Q w - mean),
 
     of which the covariance over samples and signs is taken.  If the equation has no positive
-    solution, the loss has no variance: its tail is so heavy that no sum of it is near its mean.
+    solution, the loss has a tail without variance.  The median of its sum then is below the mean,
+    by no power of the expansion; the excess is infinite, and what it adds is left out.
 
     What the fit leaves (fit_noise.py).
 
@@ -49,6 +53,7 @@ Of each covariance V only two numbers are needed (passage.py): that along E[D_i]
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,22 +64,25 @@ from lnsim.theory.axes import scaled
 from lnsim.theory.cloud_network import Mean
 from lnsim.theory.fit_noise import Fit, State
 from lnsim.theory.manifold import drift
-from lnsim.theory.passage import Law
+from lnsim.theory.passage import FAR, Law
 
 Two = tuple[FloatArray, FloatArray]
 """Of a covariance: the variance along E[D] and the trace, each (m,)."""
 
 
 class Displacements:
-    """The laws of D at the times of a course, which must begin at 0; one time after another."""
+    """The laws of D at the times `at`, one after another; the course must have them, and begin at 0.
 
-    def __init__(self, mean: Mean) -> None:
+    Between these times the course needs only as many as the noise of the fit is followed at.
+    """
+
+    def __init__(self, mean: Mean, at: FloatArray) -> None:
         self.mean = mean
         path = mean.course
         self.memory = 0.0
         """The correlation of the fast part with that of the time before."""
-        self.heavy = False
-        """Whether the loss had no variance at some time, so that no median is near the mean's."""
+        self.excess = -math.inf
+        """The largest excess of the fourth moment of the residuals up to now."""
         inside = int(np.sum(path.times < path.fitted))
         self._fit_ends = min(inside, len(path.times) - 1)
         fit = Fit(mean.data, mean.target, mean.dynamics.lr, _first(path, self._fit_ends + 1),
@@ -82,24 +90,34 @@ class Displacements:
         self._zbar = path.zbar.copy()
         self._zbar[:inside] = fit.zbar()[:inside]
         self._states = fit.states()
+        self._noise: State
         P, q, _ = course.moments(mean.gram, path.G[self._fit_ends])
         self._settled = drift(mean.data, mean.target, mean.dynamics, P, float(q)).C
-        self._noise: State | None = None
+        self._stops = np.searchsorted(path.times, at[at > 0]).tolist()
         self._k = 0
         self.w, self.a = mean.M[:, :-1], mean.M[:, -1]
         m = len(mean.M)
         self._rates: Two = np.zeros(m), np.zeros(m)
         self._sums: Two = np.zeros(m), np.zeros(m)
 
-    def advance(self) -> float:
-        """Goes to the next time of the course, and returns it."""
-        path, self._k = self.mean.course, self._k + 1
-        k, data = self._k, self.mean.data
-        step = path.times[k] - path.times[k - 1]
+    def __iter__(self) -> Iterator[float]:
+        """Goes from time to time."""
+        for stop in self._stops:
+            yield self._advance(stop)
+
+    def _advance(self, stop: int) -> float:
+        path, data = self.mean.course, self.mean.data
+        step = path.times[stop] - path.times[self._k]
+        for k in range(self._k + 1, min(stop, self._fit_ends) + 1):
+            self._noise = next(self._states)
+            if k == self._fit_ends:
+                self._noise = self._noise.fewer()
+        self._k = k = stop
         rows = self.mean.M @ path.G[k]
         before_step, self.w, self.a = self.w, rows[:, :-1], rows[:, -1]
         grown = _dot(self.w, self.w) / np.maximum(_dot(before_step, before_step), 1e-300)
-        moved = self.w + self.a[:, None] * self._zbar[k] + self.w @ path.Z[k] / 2
+        second = (path.Z[k] - self._noise.square) / 2
+        moved = self.w + self.a[:, None] * self._zbar[k] + self.w @ second
         moved -= self.mean.M[:, :-1]
         self.size = np.linalg.norm(moved, axis=1)
         self.e = moved / np.maximum(self.size, 1e-300)[:, None]
@@ -118,26 +136,25 @@ class Displacements:
         for total, earlier, now in zip(self._sums, before, self._rates, strict=True):
             total *= grown
             total += step * (grown * earlier + now) / 2
-        if k <= self._fit_ends:
-            self._noise = next(self._states)
-            if k == self._fit_ends:
-                self._noise = self._noise.fewer()
         return float(path.times[k])
 
-    def law(self, of: NDArray[np.int64]) -> Law:
-        """The law of the displacements of these neurons at the present time."""
+    def law(self, of: NDArray[np.int64], radius: float = 0.0) -> Law:
+        """The law of the displacements of these neurons at the present time.
+
+        Of neurons that no path takes to `radius` some variances are not told apart.
+        """
         w, a, e, Z = self.w[of], self.a[of], self.e[of], self.mean.course.Z[self._k]
         eZ, wZ = e @ Z, w @ Z
-        eZe, wZw = _dot(eZ, e), _dot(wZ, w)
-        wZe, trace = _dot(wZ, e), float(Z.trace())
+        eZe, wZw, wZe, trace = _dot(eZ, e), _dot(wZ, w), _dot(wZ, e), float(Z.trace())
         fast_along = a**2 * eZe + (eZe * wZw + wZe**2) / 4
         fast = a**2 * trace + (trace * wZw + _dot(wZ, wZ)) / 4
         slow_along, slow = (total[of].copy() for total in self._sums)
-        if self._noise is not None:
-            u, uv = self._noise.total(w, a)
-            u_along, uv_along = self._noise.along(w, a, e)
-            slow_along, slow = slow_along + u_along, slow + u
-            fast_along, fast = np.maximum(fast_along + uv_along, 0.0), fast + uv
+        u, uv = self._noise.total(w, a)
+        slow, fast = slow + u, np.maximum(fast + uv, 0.0)
+        near = self.size[of] + FAR * np.sqrt(slow + fast) > radius
+        u, uv = self._noise.along(w[near], a[near], e[near])
+        slow_along[near] += u
+        fast_along[near] = np.maximum(fast_along[near] + uv, 0.0)
         return Law(
             size=self.size[of],
             slow_along=slow_along,
@@ -195,16 +212,20 @@ class Displacements:
         S = _dot(x @ C, x)
         s = _dot(x @ self.A, x)
         twice = _dot(x @ CAC, x)
-        of_square, of_product, constant = lr**2 * s - 2 * lr, 2 * (lr - lr**2 * s), lr**2 * s * noise
+        of_square, of_product, constant = (
+            lr**2 * s - 2 * lr,
+            2 * (lr - lr**2 * s),
+            lr**2 * s * noise,
+        )
         grows = float(np.mean(2 * of_square * (S * ubar + 2 * twice) + 3 * of_square**2 * S**2))
         added = np.mean(
             2 * constant * ubar + of_product**2 * noise * S + constant**2
             + 2 * of_square * constant * S
         )  # fmt: skip
         excess = -float(added) / grows - 1 if grows < 0 else math.inf
-        if not excess < MOST_EXCESS:
-            self.heavy = True
-            excess = MOST_EXCESS
+        self.excess = max(self.excess, excess)
+        if math.isinf(excess):
+            return 0.0, np.zeros(len(x)), 0.0
         fourth = 3 * (1 + excess) * S**2
         b = float(np.mean(constant)) / ubar
         change = of_square * fourth + (constant + noise * of_square - 2 * of_product * noise) * S
@@ -213,11 +234,6 @@ class Displacements:
         square += 2 * of_square * constant * S
         variance = float(np.mean(square)) - (b * ubar) ** 2 * excess
         return excess, change / (b * ubar), max(variance, 0.0) / (b * ubar) ** 2
-
-
-MOST_EXCESS = 3.0
-"""Largest excess of the fourth moment of the residuals over that of a normal law, relatively; above
-it the accumulated contraction is far from normal, and its median from its mean."""
 
 
 def _dot(first: FloatArray, second: FloatArray) -> FloatArray:

@@ -40,6 +40,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -66,11 +67,14 @@ class State:
     hold: FloatArray  # (K, r)
     fast: FloatArray  # z - hold, (K, r)
 
+    @cached_property
+    def square(self) -> FloatArray:
+        """E[R R^T], (r, r)."""
+        return self._products[0]
+
     def total(self, w: FloatArray, a: FloatArray) -> tuple[FloatArray, FloatArray]:
         """E|u|^2 and 2 E[u.v] of neurons w : (k, r), a : (k,)."""
-        R = self._rotations(w.shape[1])
-        square = np.einsum("sij,slj->il", R, R, optimize=True)
-        R_hold, R_fast = (np.einsum("sij,sj->i", R, part) for part in (self.hold, self.fast))
+        square, R_hold, R_fast = self._products
         slow = np.einsum("ki,ki->k", w @ square, w) + 2 * a * (w @ R_hold)
         slow = slow + a**2 * np.sum(self.hold**2)
         return slow, 2 * a * (w @ R_fast) + 2 * a**2 * np.sum(self.hold * self.fast)
@@ -101,11 +105,15 @@ class State:
         pairs, rank = self.turn.shape[1], self.hold.shape[1]
         return State(*np.split(kept, [pairs, pairs + rank], axis=1))
 
-    def _rotations(self, rank: int) -> FloatArray:
+    @cached_property
+    def _products(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """E[R R^T], E[R hold], E[R (z - hold)]."""
+        rank = self.hold.shape[1]
         R = np.zeros((len(self.turn), rank, rank))
         i, j = np.triu_indices(rank, 1)
         R[:, i, j], R[:, j, i] = self.turn, -self.turn
-        return R
+        rows = R.transpose(1, 0, 2).reshape(rank, -1)
+        return rows @ rows.T, rows @ self.hold.ravel(), rows @ self.fast.ravel()
 
 
 @dataclass(frozen=True)

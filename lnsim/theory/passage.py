@@ -95,7 +95,7 @@ class Watch:
         slow = self._normals(), self._normals()
         rows = self.waiting
         reach = law.size + FAR * np.sqrt(law.slow_along + law.fast_along)
-        across = FAR * (law.slow_across + law.fast_across)
+        across = FAR**2 * (law.slow_across + law.fast_across)
         near = reach**2 + across > self.radius**2
         far = rows[~near]
         self._distance[far] = np.sqrt(law.mean_square[~near])[:, None]
