@@ -1,7 +1,7 @@
 """The law of every neuron's displacement D_i(t) = w_i(t) - w_i(0) under label noise SGD.
 
-M(t) = M(0) G(t) (I + X), G the mean course (course.py), w_i and a_i the rows of M(0) G.  The mean of
-D_i to the second order in the fluctuations z and R (fit_noise.py) is
+M(t) = M(0) G(t) (I + X), G the mean course (course.py), w_i and a_i the rows of M(0) G.  The mean
+of D_i to the second order in the fluctuations z and R (fit_noise.py) is
 
     E[D_i] = w_i + a_i zbar + w_i (Z - E[R R^T])/2 - w_i(0).
 
@@ -34,9 +34,9 @@ Slow, kept for good:
 
         Delta = (lr^2 s - 2 lr) f^2 + 2 (lr - lr^2 s) f epsilon + lr^2 s sigma^2,
 
-    f = x.delta, s = x.A x.  Taking delta as sqrt(v) times a normal vector of covariance C, E[v] = 1,
-    E[Delta] = -b ubar (v - 1) with b = lr^2 sigma^2 E[s]/ubar, and E[(u + Delta)^2] = E[u^2] is a
-    linear equation for E[v^2] = 1 + excess.  The sum of all later effects of one step on the mean
+    f = x.delta, s = x.A x.  Take delta as sqrt(v) times a normal vector of covariance C, E[v] = 1.
+    Then E[Delta] = -b ubar (v - 1) with b = lr^2 sigma^2 E[s]/ubar, and E[(u + Delta)^2] = E[u^2]
+    is a linear equation for E[v^2] = 1 + excess.  The sum of all later effects of one step on the mean
     contraction is (Delta - E[Delta | u])/(b ubar) Q w, Q = E[f^2 x x^T], so each step adds
 
         (lr^2/2) (r^2 x (x.w) + (Delta - E[Delta | u])/(b ubar) Q w - mean),
@@ -71,9 +71,10 @@ Two = tuple[FloatArray, FloatArray]
 
 
 class Displacements:
-    """The laws of D at the times `at`, one after another; the course must have them, and begin at 0.
+    """The laws of D at the times `at`, one after another.
 
-    Between these times the course needs only as many as the noise of the fit is followed at.
+    The course must have these times, begin at 0, and have enough times during the fit for its noise
+    to be followed.
     """
 
     def __init__(self, mean: Mean, at: FloatArray) -> None:
@@ -92,7 +93,8 @@ class Displacements:
         self._states = fit.states()
         self._noise: State
         P, q, _ = course.moments(mean.gram, path.G[self._fit_ends])
-        self._settled = drift(mean.data, mean.target, mean.dynamics, P, float(q)).C
+        settled = drift(mean.data, mean.target, mean.dynamics, P, float(q)).C
+        self._settled = P + q * np.eye(len(P)), settled
         self._stops = np.searchsorted(path.times, at[at > 0]).tolist()
         self._k = 0
         self.w, self.a = mean.M[:, :-1], mean.M[:, -1]
@@ -206,11 +208,13 @@ class Displacements:
         """The excess, and, with Y = (Delta - E[Delta | u])/(b ubar): E[r^2 Y] : (n,), E[Y^2]."""
         x, lr = self.mean.data.samples, self.mean.dynamics.lr
         noise = self.mean.dynamics.sigma**2
-        C = self._settled if self._k <= self._fit_ends else self.mean.course.C[self._k]
-        inverse = np.linalg.inv(self.A)
+        A, C = self.A, self.mean.course.C[self._k]
+        if self._k <= self._fit_ends:
+            A, C = self._settled
+        inverse = np.linalg.inv(A)
         ubar, CAC = float(np.sum(inverse * C)), C @ inverse @ C
         S = _dot(x @ C, x)
-        s = _dot(x @ self.A, x)
+        s = _dot(x @ A, x)
         twice = _dot(x @ CAC, x)
         of_square, of_product, constant = (
             lr**2 * s - 2 * lr,
@@ -244,8 +248,13 @@ def _dot(first: FloatArray, second: FloatArray) -> FloatArray:
 def _first(path: course.Course, count: int) -> course.Course:
     """The course at its first `count` times."""
     return course.Course(
-        **{
-            name: value[:count] if isinstance(value, np.ndarray) else value
-            for name, value in vars(path).items()
-        }
+        times=path.times[:count],
+        G=path.G[:count],
+        delta=path.delta[:count],
+        Z=path.Z[:count],
+        zbar=path.zbar[:count],
+        C=path.C[:count],
+        N=path.N[:count],
+        expansion=path.expansion[:count],
+        fitted=path.fitted,
     )

@@ -73,7 +73,7 @@ def predict(
     """The escape of every neuron from `network` within `steps` steps of `dynamics`.
 
     The cost grows as m d^2, and hardly with `steps`: some 0.5 s at m = 1,000, d = 20.  `seed` is of
-    the order of the fixed paths: another moves a median by about 2% of the spread between runs.
+    the order of the fixed paths: another moves a median by 7% of the standard deviation of runs.
     Raises ValueError where the theory does not cover the problem or the dynamics, where its small
     parameter exceeds 1, and if lr is too large for a stationary loss.
     """
@@ -130,6 +130,8 @@ def _mean(
     kicks = dynamics.kicks()
     if not isinstance(kicks, Descent) or kicks.batch_size != 1:
         raise ValueError(f"the theory of escape is of SGD with one sample a step, got {dynamics!r}")
+    if problem.theta_star is None or problem.theta_star.ndim != 1 or network.a.ndim != 1:
+        raise ValueError("the theory of escape needs theta_star, and one output")
     data = Data.of(problem.X)
     M = np.column_stack([network.W @ data.basis, network.a])
     P, q, _ = course.moments(M.T @ M, np.eye(M.shape[1]))
