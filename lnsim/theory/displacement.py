@@ -36,8 +36,8 @@ Slow, kept for good:
 
     f = x.delta, s = x.A x.  Take delta as sqrt(v) times a normal vector of covariance C, E[v] = 1.
     Then E[Delta] = -b ubar (v - 1) with b = lr^2 sigma^2 E[s]/ubar, and E[(u + Delta)^2] = E[u^2]
-    is a linear equation for E[v^2] = 1 + excess.  The sum of all later effects of one step on the mean
-    contraction is (Delta - E[Delta | u])/(b ubar) Q w, Q = E[f^2 x x^T], so each step adds
+    is a linear equation for E[v^2] = 1 + excess.  The sum of all later effects of one step on the
+    mean contraction is (Delta - E[Delta | u])/(b ubar) Q w, Q = E[f^2 x x^T], so each step adds
 
         (lr^2/2) (r^2 x (x.w) + (Delta - E[Delta | u])/(b ubar) Q w - mean),
 
