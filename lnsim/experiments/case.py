@@ -13,9 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
+from lnsim.dynamics import SAM, LabelNoise, Schedule
 from lnsim.experiments import _synthetic
 from lnsim.experiments._synthetic import LinearConfig, NoisyConfig, config_of, series
 from lnsim.models.problem import Problem
@@ -23,7 +25,7 @@ from lnsim.models.two_layer import Network
 from lnsim.run.phases import Phases
 from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
-from lnsim.theory import flatness, modes, paper
+from lnsim.theory import cloud, flatness, modes, paper
 
 LARGEST_EXPANSION = 1.0
 """The law of modes predicts nothing if its small parameter is larger (modes.py)."""
@@ -235,6 +237,48 @@ class Case:
             return self.modes_at(steps)
         except (ValueError, ArithmeticError) as error:
             return str(error)
+
+    # What the law of the cloud says
+
+    @property
+    def dynamics(self) -> Schedule:
+        """The dynamics of the setting.  Raises ValueError if it is none that theory covers."""
+        config = self.config
+        if self.experiment == "label-noise":
+            return _synthetic.label_noise_sgd(config)
+        if self.experiment == "sam":
+            noise = LabelNoise(config.sigma, config.law)
+            return SAM(config.lr, self.rho, noise, batch_size=config.batch_size)
+        raise ValueError(f"no theory is derived for the dynamics of {self.experiment}")
+
+    def predict(self, times: ArrayLike) -> cloud.Prediction:
+        """The law of the cloud at `times` : (T,).  Raises ValueError or ArithmeticError if none."""
+        dynamics, _ = self.dynamics.at(0)
+        return cloud.predict(self.start.problem, self.start.network, dynamics, times)
+
+    @cached_property
+    def _predicted(self) -> cloud.Prediction | str:
+        run = self.trajectory
+        if run is None:
+            return "there is no run"
+        if self.finished is None:
+            return "the run diverged"
+        try:
+            return self.predict(run.steps.astype(np.float64))
+        except (ValueError, ArithmeticError) as error:
+            return str(error)
+
+    @property
+    def prediction(self) -> cloud.Prediction | None:
+        """The law of the cloud at the records of the run, or None: see `unpredicted`."""
+        predicted = self._predicted
+        return None if isinstance(predicted, str) else predicted
+
+    @property
+    def unpredicted(self) -> str:
+        """Why there is no prediction, or ""."""
+        predicted = self._predicted
+        return predicted if isinstance(predicted, str) else ""
 
     def law_of_modes(self) -> tuple[FloatArray | None, str]:
         """The predicted |W(t)|_F^2 of a run, (records,), or None and why there is none."""
