@@ -17,7 +17,7 @@ And the contraction itself is a sum of random steps, -(lr^2/2)(g g^T P + P g g^T
 about its mean adds up (`_walk`).  It counts while few steps have been taken: it then grows as the
 number of steps, and the square of the mean change as its square.
 
-A mean of a norm |v| with E|v|^2 = s is taken as sqrt(s) (1 - Var|v|^2/(8 s^2)).  The sharpness
+The mean of a norm |v| is that of the gamma law of |v|^2 with its mean and variance.  The sharpness
 depends on z through the residuals too; its mean is over the 2 r points z = zbar +- sqrt(r) L_j,
 L L^T = Z, exact to second order in z.
 
@@ -330,9 +330,15 @@ def _sharpness(mean: Mean, t: int) -> float:
 
 
 def _mean_norm(square: FloatArray, variance: FloatArray) -> FloatArray:
-    """E|v| from E|v|^2 and Var|v|^2, to second order."""
-    safe = np.maximum(square, 1e-300)
-    return np.asarray(np.sqrt(square) * (1 - np.minimum(variance / (8 * safe**2), 0.5)))
+    """E|v| from E|v|^2 and Var|v|^2, with |v|^2 as of a gamma law of these two moments."""
+    from scipy.special import gammaln  # a slow import
+
+    shape = square**2 / np.where(variance > 0, variance, np.inf)
+    many = shape > 1e6
+    shape = np.where(many | (shape == 0), 1.0, shape)
+    factor = np.exp(gammaln(shape + 0.5) - gammaln(shape)) / np.sqrt(shape)
+    spread = (variance > 0) & ~many
+    return np.asarray(np.sqrt(square) * np.where(spread, factor, 1.0))
 
 
 FORMULAS: dict[str, Callable[[Mean], FloatArray]] = {
