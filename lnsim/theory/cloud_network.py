@@ -138,7 +138,7 @@ def second_layer_norm(mean: Mean) -> FloatArray:
     across = mean.gram @ G[:, :, -1, None]
     along = (np.swapaxes(G[:, :, :-1], 1, 2) @ across)[:, :, 0]  # W^T a
     variance = 4 * np.einsum("ti,tij,tj->t", along, Z, along)
-    return _mean_norm(mean.second, variance)
+    return _mean_power(mean.second, variance)
 
 
 def train_loss(mean: Mean) -> FloatArray:
@@ -180,7 +180,7 @@ def interpolator_distance(mean: Mean) -> FloatArray:
     square = np.trace(covariance, axis1=1, axis2=2) + np.sum(away**2, axis=1)
     variance = 2 * np.einsum("tij,tij->t", covariance, covariance)
     variance += 4 * np.einsum("ti,tij,tj->t", away, covariance, away)
-    return _mean_norm(square, variance)
+    return _mean_power(square, variance)
 
 
 def _predictor(mean: Mean) -> tuple[FloatArray, FloatArray]:
@@ -263,12 +263,14 @@ def hessian_trace(mean: Mean) -> FloatArray:
 
 
 def flatness_gap(mean: Mean) -> FloatArray:
+    """The least value's 1/sqrt(theta^T Sigma theta) is averaged over a gamma law, as a norm is."""
     spectrum, theta, C = mean.data.spectrum, mean.theta, mean.course.C
     square = (theta**2 + np.einsum("tii->ti", C)) @ spectrum
-    along = theta * spectrum
-    relative = 4 * np.einsum("ti,tij,tj->t", along, C, along) / square**2
-    least = 2 * np.sqrt(spectrum.sum() * square)
-    return np.asarray(hessian_trace(mean) / least * (1 + 3 / 8 * relative))
+    along, inner = theta * spectrum, spectrum[:, None] * C
+    variance = 4 * np.einsum("ti,tij,tj->t", along, C, along)
+    variance += 2 * np.einsum("tij,tji->t", inner, inner)
+    least = 2 * np.sqrt(spectrum.sum()) / _mean_power(square, variance, -0.5)
+    return np.asarray(hessian_trace(mean) / least)
 
 
 def kernel_alignment(mean: Mean) -> FloatArray:
@@ -329,16 +331,15 @@ def _sharpness(mean: Mean, t: int) -> float:
     return float(flatness.sharpness(P, theta, np.asarray(q), residual, root).mean())
 
 
-def _mean_norm(square: FloatArray, variance: FloatArray) -> FloatArray:
-    """E|v| from E|v|^2 and Var|v|^2, with |v|^2 as of a gamma law of these two moments."""
+def _mean_power(mean: FloatArray, variance: FloatArray, power: float = 0.5) -> FloatArray:
+    """E u^power for u of a gamma law of this mean and variance, (T,)."""
     from scipy.special import gammaln  # a slow import
 
-    shape = square**2 / np.where(variance > 0, variance, np.inf)
-    many = shape > 1e6
-    shape = np.where(many | (shape == 0), 1.0, shape)
-    factor = np.exp(gammaln(shape + 0.5) - gammaln(shape)) / np.sqrt(shape)
-    spread = (variance > 0) & ~many
-    return np.asarray(np.sqrt(square) * np.where(spread, factor, 1.0))
+    shape = mean**2 / np.where(variance > 0, variance, np.inf)
+    spread = (shape > max(0.0, -power)) & (shape < 1e6)
+    safe = np.where(spread, shape, 1.0)
+    factor = np.exp(gammaln(safe + power) - gammaln(safe)) / safe**power
+    return np.asarray(np.maximum(mean, 1e-300) ** power * np.where(spread, factor, 1.0))
 
 
 FORMULAS: dict[str, Callable[[Mean], FloatArray]] = {

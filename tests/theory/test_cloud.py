@@ -162,7 +162,7 @@ def test_quantities_are_the_means_over_the_fluctuation():
     problem, network = setting(samples=15, dim=3, width=8)
     data, target, M = stacked(problem, network)
     rng = np.random.default_rng(3)
-    root = 0.04 * rng.standard_normal((3, 3))
+    root = 0.006 * rng.standard_normal((3, 3))
     Z = root @ root.T
     G = np.eye(4) + 0.3 * rng.standard_normal((4, 4))
     P, q, theta = course.moments(M.T @ M, G)
@@ -189,8 +189,6 @@ def test_quantities_are_the_means_over_the_fluctuation():
         values = np.array([each[name] for each in at])
         error = values.std() / math.sqrt(len(values))
         allowed = 4 * error + 0.02 * abs(values.mean())
-        if name == "flatness_gap":
-            allowed += 0.02 * values.mean()
         assert abs(prediction[name][0] - values.mean()) < allowed, name
 
 
