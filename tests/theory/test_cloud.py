@@ -157,12 +157,16 @@ def test_the_end_is_the_flattest_interpolator():
 # From the moments to the quantities
 
 
-def test_quantities_are_the_means_over_the_fluctuation():
-    """E over z by Monte Carlo of the plain formulas: to its error, and to third order in z."""
+@pytest.mark.parametrize(("size", "without"), [(0.006, ""), (0.02, "flatness_gap")])
+def test_quantities_are_the_means_over_the_fluctuation(size, without):
+    """E over z by Monte Carlo of the plain formulas: to its error, and to third order in z.
+
+    The flatness gap divides by the predictor, which the larger fluctuation carries close to 0.
+    """
     problem, network = setting(samples=15, dim=3, width=8)
     data, target, M = stacked(problem, network)
     rng = np.random.default_rng(3)
-    root = 0.006 * rng.standard_normal((3, 3))
+    root = size * rng.standard_normal((3, 3))
     Z = root @ root.T
     G = np.eye(4) + 0.3 * rng.standard_normal((4, 4))
     P, q, theta = course.moments(M.T @ M, G)
@@ -185,7 +189,7 @@ def test_quantities_are_the_means_over_the_fluctuation():
         naive_cloud.measures(M @ G @ expm(naive_cloud.boost(z)), 0.0, data.samples, target, M)
         for z in draws
     ]
-    for name in at[0]:
+    for name in set(at[0]) - {without}:
         values = np.array([each[name] for each in at])
         error = values.std() / math.sqrt(len(values))
         allowed = 4 * error + 0.02 * abs(values.mean())
@@ -280,10 +284,12 @@ def test_without_noise_the_network_stays_where_the_fit_leaves_it():
     dynamics = lnsim.GD(1e-4)
     run = lnsim.simulate(problem, network, dynamics, steps=20_000, record_every=100)
     prediction = cloud.predict(problem, network, dynamics, run.steps.astype(float))
-    for name in ("norm_mean", "norm_squared", "alignment_mean", "ntk_distance", "test_loss"):
+    for name in ("norm_mean", "norm_squared", "alignment_mean", "ntk_distance"):
         np.testing.assert_allclose(prediction[name], run[name], rtol=0.01, atol=1e-6, err_msg=name)
-    early = run["train_loss"] > 1e-6 * run["train_loss"][0]
-    np.testing.assert_allclose(prediction["train_loss"][early], run["train_loss"][early], rtol=0.1)
+    for name in ("train_loss", "test_loss", "linearized_train_loss", "linearized_test_loss"):
+        early = run[name] > 1e-5 * run[name][0]
+        assert np.count_nonzero(early) > 10
+        np.testing.assert_allclose(prediction[name][early], run[name][early], rtol=0.05)
 
 
 def test_single_neurons_follow_their_own_paths():
