@@ -5,10 +5,10 @@
     python bench/predictions.py --only sam
 
 A run takes `folds` times 1/(lr sigma)^2 steps, the time in which |W|_F^2 falls by e, but at most
-LONGEST.  At every record the prediction is compared with the mean over the seeds; of the losses and of tr H, whose
-records are noisy, the means over WINDOWS windows of time are.  A quantity meets its bound where no
-record is further from the prediction than the bound plus ERRORS standard errors of the mean.  The
-first record is the start, which both have; it is left out.
+LONGEST.  At every record the prediction is compared with the mean over the seeds; of the losses and
+of tr H, whose records are noisy, the means over WINDOWS windows of time are.  A quantity meets its
+bound where no record is further from the prediction than the bound plus ERRORS standard errors of
+the mean.  The first record is the start, which both have; it is left out.
 """
 
 from __future__ import annotations
@@ -210,7 +210,8 @@ def main() -> None:
         tables.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
     if arguments.only is None:
         text = TEXT.format(
-            seeds=arguments.seeds, folds=arguments.folds, longest=LONGEST, windows=WINDOWS, errors=ERRORS,
+            seeds=arguments.seeds, folds=arguments.folds, longest=LONGEST, windows=WINDOWS,
+            errors=ERRORS,
             refused=refused[0] if refused else "there is none", count=len(errors),
             met=sum(error.met for error in errors),
         )  # fmt: skip
