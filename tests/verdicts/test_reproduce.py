@@ -28,7 +28,7 @@ SECTIONS = ["figure-2", "figure-4", "label-noise-periodic", "oscillation", "osci
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, png_alone):
     folder = tmp_path_factory.mktemp("reproduce")
     begun = []
     verdicts = reproduce(folder, progress=begun.append, overrides=OVERRIDES)
