@@ -32,24 +32,6 @@ def small_doubles():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.fixture(scope="module")
-def png_alone():
-    """Figures are drawn once, into their PNG files, and their PDF files are empty.
-
-    For modules that make many figures of a kind and look into no PDF file.
-    """
-    from lnsim.figures import canvas
-
-    render = canvas.render
-
-    def drawn_once(figure, kind, **options):
-        return b"" if kind == "pdf" else render(figure, kind, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(canvas, "render", drawn_once)
-        yield
-
-
 @pytest.fixture
 def fallback(monkeypatch):
     """The number of parameters that went through plain autograd, call by call."""

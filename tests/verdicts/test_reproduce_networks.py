@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from drawn_once import drawn_once
 
 from lnsim.run.record import Record, Status
 
@@ -42,13 +43,12 @@ def images(tmp_path):
     return str(tmp_path / "images.npz")
 
 
-@pytest.mark.usefixtures("one_synthetic_run", "png_alone")
-def test_the_networks_are_trained_and_judged(tmp_path, images):
+def test_the_networks_are_trained_and_judged(one_synthetic_run, tmp_path, images):
     out = tmp_path / "page"
-    verdicts = reproduce.reproduce(out, overrides=OVERRIDES, data=images)
+    with drawn_once():
+        verdicts = reproduce.reproduce(out, overrides=OVERRIDES, data=images)
     assert [v.source for v in verdicts] == ["networks"] * 3
-    claims = verdicts
-    assert all(np.isfinite(v.measured) for v in claims)
+    assert all(np.isfinite(v.measured) for v in verdicts)
     for name in networks.RUNS:
         assert (out / name / "trajectory.npz").is_file() and (out / name / "figure.png").is_file()
     sections = json.loads((out / "verdicts.json").read_text(encoding="utf-8"))["sections"]
