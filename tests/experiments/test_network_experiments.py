@@ -197,8 +197,7 @@ def test_arms_stopped_side_by_side_go_on_to_the_same_bits(
     again = experiment.run(setting(data), resume=stopped, checkpoint=kept.append,
                            checkpoint_every=0.0)  # fmt: skip
     assert same(again, whole)
-    assert len(kept) > 4
-    for earlier in kept[:: len(kept) // 2]:
+    for earlier in (kept[0], kept[len(kept) // 2], kept[-1]):
         earlier.save(tmp_path, "checkpoint.npz")
         loaded = Trajectory.load(tmp_path, "checkpoint.npz")
         assert same(experiment.run(setting(data), resume=loaded), whole)
