@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_once import drawn_once
 
 from lnsim.references.papers import PAPERS
 from lnsim.run import experiment
@@ -31,7 +32,8 @@ SECTIONS = ["figure-2", "figure-4", "label-noise-periodic", "oscillation", "osci
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce")
     begun = []
-    verdicts = reproduce(folder, progress=begun.append, overrides=OVERRIDES)
+    with drawn_once():
+        verdicts = reproduce(folder, progress=begun.append, overrides=OVERRIDES)
     return folder, verdicts, begun
 
 
