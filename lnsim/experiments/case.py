@@ -26,6 +26,7 @@ from lnsim.run.phases import Phases
 from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import cloud, flatness, modes, paper
+from lnsim.theory.times import Foretold, Times, foretell, of_course
 
 LARGEST_EXPANSION = 1.0
 """The law of modes predicts nothing if its small parameter is larger (modes.py)."""
@@ -279,6 +280,24 @@ class Case:
         """Why there is no prediction, or ""."""
         predicted = self._predicted
         return predicted if isinstance(predicted, str) else ""
+
+    @cached_property
+    def foretold(self) -> Foretold | str:
+        """The times that the law of the cloud predicts, run or not, or why it predicts none."""
+        try:
+            dynamics, _ = self.dynamics.at(0)
+            start, at_rest = self.start, self.stationary[0]
+            return foretell(start.problem, start.network, dynamics, at_rest)
+        except (ValueError, ArithmeticError) as error:
+            return str(error)
+
+    def measured_times(self, replica: int = 0) -> Times:
+        """The same times of the run, or of one replica; infinite for what it does not reach."""
+        run = self.trajectory
+        assert run is not None
+        return of_course(
+            run.steps, lambda name: np.atleast_2d(run[name])[replica], self.stationary[0]
+        )
 
     def law_of_modes(self) -> tuple[FloatArray | None, str]:
         """The predicted |W(t)|_F^2 of a run, (records,), or None and why there is none."""
