@@ -24,9 +24,10 @@ from lnsim.models.problem import Problem
 from lnsim.models.two_layer import Network
 from lnsim.run.phases import Phases
 from lnsim.run.record import Ending
+from lnsim.run.times import Times, of_course
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import cloud, flatness, modes, paper
-from lnsim.theory.times import Foretold, Times, foretell, of_course
+from lnsim.theory.whole import Whole, whole
 
 LARGEST_EXPANSION = 1.0
 """The law of modes predicts nothing if its small parameter is larger (modes.py)."""
@@ -93,12 +94,16 @@ class Case:
     trajectory: Trajectory | None = None
 
     @classmethod
-    def of_setting(cls, config: NoisyConfig) -> Case:
-        """A case without a run.  Raises ValueError or TypeError for what a run would refuse."""
-        _synthetic.label_noise_sgd(config)
+    def of_setting(cls, config: LinearConfig, experiment: str = "label-noise") -> Case:
+        """A case without a run.  Raises ValueError or TypeError for what a run would refuse.
+
+        Raises ValueError for an experiment of which no theory is derived.
+        """
+        case = cls.of_keys(experiment, vars(config))
+        case.dynamics.at(0)  # made, and so checked
         checks.integer("steps", config.steps, 0, checks.MOST_STEPS)
         checks.integer("record_every", config.record_every, 1)
-        return cls(config, Start(config))
+        return case
 
     @classmethod
     def of_keys(cls, experiment: str, keys: Mapping[str, Any], start: Start | None = None) -> Case:
@@ -282,14 +287,22 @@ class Case:
         return predicted if isinstance(predicted, str) else ""
 
     @cached_property
-    def foretold(self) -> Foretold | str:
-        """The times that the law of the cloud predicts, run or not, or why it predicts none."""
+    def whole(self) -> Whole | str:
+        """The whole course by the law of the cloud, whatever the run, or why there is none."""
         try:
             dynamics, _ = self.dynamics.at(0)
-            start, at_rest = self.start, self.stationary[0]
-            return foretell(start.problem, start.network, dynamics, at_rest)
+            return whole(self.start.problem, self.start.network, dynamics)
         except (ValueError, ArithmeticError) as error:
             return str(error)
+
+    @cached_property
+    def predicted_times(self) -> Times | None:
+        """The times of the whole course; NaN for those that the theory does not reach."""
+        if isinstance(self.whole, str):
+            return None
+        course = self.whole.prediction
+        times = of_course(course.times, course.__getitem__, self.stationary[0])
+        return times.known_until() if self.whole.beyond else times
 
     def measured_times(self, replica: int = 0) -> Times:
         """The same times of the run, or of one replica; infinite for what it does not reach."""

@@ -23,9 +23,9 @@ import numpy as np
 from lnsim.experiments._synthetic import first_below, series
 from lnsim.experiments.case import LARGEST_EXPANSION, Case, first_replica
 from lnsim.references.credits import whose
+from lnsim.run.times import WITHIN
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import modes
-from lnsim.theory.times import WITHIN
 from lnsim.verdicts import judge
 from lnsim.verdicts.judge import FAILS, HOLDS, NOT_REACHED, VACUOUS, Statement
 
@@ -78,7 +78,7 @@ def _heading(case: Case) -> list[str]:
     ]
     lines += [] if case.trajectory is None else [f"the run {case.trajectory.status}"]
     if case.gaps:
-        but = "" if isinstance(case.foretold, str) else ", except for times"
+        but = "" if isinstance(case.whole, str) else ", except for times"
         lines.append(f"not covered{but}: {', '.join(case.gaps)}")
     return [part for line in lines for part in textwrap.wrap(line, WIDTH)]
 
@@ -111,15 +111,15 @@ TIMES = {
     "convergence": "mean |cos| nine tenths of it",
     "rest": f"|W|_F^2 within {WITHIN:.0%} of that at rest",
 }
-"""What the times of theory/times.py are called in the table."""
+"""What the times of run/times.py are called in the table."""
 
 
 def _times(case: Case) -> list[_Row]:
     """The times by the law of the cloud, whose premises are not those of the paper."""
-    foretold = case.foretold
+    whole, times = case.whole, case.predicted_times
     rows = []
     for name, label in TIMES.items():
-        predicted = math.nan if isinstance(foretold, str) else vars(foretold.times)[name]
+        predicted = math.nan if times is None else vars(times)[name]
         if case.trajectory is None:
             rows.append(_Row(label, _steps(predicted)))
             continue
@@ -129,10 +129,10 @@ def _times(case: Case) -> list[_Row]:
         missing = NOT_REACHED if math.isinf(measured) else row.remark
         rows.append(replace(row, measured=_steps(reached), remark=missing))
     rows = [row for row in rows if (row.predicted, row.measured, row.remark) != ("-", "-", "")]
-    if isinstance(foretold, str):
-        return [*rows, _Row("law of the cloud", remark="no prediction", note=foretold)]
-    if foretold.beyond:
-        rows.append(_Row("predicted up to", _steps(foretold.until), note=foretold.beyond))
+    if isinstance(whole, str):
+        return [*rows, _Row("law of the cloud", remark="no prediction", note=whole)]
+    if whole.beyond:
+        rows.append(_Row("predicted up to", _steps(whole.until), note=whole.beyond))
     return rows
 
 
