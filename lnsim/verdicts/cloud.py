@@ -72,6 +72,15 @@ TIMES = {
 }
 
 
+COURSE_OF = {
+    "half_norm": "norm_mean",
+    "alignment": "cosine_mean",
+    "convergence": "cosine_mean",
+    "rest": "norm_squared",
+}
+"""The course by which a time is defined."""
+
+
 def law_of_the_cloud(case: Case, source: str) -> list[Verdict]:
     """The times and the courses of `case`, whose run has at least two seeds."""
     return [*times(case, source), *courses(case, source)]
@@ -91,7 +100,7 @@ def courses(case: Case, source: str) -> list[Verdict]:
         kind = "relative deviation" if curve.relative else "deviation"
         verdicts.append(
             judge.judge(
-                f"{curve.says}, predicted from the start", source, "at most", allowed, worst,
+                f"{curve.says} over time", source, "at most", allowed, worst,
                 f"largest {kind} of a mean over {len(np.atleast_2d(run[curve.name]))} seeds and a"
                 f" window, of {WINDOWS} that halve the run; at most {size}, {judge.ALLOWANCE}",
                 note=note, vacuous=vacuous,
@@ -147,15 +156,30 @@ def times(case: Case, source: str) -> list[Verdict]:
         within = judge.allowance(TIMES_WITHIN, share if math.isfinite(share) else 0.0)
         verdicts.append(
             judge.judge(
-                f"the step at which {says}, predicted from the start", source, "about", time,
+                f"the step at which {says}", source, "about", time,
                 step if math.isfinite(step) else math.nan,
                 f"of {_seeds(run)} seeds the mean course, and of each neuron the median escape;"
                 f" within {TIMES_WITHIN:.0%}, {judge.ALLOWANCE}",
                 within=within, vacuous=vacuous,
-                note=f"the standard error is {share:.2%}" if math.isfinite(share) else "",
+                note="; ".join([*_there(case, name, time), *_error(share)]),
             )
         )  # fmt: skip
     return verdicts
+
+
+def _there(case: Case, name: str, time: float) -> list[str]:
+    """How far a measured course is from the predicted one at the predicted step."""
+    run = of_run(case)
+    if name not in COURSE_OF or not time <= run.status.step or isinstance(case.whole, str):
+        return []
+    course, quantity = case.whole.prediction, COURSE_OF[name]
+    measured = np.interp(time, run.steps, np.atleast_2d(run[quantity]).mean(axis=0))
+    predicted = np.interp(time, course.times, course[quantity])
+    return [f"what is measured at the predicted step differs by {measured / predicted - 1:+.2%}"]
+
+
+def _error(share: float) -> list[str]:
+    return [f"the standard error is {share:.2%}"] if math.isfinite(share) else []
 
 
 def _seeds(run: Trajectory) -> int:

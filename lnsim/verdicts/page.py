@@ -172,7 +172,7 @@ def our_theory(verdicts: Sequence[Verdict]) -> Section:
         " start, under label noise and under one-sample SAM.",
         (),
         verdicts,
-        ("law-of-modes", "stationary-state"),
+        ("law-of-modes", "stationary-state", "law-of-the-cloud"),
     )
 
 

@@ -48,7 +48,7 @@ def table(case: Case) -> list[str]:
         *_section("The paper's bounds on times", ("bound", *columns[1:]), _bounds(case)),
         *_section("Bounds of the lemmas", columns, _lemmas(case)),
         *_section("Law of modes, beyond the paper", columns, _modes(case)),
-        *_credit("law-of-modes", "stationary-state"),
+        *_credit("law-of-the-cloud", "law-of-modes", "stationary-state"),
     ]
 
 
