@@ -54,7 +54,9 @@ def table(case: Case) -> list[str]:
 
 def _credit(*statements: str) -> list[str]:
     """What is others' and what is ours of statements beyond the paper, and how to cite it."""
-    shares = [textwrap.fill(share, WIDTH) for share in whose(*statements).values()]
+    shares = [
+        textwrap.fill(share, WIDTH, break_on_hyphens=False) for share in whose(*statements).values()
+    ]
     lines = "\n".join(["", *shares, f"BibTeX: lnsim cite {' '.join(statements)}"])
     return lines.split("\n")
 
