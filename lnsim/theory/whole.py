@@ -52,7 +52,7 @@ def whole(problem: cloud.Problem, network: cloud.Network, dynamics: cloud.Dynami
                 break
             continue
         until = end
-        if beyond or _settled(prediction) or end > MOST_STEPS:
+        if beyond or _settled(prediction) or FURTHER * end > MOST_STEPS:
             break
         end *= FURTHER
     if prediction is None:

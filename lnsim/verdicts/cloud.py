@@ -3,7 +3,8 @@
 The law predicts means over the noise.  A course is judged by the mean over the seeds of measured
 over predicted values, averaged over the records of a window; the windows halve the run again and
 again, so that early ones are short, and the largest deviation counts.  Times are those of the mean
-course over the seeds.
+course over the seeds, as a single run, which fluctuates more, is at a level too early; where a
+course is flat they are far more sensitive than it is, and the note says how far it is off.
 
 Statistics.  Seeds are independent, so the spread of their window means gives the standard error of
 the mean, however the records of a run are correlated.  What fluctuates most is a loss.  It is a sum
@@ -158,8 +159,8 @@ def times(case: Case, source: str) -> list[Verdict]:
             judge.judge(
                 f"the step at which {says}", source, "about", time,
                 step if math.isfinite(step) else math.nan,
-                f"of {_seeds(run)} seeds the mean course, and of each neuron the median escape;"
-                f" within {TIMES_WITHIN:.0%}, {judge.ALLOWANCE}",
+                f"of the {'mean course' if name in COURSE_OF else 'median escape of each neuron'}"
+                f" over {_seeds(run)} seeds; within {TIMES_WITHIN:.0%}, {judge.ALLOWANCE}",
                 within=within, vacuous=vacuous,
                 note="; ".join([*_there(case, name, time), *_error(share)]),
             )

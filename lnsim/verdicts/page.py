@@ -168,8 +168,8 @@ def our_theory(verdicts: Sequence[Verdict]) -> Section:
         "The modes of W off theta* decay at rates proportional to the eigenvalues of the data's"
         " covariance; that gives |W(t)|_F^2 with no fitted parameter (panel (e) of Figure 2). The"
         " noise comes to rest at a rank-one network of known norms. The law of the cloud gives the"
-        " mean course of everything that is recorded, and so its times, from the data and the"
-        " start, under label noise and under one-sample SAM.",
+        " mean course of the network, and so when things happen, from the data and the start with"
+        " no fitted parameter, under label noise and under one-sample SAM.",
         (),
         verdicts,
         ("law-of-modes", "stationary-state", "law-of-the-cloud"),
