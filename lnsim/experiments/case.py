@@ -24,8 +24,10 @@ from lnsim.models.problem import Problem
 from lnsim.models.two_layer import Network
 from lnsim.run.phases import Phases
 from lnsim.run.record import Ending
+from lnsim.run.times import Times, of_course
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import cloud, flatness, modes, paper
+from lnsim.theory.whole import Whole, whole
 
 LARGEST_EXPANSION = 1.0
 """The law of modes predicts nothing if its small parameter is larger (modes.py)."""
@@ -92,12 +94,16 @@ class Case:
     trajectory: Trajectory | None = None
 
     @classmethod
-    def of_setting(cls, config: NoisyConfig) -> Case:
-        """A case without a run.  Raises ValueError or TypeError for what a run would refuse."""
-        _synthetic.label_noise_sgd(config)
+    def of_setting(cls, config: LinearConfig, experiment: str = "label-noise") -> Case:
+        """A case without a run.  Raises ValueError or TypeError for what a run would refuse.
+
+        Raises ValueError for an experiment of which no theory is derived.
+        """
+        case = cls.of_keys(experiment, vars(config))
+        case.dynamics.at(0)  # made, and so checked
         checks.integer("steps", config.steps, 0, checks.MOST_STEPS)
         checks.integer("record_every", config.record_every, 1)
-        return cls(config, Start(config))
+        return case
 
     @classmethod
     def of_keys(cls, experiment: str, keys: Mapping[str, Any], start: Start | None = None) -> Case:
@@ -279,6 +285,32 @@ class Case:
         """Why there is no prediction, or ""."""
         predicted = self._predicted
         return predicted if isinstance(predicted, str) else ""
+
+    @cached_property
+    def whole(self) -> Whole | str:
+        """The whole course by the law of the cloud, whatever the run, or why there is none."""
+        try:
+            dynamics, _ = self.dynamics.at(0)
+            return whole(self.start.problem, self.start.network, dynamics)
+        except (ValueError, ArithmeticError) as error:
+            return str(error)
+
+    @cached_property
+    def predicted_times(self) -> Times | None:
+        """The times of the whole course; NaN for those that the theory does not reach."""
+        if isinstance(self.whole, str):
+            return None
+        course = self.whole.prediction
+        times = of_course(course.times, course.__getitem__, self.stationary[0])
+        return times.known_until() if self.whole.beyond else times
+
+    def measured_times(self, replica: int = 0) -> Times:
+        """The same times of the run, or of one replica; infinite for what it does not reach."""
+        run = self.trajectory
+        assert run is not None
+        return of_course(
+            run.steps, lambda name: np.atleast_2d(run[name])[replica], self.stationary[0]
+        )
 
     def law_of_modes(self) -> tuple[FloatArray | None, str]:
         """The predicted |W(t)|_F^2 of a run, (records,), or None and why there is none."""

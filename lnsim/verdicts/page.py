@@ -164,13 +164,15 @@ def paper_theory(verdicts: Sequence[Verdict]) -> Section:
 def our_theory(verdicts: Sequence[Verdict]) -> Section:
     return Section(
         "law-of-modes",
-        "Beyond the paper: law of modes and stationary state",
+        "Beyond the paper: law of modes, stationary state, law of the cloud",
         "The modes of W off theta* decay at rates proportional to the eigenvalues of the data's"
         " covariance; that gives |W(t)|_F^2 with no fitted parameter (panel (e) of Figure 2). The"
-        " noise comes to rest at a rank-one network of known norms.",
+        " noise comes to rest at a rank-one network of known norms. The law of the cloud gives the"
+        " mean course of the network, and so when things happen, from the data and the start with"
+        " no fitted parameter, under label noise and under one-sample SAM.",
         (),
         verdicts,
-        ("law-of-modes", "stationary-state"),
+        ("law-of-modes", "stationary-state", "law-of-the-cloud"),
     )
 
 

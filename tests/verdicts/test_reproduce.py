@@ -15,7 +15,7 @@ from lnsim.references.papers import PAPERS
 from lnsim.run import experiment
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
-from lnsim.verdicts import judge, page
+from lnsim.verdicts import cloud, judge, page
 from lnsim.verdicts.reproduce import SYNTHETIC, reproduce
 
 TINY = {"samples": 12, "dim": 4, "width": 10, "lr": 1e-2, "steps": 400, "record_every": 7}
@@ -93,6 +93,24 @@ def test_sam_with_label_noise_stands_beside_sam_alone(made):
     assert claims["SAM with label noise"] == claims["Figure 4"][:4]
     text = (folder / "index.html").read_text(encoding="utf-8")
     assert "SAM with label noise, σ as in Figure 2." in text
+
+
+def test_the_law_of_the_cloud_is_judged_for_label_noise_and_sam(made):
+    _, verdicts, begun = made
+    claims = [
+        [v for v in verdicts if v.source == source]
+        for source in ("law of the cloud", "law of the cloud, SAM")
+    ]
+    courses = [f"{curve.says} over time" for curve in cloud.CURVES]
+    steps = [f"the step at which {says}" for says in cloud.TIMES.values()]
+    for made_of in claims:
+        said = [v.claim for v in made_of]
+        assert said[-len(courses) :] == courses and set(said) <= {*steps, *courses}
+        assert set(steps[3:]) <= set(said)  # those before are predicted or not
+    for name in ("label-noise", "sam"):
+        assert f"{name}, 8 seeds" in begun
+    for verdict in (*claims[0], *claims[1]):
+        assert verdict.rule.count("8 seeds") == 1 and judge.ALLOWANCE in verdict.rule
 
 
 def test_the_norm_identity_holds_whatever_the_size(made):
