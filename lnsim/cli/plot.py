@@ -112,14 +112,14 @@ def _plot_runs(arguments: argparse.Namespace) -> int:
     for i, status in enumerate(run.status for run in runs):
         if status.code != Ending.OK:
             labels[i] += f" ({status.code.lower()} at {status.step:,})"
-    predicted = _predicted(runs[0]) if len(runs) == 1 else ""
+    predicted = prediction_of(runs[0]) if len(runs) == 1 else ""
     return _save(
         arguments,
         lambda: {CURVES_STEM: curves.figure(runs, labels, arguments.columns, predicted)},
     )
 
 
-def _predicted(run: Trajectory) -> cloud.Prediction | str:
+def prediction_of(run: Trajectory) -> cloud.Prediction | str:
     """The prediction of a run, the reason why there is none, or "" if theory is of other models."""
     from lnsim.experiments.case import Case
 

@@ -27,7 +27,7 @@ from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import cloud, flatness, modes, paper
 
-DRAWN = 200
+DRAWN = 120
 """Records at which the law of the cloud is drawn, at most, besides those of the clouds."""
 LARGEST_EXPANSION = 1.0
 """The law of modes predicts nothing if its small parameter is larger (modes.py)."""

@@ -205,7 +205,7 @@ def draw_losses(axes: Axes, series: Series) -> list[str]:
     for line in axes.get_lines():
         _, *values = np.asarray(line.get_ydata())
         if values and max(values) < axes.get_ylim()[0]:  # the line lies wholly below the axis
-            line.set_label(f"{line.get_label()} (ends at {values[-1]:.0e})")
+            line.set_label(f"{line.get_label()} → {values[-1]:.0e}")
     handles, labels = axes.get_legend_handles_labels()
     all_fell = bool(own) and all(v[-1] < 1e-3 * v[0] for v in shown if v.size)
     axes.legend(handles[::-1], labels[::-1], loc="upper right" if all_fell else "lower left")

@@ -27,6 +27,8 @@ LABEL = "predicted"
 GREY = "#ABABAB"
 BENEATH = 1.5
 """Height of the grey points: above shades, below the measured points and lines."""
+ACROSS = 130
+"""Characters of a legend's letters across a figure of two columns."""
 MOST_BEYOND = 3.0
 """An axis is extended for a prediction up to this factor; beyond, the prediction leaves it."""
 
@@ -71,10 +73,14 @@ def entry(prediction: Prediction | str, across: int) -> tuple[Line2D, str]:
     return Line2D([], [], **_dashes()), LABEL
 
 
-def legend(figure: Figure, prediction: Prediction | str, left: float) -> None:
-    """The one legend entry of a figure, or the reason, in the upper left corner, at `left`."""
-    line, label = entry(prediction, 120)
+def legend(figure: Figure, prediction: Prediction | str, left: float, beside: str = "") -> None:
+    """The one legend entry of a figure, or the reason, in the upper left corner, at `left`.
+
+    `beside` is the text in the upper right corner, for which the reason leaves room.
+    """
+    line, label = entry(prediction, 1000)
     if isinstance(prediction, str):
+        label = textwrap.shorten(label, ACROSS - len(beside), placeholder=" ...")
         figure.text(left, 0.995, label, fontsize=letters(8), ha="left", va="top")
         return
     line.set(marker="o", ms=pt(3.0), mew=0, mfc=GREY)
