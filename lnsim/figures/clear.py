@@ -13,11 +13,9 @@ if TYPE_CHECKING:
 
 Corner = Literal["lower left", "upper right", "lower right", "upper left"]
 
-CORNERS: dict[Corner, tuple[int, int]] = {
-    "lower left": (0, 0), "upper right": (1, 1), "lower right": (1, 0), "upper left": (0, 1),
-}  # fmt: skip
-"""Places of a legend in the order of preference, each as shares of the free width and height."""
-STEPS = np.linspace(0.05, 0.9, 18)
+CORNERS: tuple[Corner, ...] = ("lower left", "upper right", "lower right", "upper left")
+"""Places of a legend, in the order of preference."""
+SHARES = np.linspace(0.05, 0.9, 18)
 """Shares of the height that are tried for a legend below the curves."""
 
 
@@ -34,25 +32,30 @@ def place_legend(axes: Axes) -> None:
     """
     legend = axes.get_legend()
     assert legend is not None
-    panel = axes.get_window_extent()
-    size = np.array(legend.get_window_extent().size)
-    for corner, shares in CORNERS.items():
-        place = panel.p0 + (panel.size - size) * shares
-        if not crosses(axes, Bbox([place, place + size])):
-            legend.set_loc(corner)
+    for corner in CORNERS:
+        legend.set_loc(corner)
+        if not crosses(axes, legend.get_window_extent()):
             return
-    legend.set_loc("lower left")
+    legend.set_loc(CORNERS[0])
     low, high = axes.get_ylim()
-    for share in STEPS:
+    for share in SHARES:
         axes.set_ylim(low * (low / high) ** (share / (1 - share)), high)
-        if not crosses(axes, Bbox([panel.p0, panel.p0 + size])):
+        if not crosses(axes, legend.get_window_extent()):
             return
 
 
 def place_notes(axes: Axes) -> None:
-    """Puts a note that stands on a line under it, if a curve crosses the note."""
+    """Puts each note that stands on the left of a line where no curve crosses it.
+
+    It goes below the line, or to the right, or stays if there is no such place.
+    """
     for note in axes.texts:
-        if isinstance(note, Annotation) and crosses(axes, note.get_window_extent()):
-            x, up = note.xyann
-            note.xyann = (x, -up)
-            note.set_verticalalignment("top")
+        if isinstance(note, Annotation):
+            (left, y), (x, up) = note.xy, note.xyann
+            for right, below in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 0)):
+                note.xy = (1 - left if right else left, y)
+                note.xyann = (x, -up if below else up)
+                note.set_horizontalalignment("right" if right else "left")
+                note.set_verticalalignment("top" if below else "bottom")
+                if not crosses(axes, note.get_window_extent()):
+                    break

@@ -157,7 +157,14 @@ def test_the_legend_entry_is_above_the_panels(drawn):
 
 @pytest.mark.small
 @pytest.mark.parametrize(
-    "keys", [{}, {"width": 1}, {"batch_size": 0}, {"lr": 2e-2}, {"samples": 2}]
+    "keys",
+    [
+        {},
+        {"lr": 2e-2, "steps": 8000},
+        {"width": 300, "steps": 20_000, "record_every": 20},
+        {"theta_norm": 0.3, "steps": 20_000, "record_every": 20},
+    ],
+    ids=["lower left", "note on the right", "upper right", "below the curves"],
 )
 def test_the_legend_of_the_losses_and_the_note_cover_no_curve(keys):
     """Each line is followed in pixels, ten points between each two records."""
