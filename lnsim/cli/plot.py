@@ -112,11 +112,12 @@ def _plot_runs(arguments: argparse.Namespace) -> int:
     for i, status in enumerate(run.status for run in runs):
         if status.code != Ending.OK:
             labels[i] += f" ({status.code.lower()} at {status.step:,})"
-    predicted = prediction_of(runs[0]) if len(runs) == 1 else ""
-    return _save(
-        arguments,
-        lambda: {CURVES_STEM: curves.figure(runs, labels, arguments.columns, predicted)},
-    )
+
+    def draw() -> dict[str, Any]:
+        prediction = prediction_of(runs[0]) if len(runs) == 1 else ""
+        return {CURVES_STEM: curves.figure(runs, labels, arguments.columns, prediction)}
+
+    return _save(arguments, draw)
 
 
 def prediction_of(run: Trajectory) -> cloud.Prediction | str:

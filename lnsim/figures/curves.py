@@ -84,10 +84,11 @@ def figure(
                 panels.letter(axes, chr(ord("a") + i))
         free = places[len(columns) :]
         told = {}
-        if prediction:
-            entry, label = predicted.entry(
-                prediction, 32 if len(free) else 50 if across == 1 else 110
-            )
+        if prediction and (
+            isinstance(prediction, str) or not set(columns).isdisjoint(prediction.names)
+        ):
+            letters = 32 if len(free) else 50 if across == 1 else 110
+            entry, label = predicted.entry(prediction, letters)
             told[label] = entry
         _legend(result, free, told)
     return result

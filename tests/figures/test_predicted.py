@@ -229,6 +229,8 @@ def test_a_chosen_curve_of_a_run_has_its_prediction(tmp_path, monkeypatch):
     assert not dashed(figure.axes[2]) and entries(figure) == [predicted.LABEL]
     assert main(["plot", str(tmp_path), str(tmp_path), "--column", "norm_mean"]) == 0
     assert not any(line.get_color() == style.BLACK for line in saved[1].axes[0].get_lines())
+    assert main(["plot", str(tmp_path), "--column", "lazy_fraction"]) == 0
+    assert len(saved) == 3 and entries(saved[2]) == []
 
 
 @pytest.mark.small
