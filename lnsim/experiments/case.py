@@ -29,6 +29,8 @@ from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import cloud, flatness, modes, paper
 from lnsim.theory.whole import Whole, whole
 
+DRAWN = 120
+"""Records at which the law of the cloud is drawn, at most, besides those of the clouds."""
 LARGEST_EXPANSION = 1.0
 """The law of modes predicts nothing if its small parameter is larger (modes.py)."""
 
@@ -262,17 +264,37 @@ class Case:
         dynamics, _ = self.dynamics.at(0)
         return cloud.predict(self.start.problem, self.start.network, dynamics, times)
 
-    @cached_property
-    def _predicted(self) -> cloud.Prediction | str:
-        run = self.trajectory
-        if run is None:
+    def _predict(self, times: ArrayLike) -> cloud.Prediction | str:
+        """The prediction of the run at `times`, or why there is none."""
+        if self.trajectory is None:
             return "there is no run"
         if self.finished is None:
             return "the run diverged"
         try:
-            return self.predict(run.steps.astype(np.float64))
+            return self.predict(times)
         except (ValueError, ArithmeticError) as error:
             return str(error)
+
+    @cached_property
+    def _predicted(self) -> cloud.Prediction | str:
+        run = self.trajectory
+        return self._predict([] if run is None else run.steps.astype(np.float64))
+
+    @cached_property
+    def drawn(self) -> cloud.Prediction | str:
+        """The law of the cloud for a figure of the run, or why there is none.
+
+        It is at the first and the last record, at most DRAWN between them, evenly over the steps
+        and over their logarithm, and at the clouds.
+        """
+        run = self.trajectory
+        if run is None:
+            return self._predict([])
+        last = run.steps.size - 1
+        even = np.linspace(0, last, DRAWN // 2), np.geomspace(1, max(last, 1), DRAWN // 2)
+        chosen = np.minimum(np.concatenate(even).round().astype(int), last)
+        clouds = run.arrays.get("cloud_step", run.steps[:1])
+        return self._predict(np.union1d(run.steps[chosen], clouds).astype(np.float64))
 
     @property
     def prediction(self) -> cloud.Prediction | None:
