@@ -173,14 +173,14 @@ made by
 Each row is {seeds} seeds of the noise on one problem (n = 200) and one network.  A run takes
 {folds:g} times the steps in which ‖W‖² falls by e at first, 1/(lr σ)² (under SAM 1/(2 lr ρ²)), and
 at most {longest:,}.  An entry is the root mean square, over the records of the whole course, of
-predicted minus measured over measured, in per cent; of the mean abs cos it is the difference itself.
+predicted minus measured over measured, in per cent; of the mean abs cos it is the difference.
 After ± stands the standard error of the measured mean, which a perfect prediction would have as its
 error.  Of the losses and of tr H, whose records are noisy, the means over {windows} windows of time
 are compared.
 
-The bounds are 1 % for the mean norm, 2 % for ‖W‖², alignment and tr H, 0.02 for the mean of
-abs cos, 3 % for the distance of the kernel, 5 % for the losses.  An entry is bold where the prediction is at
-some record further away than its bound and {errors} standard errors.  The small parameter is
+The bounds are 1 % for the mean norm, 2 % for ‖W‖², alignment and tr H, 0.02 for the mean of abs
+cos, 3 % for the distance of the kernel, 5 % for the losses.  An entry is bold where the prediction
+is at some record further away than its bound and {errors} standard errors.  The small parameter is
 equation (4) of `lnsim/theory/modes.py`, the largest of the course.  A row of dashes is refused:
 {refused}.
 
