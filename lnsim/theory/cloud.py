@@ -44,8 +44,8 @@ CONSISTENT = 1e-8
 class Problem(Protocol):
     """The data, as lnsim.Problem has them."""
 
-    loss: str
-
+    @property
+    def loss(self) -> str: ...
     @property
     def X(self) -> FloatArray: ...
     @property

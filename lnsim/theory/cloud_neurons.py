@@ -48,7 +48,7 @@ def paths(mean: Mean, chosen: NDArray[np.int64]) -> dict[str, FloatArray]:
 def neurons(
     mean: Mean, k: int, chosen: NDArray[np.int64] | None = None
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """E|w_i|, E|<w_i, theta*>| and E[a_i] at the k-th time, (m,) each, or of the neurons `chosen`."""
+    """E|w_i|, E|<w_i, theta*>|, E[a_i] at the k-th time, (m,) each, or of the neurons `chosen`."""
     rows: Any = slice(None) if chosen is None else chosen
     M = mean.M[rows] @ mean.G[k]
     w, a, Z = M[:, :-1], M[:, -1], mean.course.Z[k]
