@@ -33,7 +33,7 @@ def products(X, theta_star, W, a, *, lr, sigma, steps, at, replicas, seed=0):
 
 
 def escapes(distances, steps, radius):
-    """The watch: first passages of distances (looks, ...) at `steps`, infinite where there is none."""
+    """The watch: first passages of distances (looks, ...) at `steps`, infinite if there is none."""
     passed = np.full(distances.shape[1:], np.inf)
     before, time = np.zeros(distances.shape[1:]), 0.0
     for distance, step in zip(distances, steps, strict=True):

@@ -32,7 +32,7 @@ Slow, kept for good:
     numbers.  Besides the draw, the loss it contains has a memory: with u = delta^T A^-1 delta, of
     mean ubar = tr(A^-1 C), one step changes u by
 
-        Delta = (lr^2 s - 2 lr) f^2 + 2 (lr - lr^2 s) f epsilon + lr^2 s sigma^2,
+        Delta = (lr^2 s - 2 lr) f^2 + 2 (lr - lr^2 s) f epsilon + lr^2 s epsilon^2,
 
     f = x.delta, s = x.A x.  Take delta as sqrt(v) times a normal vector of covariance C, E[v] = 1.
     Then E[Delta] = -b ubar (v - 1) with b = lr^2 sigma^2 E[s]/ubar, and E[(u + Delta)^2] = E[u^2]
@@ -63,6 +63,7 @@ from lnsim.theory import course
 from lnsim.theory.axes import scaled
 from lnsim.theory.cloud_network import Mean
 from lnsim.theory.fit_noise import Fit, State
+from lnsim.theory.kicks import KURTOSIS, Descent
 from lnsim.theory.manifold import drift
 from lnsim.theory.passage import FAR, Law
 
@@ -88,6 +89,8 @@ class Displacements:
         self._fit_ends = min(inside, len(path.times) - 1)
         fit = Fit(mean.data, mean.target, mean.dynamics.lr, _first(path, self._fit_ends + 1),
                   mean.gram)  # fmt: skip
+        assert isinstance(mean.dynamics, Descent)
+        self._kurtosis = KURTOSIS[mean.dynamics.law]
         self._zbar = path.zbar.copy()
         self._zbar[:inside] = fit.zbar()[:inside]
         self._states = fit.states()
@@ -188,7 +191,9 @@ class Displacements:
         C, n = path.C[k], len(x)
         square = (x @ path.delta[k]) ** 2
         S = _dot(x @ C, x)
-        fourth = sigma**4 + 6 * sigma**2 * (S + square) + square**2 + 6 * square * S
+        fourth = (
+            self._kurtosis * sigma**4 + 6 * sigma**2 * (S + square) + square**2 + 6 * square * S
+        )
         Q = (x.T * (S + square)) @ x / n
         scale = lr**2 / 2
         xw, xe = self.w @ x.T, self.e @ x.T
@@ -223,7 +228,7 @@ class Displacements:
         )
         grows = float(np.mean(2 * of_square * (S * ubar + 2 * twice) + 3 * of_square**2 * S**2))
         added = np.mean(
-            2 * constant * ubar + of_product**2 * noise * S + constant**2
+            2 * constant * ubar + of_product**2 * noise * S + self._kurtosis * constant**2
             + 2 * of_square * constant * S
         )  # fmt: skip
         excess = -float(added) / grows - 1 if grows < 0 else math.inf
@@ -233,8 +238,8 @@ class Displacements:
         fourth = 3 * (1 + excess) * S**2
         b = float(np.mean(constant)) / ubar
         change = of_square * fourth + (constant + noise * of_square - 2 * of_product * noise) * S
-        change += constant * noise + b * ubar * excess * S
-        square = of_square**2 * fourth + of_product**2 * noise * S + constant**2
+        change += self._kurtosis * constant * noise + b * ubar * excess * S
+        square = of_square**2 * fourth + of_product**2 * noise * S + self._kurtosis * constant**2
         square += 2 * of_square * constant * S
         variance = float(np.mean(square)) - (b * ubar) ** 2 * excess
         return excess, change / (b * ubar), max(variance, 0.0) / (b * ubar) ** 2

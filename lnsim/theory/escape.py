@@ -24,9 +24,7 @@ about the mean course, which holds while the small parameter, (4) of modes.py, i
 a second one: where it is infinite, the loss has no variance, and the median comes too early.
 docs/escape.md has both, and the errors, at 54 settings.
 
-The last term of an expansion in the noise: at sigma = 0 neurons leave by the fit alone, and the
-prediction still holds.  It covers label noise SGD with one sample a step, the noise +-sigma (of
-other laws the fourth moment differs, which matters little).
+It covers label noise SGD with one sample a step, and any law of the noise.
 """
 
 from __future__ import annotations

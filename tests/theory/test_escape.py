@@ -222,16 +222,31 @@ def test_dimensions_without_data_change_nothing():
     np.testing.assert_allclose(other, expected, rtol=1e-3)
 
 
-def test_without_noise_neurons_leave_by_the_fit_alone():
+def test_with_hardly_any_noise_neurons_leave_by_the_fit_alone():
     """The samples' noise at a small step leaves the ratio within 5%, of 32 replicas."""
     problem, network = start(300, 50)
-    rule, steps = lnsim.SGD(1e-4), 40_000
+    rule, steps = dynamics(1e-4, 0.01), 40_000
     measured = np.median(never(replicas(problem, network, rule, steps, 32)["lazy_escape"]), axis=0)
     predicted = never(escape.predict(problem, network, rule, steps).median)
     both = np.isfinite(measured) & np.isfinite(predicted)
     assert 0.2 < both.mean() < 0.8
     assert np.mean(np.isfinite(measured) == np.isfinite(predicted)) > 0.97
     assert np.median(predicted[both] / measured[both]) == pytest.approx(1, abs=0.05)
+
+
+def test_law_of_the_noise():
+    """A law of larger fourth moment spreads the escapes, and hardly moves their medians."""
+    problem, network = start(200, 5)
+    medians = {
+        law: escape.predict(
+            problem, network, lnsim.SGD(1e-3, lnsim.LabelNoise(4.0, law=law)), 20_000
+        ).median
+        for law in ("rademacher", "gaussian")
+    }
+    both = (medians["rademacher"] > 0) & (medians["gaussian"] > 0)
+    ratio = medians["gaussian"][both] / medians["rademacher"][both]
+    assert np.median(np.abs(ratio - 1)) < 0.02
+    assert np.any(ratio != 1)
 
 
 def test_later_than_the_last_step():
