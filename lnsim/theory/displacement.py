@@ -45,6 +45,9 @@ Slow, kept for good:
     solution, the loss has a tail without variance.  The median of its sum then is below the mean,
     by no power of the expansion; the excess is infinite, and what it adds is left out.
 
+    A sum of squares has nearly a gamma law, so that the third cumulant of what has accumulated
+    along E[D] is taken as twice the square of its variance over |E[D]|.
+
     What the fit leaves (fit_noise.py).
 
 Of each covariance V only two numbers are needed (passage.py): that along E[D_i], and the trace.
@@ -102,8 +105,9 @@ class Displacements:
         self._k = 0
         self.w, self.a = mean.M[:, :-1], mean.M[:, -1]
         m = len(mean.M)
-        self._rates: Two = np.zeros(m), np.zeros(m)
-        self._sums: Two = np.zeros(m), np.zeros(m)
+        # Along E[D], the trace, and along E[D] of the contraction alone.
+        self._rates: tuple[FloatArray, ...] = np.zeros(m), np.zeros(m), np.zeros(m)
+        self._sums: tuple[FloatArray, ...] = np.zeros(m), np.zeros(m), np.zeros(m)
 
     def __iter__(self) -> Iterator[float]:
         """Goes from time to time."""
@@ -137,7 +141,8 @@ class Displacements:
         self.memory = float(of_modes @ np.exp(-rates * step)) / max(float(of_modes.sum()), 1e-300)
 
         parts = self._area(axes * np.sqrt(variances), rates), self._contraction()
-        before, self._rates = self._rates, (parts[0][0] + parts[1][0], parts[0][1] + parts[1][1])
+        rates_now = parts[0][0] + parts[1][0], parts[0][1] + parts[1][1], parts[1][0]
+        before, self._rates = self._rates, rates_now
         for total, earlier, now in zip(self._sums, before, self._rates, strict=True):
             total *= grown
             total += step * (grown * earlier + now) / 2
@@ -153,7 +158,7 @@ class Displacements:
         eZe, wZw, wZe, trace = _dot(eZ, e), _dot(wZ, w), _dot(wZ, e), float(Z.trace())
         fast_along = a**2 * eZe + (eZe * wZw + wZe**2) / 4
         fast = a**2 * trace + (trace * wZw + _dot(wZ, wZ)) / 4
-        slow_along, slow = (total[of].copy() for total in self._sums)
+        slow_along, slow, contracted = (total[of].copy() for total in self._sums)
         u, uv = self._noise.total(w, a)
         slow, fast = slow + u, np.maximum(fast + uv, 0.0)
         near = self.size[of] + FAR * np.sqrt(slow + fast) > radius
@@ -166,6 +171,7 @@ class Displacements:
             slow_across=np.maximum(slow - slow_along, 0.0),
             fast_along=fast_along,
             fast_across=np.maximum(fast - fast_along, 0.0),
+            third_along=2 * contracted**2 / np.maximum(self.size[of], 1e-300),
         )
 
     def _area(self, axes: FloatArray, rates: FloatArray) -> Two:

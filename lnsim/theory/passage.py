@@ -45,6 +45,7 @@ class Law:
     slow_across: FloatArray  # mean square across it
     fast_along: FloatArray
     fast_across: FloatArray
+    third_along: FloatArray  # third cumulant of what has accumulated along E[D]
 
     @property
     def mean_square(self) -> FloatArray:
@@ -53,7 +54,7 @@ class Law:
         return np.asarray(self.size**2 + self.slow_along + self.fast_along + across)
 
     def inside(self, radius: float, dimensions: int) -> FloatArray:
-        """The probability that |D| is at most `radius`, (k,)."""
+        """The probability that |D| is at most `radius`, (k,), without the third cumulant."""
         from scipy.special import ndtr  # a slow import
 
         nodes, weights = np.polynomial.hermite_e.hermegauss(24)
@@ -123,7 +124,11 @@ class Watch:
         fast = _root(total**2 - accumulated**2) * self._fast[1]
         g = (self._across[at] + fast) / np.maximum(total, 1e-300)[:, None]
         square = total[:, None] * _square(g, self.dimensions)
-        along = law.size[near, None] + self._along[at] + _root(law.fast_along[near]) * self._fast[0]
+        along = (
+            law.size[near, None]
+            + self._skewed(at, law.third_along[near])
+            + _root(law.fast_along[near]) * self._fast[0]
+        )
         distance, before = np.sqrt(along**2 + square), self._distance[at]
         passed = self.passed[at]
         new = (distance > self.radius) & np.isinf(passed)
@@ -132,6 +137,13 @@ class Watch:
         self.passed[at] = passed
         self._distance[at] = distance
         self.waits[at] = np.isfinite(passed).sum(axis=1) <= NODES // 2
+
+    def _skewed(self, at: NDArray[np.int64], third: FloatArray) -> FloatArray:
+        """The accumulated normal variables, given their third cumulant (Cornish, Fisher 1938)."""
+        variance = np.maximum(self._slow_along[at], 1e-300)[:, None]
+        return (
+            self._along[at] + third[:, None] / variance * (self._along[at] ** 2 / variance - 1) / 6
+        )
 
     def _normals(self) -> FloatArray:
         return np.asarray(self._quantiles[self._order.permutation(NODES)])

@@ -178,7 +178,7 @@ def test_watch_of_a_mean_without_fluctuation():
     zero = np.zeros(3)
     for step, size in zip(steps, sizes, strict=True):
         of = watch.waiting
-        watch.look(step, Law(size[of], *[zero[of]] * 4), memory=0.5)
+        watch.look(step, Law(size[of], *[zero[of]] * 5), memory=0.5)
     expected = naive.escapes(sizes, steps, 1.0)
     np.testing.assert_allclose(watch.median(), expected)
     assert math.isinf(expected[2])
@@ -199,12 +199,31 @@ def test_watch_of_fluctuating_paths():
     expected = naive.escapes(np.stack(path), steps, 1.0)
     watch, one = Watch(1, 1.0, dims), np.ones(1)
     for step in steps:
-        parts = diffusion * step, diffusion * step * (dims - 1), fast, fast * (dims - 1)
+        parts = diffusion * step, diffusion * step * (dims - 1), fast, fast * (dims - 1), 0
         watch.look(step, Law(drift * step * one, *[part * one for part in parts]), memory=0.0)
         if not watch.waiting.size:
             break
     low, middle, high = np.quantile(expected, [0.16, 0.5, 0.84])
     assert watch.median()[0] == pytest.approx(middle, abs=0.15 * (high - low) / 2)
+
+
+def test_watch_of_a_skewed_variable():
+    """A gamma process alone, whose median is known; its skewness is 0.6 at the passage."""
+    from scipy.stats import gamma
+
+    steps, scale = naive.looks(4000), 0.09
+    watch, one = Watch(1, 1.0, dimensions=1), np.ones(1)
+    for step in steps:
+        mean = step / 1000
+        variance, third = scale * mean, 2 * scale**2 * mean
+        law = Law(mean * one, variance * one, 0 * one, 0 * one, 0 * one, third * one)
+        watch.look(step, law, memory=0.0)
+        if not watch.waiting.size:
+            break
+    # of |D| at a time; passages are interpolated, which moves the median by less than 1%
+    expected = next(t for t in range(500, 2000) if gamma(t / 1000 / scale, 0, scale).median() > 1)
+    assert 1020 < expected < 1040
+    assert watch.median()[0] == pytest.approx(expected, rel=0.015)
 
 
 # Invariances, limits, errors
