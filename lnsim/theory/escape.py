@@ -9,17 +9,18 @@ the initial weights and the data alone; nothing is fitted.  The paper bounds the
     from lnsim.theory import escape
     escape.predict(problem, network, SGD(1e-3, noise=LabelNoise(4.0)), steps=20_000).median
 
-The displacement has a mean and fluctuations (displacement.py, fit_noise.py), both of the order of
-the radius at the time of escape.  Without them the median is up to nine times too late.
+The displacement has a mean and fluctuations (displacement.py, fit_noise.py), which are of the order
+of the radius at the time of escape.  The mean contraction alone gives times from right to ten times
+too late.  What else counts:
   - The mean course (course.py): the fit of the labels, then the drift along the interpolators.
   - The fast fluctuation a_i z.  A path may pass at a look at which z is large.
   - The rotation of the inputs that the area of z's path leaves: as the paths of z and dz do not
-    commute, w_i diffuses across itself.  At the figures' setting it is a third of |D|^2.
+    commute, w_i diffuses across itself.  At the figures' setting it is a sixth of |D|^2.
   - The rotation that noise leaves while the labels are fitted, which neurons keep for good.
   - The contraction, a sum of few large terms.
 passage.py takes the first passage over the looks, by a sum over fixed paths.
 
-What it leaves out.  Laws are taken from their second moments; fluctuations of z are of first order
+What it leaves out.  Laws are taken from their first moments; fluctuations of z are of first order
 about the mean course, which holds while the small parameter, (4) of modes.py, is small; `excess` is
 a second one: where it is infinite, the loss has no variance, and the median comes too early.
 docs/escape.md has both, and the errors, at 54 settings.
@@ -70,7 +71,7 @@ def predict(
 ) -> Escape:  # fmt: skip
     """The escape of every neuron from `network` within `steps` steps of `dynamics`.
 
-    The cost grows as m d^2, and hardly with `steps`: some 0.5 s at m = 1,000, d = 20.  `seed` is of
+    The cost grows as m d^2, and hardly with `steps`: about 1 s at m = 1,000, d = 20.  `seed` is of
     the order of the fixed paths: another moves a median by 7% of the standard deviation of runs.
     Raises ValueError where the theory does not cover the problem or the dynamics, where its small
     parameter exceeds 1, and if lr is too large for a stationary loss.

@@ -40,7 +40,7 @@ def never(escapes):
     ("sigma", "width", "dim", "steps", "band"),
     [
         (8.0, 300, 5, 6_000, (0.97, 1.03)),  # the mean course
-        (4.0, 300, 20, 12_000, (0.93, 1.05)),  # a third of |D|^2 is diffusion
+        (4.0, 300, 20, 12_000, (0.93, 1.05)),  # much of |D|^2 is diffusion
         (8.0, 1000, 20, 1_000, (0.90, 1.06)),  # the loss amplifies itself
         (4.0, 300, 50, 8_000, (0.85, 1.15)),  # many leave while the labels are fitted
     ],
