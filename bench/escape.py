@@ -155,13 +155,8 @@ HEADS = (
 def page(rows: list[Row], again: list[Row], replicas: int) -> str:
     """The page, in Markdown; `again`: rows measured with more replicas."""
     judged = [r for r in rows if not r.reason]
-    small = [r for r in judged if r.expansion <= SMALL and math.isfinite(r.excess)]
-    medians, bands = (
-        sum(holds(r) for r in small) for holds in (lambda r: r.median_holds, lambda r: r.band_holds)
-    )
-    heavy = [r for r in judged if math.isinf(r.excess)]
-    large = [r for r in judged if r.expansion > SMALL and math.isfinite(r.excess)]
-    unsettled = len(rows) - len(judged)
+    better = {r.setting: r for r in again}
+    best = [better.get(r.setting, r) for r in judged]
     parts = [
         "# When neurons leave the lazy regime: prediction and measurement",
         "`lnsim.theory.escape` predicts for every neuron the median over the noise of the step at"
@@ -175,8 +170,8 @@ def page(rows: list[Row], again: list[Row], replicas: int) -> str:
         " between replicas. All neurons of a replica share its noise, so that it moves their"
         " ratios together. Ratios are of predicted over measured, quantiles over the neurons."
         f" Bold: the median is off by more than {MEDIAN_WITHIN:.0%}, or the band leaves"
-        f" ±{BAND_WITHIN:.0%}.",
-        *_verdicts(small, medians, bands, large, heavy, unsettled),
+        f" ±{BAND_WITHIN:.0%}. Seconds are those of a prediction, on one thread of a busy machine.",
+        *_verdicts(judged, best, len(rows) - len(judged)),
         _table(rows),
         *_measured_again(again),
     ]
@@ -198,36 +193,35 @@ def _measured_again(again: list[Row]) -> list[str]:
     ]
 
 
-def _verdicts(
-    small: list[Row], medians: int, bands: int, large: list[Row], heavy: list[Row], unsettled: int
-) -> list[str]:
-    """Where the prediction holds and where not, in sentences."""
+def _verdicts(judged: list[Row], best: list[Row], unsettled: int) -> list[str]:
+    """Where the prediction holds and where not, in sentences; `best`: the better measured rows."""
+    small = [r for r in best if r.expansion <= SMALL and math.isfinite(r.excess)]
+    large = [r for r in best if r.expansion > SMALL and math.isfinite(r.excess)]
+    heavy = [r for r in best if math.isinf(r.excess)]
     worst = max(small, key=lambda r: abs(r.ratio[1] - 1))
+    again = sum(r not in judged for r in best)
     parts = [
-        f"**Where it holds.** The small parameter is at most {SMALL:g}, and the loss has a"
-        f" variance, in {len(small)} settings. There the median is within {MEDIAN_WITHIN:.0%} in"
-        f" {medians}, and the band within {BAND_WITHIN:.0%} in {bands}. The largest error of a"
-        f" median is {abs(worst.ratio[1] - 1):.1%} ({_name(worst)}).",
+        f"**Where it holds.** Of the {len(judged)} settings with a stationary loss, {_count(judged)}"
+        + (f"; with the {again} rows that were measured again, {_count(best)}. " if again else ". ")
+        + f"Where the small parameter is at most {SMALL:g} and the loss has a variance,"
+        f" {len(small)} settings, {_count(small)}. The largest error of a median is"
+        f" {abs(worst.ratio[1] - 1):.1%} there ({_name(worst)}).",
     ]
     if large:
         parts.append(
-            "**Where the small parameter is large.** "
-            + "; ".join(
-                f"{_name(r)}: parameter {r.expansion:.2f}, median {r.ratio[1]:.3f}, band"
-                f" {r.ratio[0]:.3f} to {r.ratio[2]:.3f}"
-                for r in large
-            )
-            + ". The fluctuations are as large as the mean course there, and terms beyond the"
-            " second order count."
+            f"**Where the small parameter is above {SMALL:g}**, {_count(large)}: "
+            + "; ".join(f"{_name(r)}, parameter {r.expansion:.2f}: {_ratio(r)}" for r in large)
+            + ". Terms of higher order make the medians a few per cent too early."
         )
     if heavy:
         parts.append(
-            "**Where the loss has no variance** (excess infinite): "
-            + "; ".join(f"{_name(r)}: median {r.ratio[1]:.3f}" for r in heavy)
+            "**Where the loss has no variance** (excess infinite), it fails: "
+            + "; ".join(f"{_name(r)}: {_ratio(r)}" for r in heavy)
             + ". With η tr(AΣ) above 1 and few dimensions the residuals have so heavy a tail that"
             " the fourth moment does not exist. Most runs have less noise than the mean, so that"
             " the median comes later than predicted. The error shrinks as runs get longer (small"
-            " σ), as the tail then averages out."
+            " σ), as the tail then averages out. Whatever the small parameter says, the excess"
+            " warns of it: it is a field of the prediction."
         )
     parts.append(
         f"**Where there is no prediction.** At m = 4,000 and η = 0.001 ({unsettled} settings)"
@@ -235,6 +229,18 @@ def _verdicts(
         " The prediction refuses with a ValueError."
     )
     return parts
+
+
+def _count(rows: list[Row]) -> str:
+    medians, bands = sum(r.median_holds for r in rows), sum(r.band_holds for r in rows)
+    return (
+        f"the median is within {MEDIAN_WITHIN:.0%} in {medians} and the band within"
+        f" {BAND_WITHIN:.0%} in {bands}"
+    )
+
+
+def _ratio(r: Row) -> str:
+    return f"median {r.ratio[1]:.3f}, band {r.ratio[0]:.3f} to {r.ratio[2]:.3f}"
 
 
 def _name(r: Row) -> str:

@@ -71,8 +71,9 @@ def predict(
 ) -> Escape:  # fmt: skip
     """The escape of every neuron from `network` within `steps` steps of `dynamics`.
 
-    The cost grows as m d^2, and hardly with `steps`: about 1 s at m = 1,000, d = 20.  `seed` is of
-    the order of the fixed paths: another moves a median by 7% of the standard deviation of runs.
+    The cost grows with m, and hardly with `steps`: about 1 s at m = 1,000, d = 20, 15 s at d = 100.
+    `seed` is of the order of the fixed paths: another moves a median by 7% of the standard
+    deviation of runs.
     Raises ValueError where the theory does not cover the problem or the dynamics, where its small
     parameter exceeds 1, and if lr is too large for a stationary loss.
     """

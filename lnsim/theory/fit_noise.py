@@ -51,7 +51,7 @@ from lnsim.theory.course import Course
 
 SOURCES = 20
 """Nodes in time at which noise enters, at most."""
-NUMBERS = 20_000_000
+NUMBERS = 8_000_000
 """Numbers of all sources' rotations, which bounds the nodes where there are many inputs."""
 LAST_SOURCE = 0.3
 """Share of the fit after which noise no longer meets a pull that matters (exp(-6))."""
@@ -63,11 +63,17 @@ KEPT = 1e-4
 class State:
     """The sources at one time: K of them, in the principal axes."""
 
-    turn: FloatArray  # R above the diagonal, (K, r (r - 1)/2)
+    R: FloatArray  # (K, r, r)
     hold: FloatArray  # (K, r)
     fast: FloatArray  # z - hold, (K, r)
 
     @cached_property
+    def turn(self) -> FloatArray:
+        """R above the diagonal, (K, r (r - 1)/2)."""
+        i, j = np.triu_indices(self.R.shape[1], 1)
+        return np.ascontiguousarray(self.R[:, i, j])
+
+    @property
     def square(self) -> FloatArray:
         """E[R R^T], (r, r)."""
         return self._products[0]
@@ -101,19 +107,20 @@ class State:
         _, size, axes = np.linalg.svd(features, full_matrices=False)
         missing = np.cumsum(size[::-1] ** 2)[::-1]
         count = max(1, int(np.sum(missing > KEPT * missing[0])))
-        kept = size[:count, None] * axes[:count]
         pairs, rank = self.turn.shape[1], self.hold.shape[1]
-        return State(*np.split(kept, [pairs, pairs + rank], axis=1))
+        turn, hold, fast = np.split(
+            size[:count, None] * axes[:count], [pairs, pairs + rank], axis=1
+        )
+        R = np.zeros((count, rank, rank))
+        i, j = np.triu_indices(rank, 1)
+        R[:, i, j], R[:, j, i] = turn, -turn
+        return State(R, hold, fast)
 
     @cached_property
     def _products(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """E[R R^T], E[R hold], E[R (z - hold)]."""
-        rank = self.hold.shape[1]
-        R = np.zeros((len(self.turn), rank, rank))
-        i, j = np.triu_indices(rank, 1)
-        R[:, i, j], R[:, j, i] = self.turn, -self.turn
-        rows = R.transpose(1, 0, 2).reshape(rank, -1)
-        return rows @ rows.T, rows @ self.hold.ravel(), rows @ self.fast.ravel()
+        """E[R R^T], E[R hold], E[R (z - hold)]; R^T = -R."""
+        flat = self.R.reshape(-1, self.R.shape[2])
+        return flat.T @ flat, -(self.hold.ravel() @ flat), -(self.fast.ravel() @ flat)
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,6 @@ class Fit:
         enters = self._entrances()
         weights = _weights(times[enters])
         z, R = np.zeros((0, rank)), np.zeros((0, rank, rank))
-        i, j = np.triu_indices(rank, 1)
         for k in range(len(times) - 1):
             if k in enters:
                 noise = path.N[k] - np.outer(mean[k], mean[k])
@@ -155,7 +161,7 @@ class Fit:
             R = R - lr * (moved[:, :, None] * p - p[:, None] * moved[:, None, :])
             theta = self.target + path.delta[k + 1]
             hold = self._hold(R, A[k + 1], theta, pull[k + 1])
-            yield State(R[:, i, j], hold, z - hold)
+            yield State(R, hold, z - hold)
 
     def zbar(self) -> FloatArray:
         """E[z] about M(0) G at each time of the path, (T, r)."""
