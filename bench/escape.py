@@ -201,7 +201,8 @@ def _verdicts(judged: list[Row], best: list[Row], unsettled: int) -> list[str]:
     worst = max(small, key=lambda r: abs(r.ratio[1] - 1))
     again = sum(r not in judged for r in best)
     parts = [
-        f"**Where it holds.** Of the {len(judged)} settings with a stationary loss, {_count(judged)}"
+        f"**Where it holds.** Of the {len(judged)} settings with a stationary loss,"
+        f" {_count(judged)}"
         + (f"; with the {again} rows that were measured again, {_count(best)}. " if again else ". ")
         + f"Where the small parameter is at most {SMALL:g} and the loss has a variance,"
         f" {len(small)} settings, {_count(small)}. The largest error of a median is"
