@@ -73,7 +73,7 @@ class Recorder:
         self._pending: list[Snapshots] = []
         self._waiting = 0
         self.count = 0
-        records = cloud_records(len(plan)) if clouds else []
+        records = sorted({*cloud_records(len(plan)), len(plan) - 1}) if clouds else []
         self._cloud_of_record = {record: cloud for cloud, record in enumerate(records)}
         each, units = (len(moving), len(plan)), frame.units
         self._of_networks = frame.formulas()
@@ -147,12 +147,18 @@ class Recorder:
         if self._observables:
             for s in replicas.tolist():
                 self._observed[:, s, record] = self._ask(self._network(s, step))
+        alike = step == 0 and isinstance(self._frame, Frame) and ledger is None
+        if alike:  # all replicas start as one network
+            replicas, weights = replicas[:1], [array[:1] for array in weights]
         theta = np.full((len(replicas), 0), np.nan) if twin is None else twin.theta[replicas]
         times = np.full((2, len(replicas)), [[record], [step]])
         self._pending.append(Snapshots(replicas, times[0], times[1], theta, weights))
         self._waiting += len(replicas)
-        if self._waiting >= self._most_waiting:
+        if alike or self._waiting >= self._most_waiting:
             self._flush()
+        if alike:
+            for array in (*self._scalars, *self._measures, *self._paths, *self._clouds):
+                array[1:, 0] = array[:1, 0]
         if record in self._waypoint_records:
             self._keep_waypoint(record)
         return True
@@ -291,8 +297,7 @@ class Recorder:
         }
         if clouds:
             arrays |= {name: value[:, : len(clouds)].copy() for name, value in self._of_clouds()}
-            with np.errstate(over="ignore", invalid="ignore"):  # as _compute
-                arrays |= self._last_networks(append=clouds[-1] != self.count - 1, arrays=arrays)
+            arrays |= self._last_networks(append=clouds[-1] != self.count - 1, arrays=arrays)
         if self._watch.escape.size:
             arrays["lazy_escape"] = self._watch.escape.copy()
         if len(self._moving) == 1:
@@ -312,30 +317,43 @@ class Recorder:
         self, append: bool, arrays: dict[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
         """The final weights; and, where `append`, the clouds with that of the last record."""
-        names = [name for name, _ in self._of_clouds()]
-        of_replicas: list[dict[str, Any]] = []
-        for s in range(len(self._moving)):
-            step = int(self._last_step[s])
-            scale = self._scale(step, s)
-            weights = [array[s] for array in self._last]
-            view = self._frame.view(
-                [array[None] for array in weights], np.array([scale]), _NO_TWIN, np.array([s])
-            )
-            last: list[Any] = [f(view)[0] for f in self._of_neurons.values()]
-            if self._moving.ledger is not None:
-                last += self._shares(s, *weights)
-            of_replicas.append(
-                self._frame.final(weights, scale) | dict(zip(names, last, strict=True))
-            )
-        stacked = {
-            name: np.stack([arrays_of[name] for arrays_of in of_replicas])
-            for name in of_replicas[0]
-        }
-        for name in names:
-            last_cloud = stacked.pop(name)
-            if append:
-                stacked[name] = np.append(arrays[name], last_cloud[:, None], axis=1)
-        return stacked
+        finals: dict[str, NDArray[Any]] = {}
+        clouds = [np.empty((len(self._moving), *value.shape[2:])) for _, value in self._of_clouds()]
+        count = len(self._of_neurons)
+
+        def final(s: int) -> dict[str, NDArray[Any]]:
+            return self._frame.final([array[s] for array in self._last], self._scale_at_end(s))
+
+        def some(part: slice) -> None:
+            with np.errstate(over="ignore", invalid="ignore"):  # as _compute
+                for s in range(part.start, part.stop):
+                    for name, value in final(s).items():
+                        finals[name][s] = value
+                    if not append:
+                        continue
+                    weights = [array[s] for array in self._last]
+                    view = self._frame.view(
+                        [array[None] for array in weights], np.array([self._scale_at_end(s)]),
+                        _NO_TWIN, np.array([s]),
+                    )  # fmt: skip
+                    for cloud, function in zip(clouds, self._of_neurons.values(), strict=False):
+                        cloud[s] = function(view)[0]
+                    if self._moving.ledger is not None:
+                        for cloud, share in zip(
+                            clouds[count:], self._shares(s, *weights), strict=True
+                        ):
+                            cloud[s] = share
+
+        for name, value in final(0).items():
+            finals[name] = np.empty((len(self._moving), *value.shape))
+        in_blocks(some, len(self._moving))
+        if append:
+            for (name, _), cloud in zip(self._of_clouds(), clouds, strict=True):
+                finals[name] = np.append(arrays[name], cloud[:, None], axis=1)
+        return finals
+
+    def _scale_at_end(self, s: int) -> float:
+        return self._scale(int(self._last_step[s]), s)
 
     def restore(self, earlier: Trajectory, config: Mapping[str, Any]) -> int:
         """Takes over the records of `earlier`; returns the step it ended at."""
