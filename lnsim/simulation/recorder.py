@@ -158,7 +158,7 @@ class Recorder:
             self._flush()
         if alike:
             for array in (*self._scalars, *self._measures, *self._paths, *self._clouds):
-                array[1:, 0] = array[:1, 0]
+                array[1:, :1] = array[:1, :1]
         if record in self._waypoint_records:
             self._keep_waypoint(record)
         return True
