@@ -38,7 +38,6 @@ from lnsim.run.quantities import Axis
 from lnsim.simulation import measures
 from lnsim.simulation.measures import Constants, Measured
 
-
 ROWS = 2048
 """Neurons lifted at a time."""
 

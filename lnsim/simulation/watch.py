@@ -48,7 +48,7 @@ class Watch(ABC):
 
     @abstractmethod
     def look(self, step: int, weights: list[FloatArray], asked: NDArray[np.bool_]) -> None:
-        """Notes which neurons of the replicas `asked` : (S,) left by `step`; weights as they are."""
+        """Notes which neurons of the replicas `asked` : (S,) left by `step`."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is needed to go on, by the name that a file has it under; not copied."""

@@ -12,7 +12,7 @@ LANES = 32
 
 @compiled(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 def moved_form(W, start):  # type: ignore[no-untyped-def]
-    """F = D D^T with its off-diagonal entries doubled below the diagonal, D = W - start : (p, r)."""
+    """F = D D^T, D = W - start : (p, r), its entries below the diagonal doubled."""
     p, r = W.shape
     F = np.zeros((p, p))
     D = W - start
