@@ -33,7 +33,7 @@ import numpy as np
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.base.config import nearest
-from lnsim.theory import cloud_network, cloud_neurons, course, kicks
+from lnsim.theory import cloud_network, cloud_neurons, course, full_sam, kicks
 from lnsim.theory.axes import Data
 from lnsim.theory.cloud_network import Mean
 
@@ -157,5 +157,9 @@ def predict(problem: Problem, network: Network, dynamics: Dynamics, times: Any) 
     data = Data.of(problem.X)
     M = np.column_stack([network.W @ data.basis, network.a])
     of_steps = dynamics.kicks()
-    followed = course.follow(data, data.basis.T @ theta_star, M, of_steps, steps)
+    target = data.basis.T @ theta_star
+    if isinstance(of_steps, kicks.FullSharp):
+        followed = full_sam.follow(data, target, M, of_steps, steps)
+    else:
+        followed = course.follow(data, target, M, of_steps, steps)
     return Prediction(steps, Mean(problem, network, data, of_steps, M, followed))

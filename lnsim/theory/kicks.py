@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -168,6 +168,31 @@ class Sharp:
             restoring=1 + move * slope,
             contraction=self.rho**2 + self.rho * absolute / s,
         )
+
+
+@dataclass(frozen=True)
+class FullSharp:
+    """SAM of radius rho over all samples, without noise: full_sam.py has its theory.
+
+    Raises ValueError or TypeError for values out of range.
+    """
+
+    lr: float
+    rho: float
+    sigma: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        Descent(self.lr, self.sigma)
+        checks.real("rho", self.rho, above=0.0)
+
+    def shares(self, samples: int) -> tuple[float, float]:
+        """Nothing is drawn: E[g g^T] = E[g] E[g]^T."""
+        return 0.0, 1.0
+
+    def kick(self, mean: FloatArray, variance: FloatArray, size: FloatArray) -> Kick:
+        """See Dynamics: the step in (1) of full_sam.py is none of single samples; these are means
+        of powers of the residuals."""
+        return Descent(self.lr, self.sigma).kick(mean, variance, size)
 
 
 def _nodes(sigma: float, law: str) -> tuple[FloatArray, FloatArray]:
