@@ -1,7 +1,7 @@
 """Full-batch SAM: the largest eigenvalues of the Hessian fall, and the law of how.
 
-A step is deterministic.  With delta = theta - theta_star, g = Sigma delta and |grad| = sqrt(g^T A g),
-A = W^T W + |a|^2 I, it moves M = [W | a] (modes.py) to the weights M (I + kappa S(g)), kappa =
+A step is deterministic.  With delta = theta - theta_star, g = Sigma delta, A = W^T W + |a|^2 I and
+|grad| = sqrt(g^T A g), it moves M = [W | a] (modes.py) to the weights M (I + kappa S(g)), kappa =
 rho/|grad|, and takes the gradient there:
 
     M <- M (I - lr (I + kappa S(g)) S(g')),
@@ -54,8 +54,11 @@ Small parameters
     d turns from one eigenvalue to another, x above it, at the rate lr (1 + 2 kappa lambda) x a
     step.  Meanwhile they fall by tr(Y F(Y)) a step, so the largest eigenvalues lie within about
         sqrt(tr(Y F(Y))/(lr (1 + 2 kappa lambda)))                                               (6)
-    of each other, which must be small beside lambda.  The other is the square of the perturbation
-    rho |g|/|grad|, rho^2 tr(S Y)/lambda.  `Course.expansion` is the larger one.
+    of each other, which must be small beside lambda.  The square of the perturbation,
+    (rho |g|/|grad|)^2 = rho^2 tr(S Y)/lambda, is the share of what is left out in the contraction.
+    It must be small, and stay so as a share of the fall of lambda, tr(Y F(Y)), which ends where
+    lambda is least: what becomes of the network from then on is of higher order.
+    `Course.expansion` is the largest of the three.
 
 The first transient, in which the labels are fitted, is some hundred steps of (1), and these are
 taken as they are.  After it, (4) is solved by an accelerated projected gradient, once for each step
@@ -108,9 +111,7 @@ def follow(
         _State(each, away, none, none, np.outer(g, g), 0.0)
         for each, away, g in zip(G, delta, delta * data.spectrum, strict=True)
     ]
-    states += _slow(data, target, gram, dynamics, last, times[len(early) :] - fitted)
-    for state, time in zip(states, times, strict=True):
-        check_expansion(state.expansion, time)
+    states += _slow(data, target, gram, dynamics, last, fitted, times[len(early) :])
     whole = {
         name: np.stack([getattr(state, name) for state in states])
         for name in ("G", "delta", "Z", "C", "N", "expansion")
@@ -247,13 +248,15 @@ class _OnManifold:
     @cached_property
     def _inside(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """B_W, Sigma^(1/2) theta_star and the inverse of A."""
-        return scaled(self.P, self.data.root), self.data.root * self.target, np.linalg.inv(self.A)
+        inverse = np.asarray(np.linalg.inv(self.A))
+        return scaled(self.P, self.data.root), self.data.root * self.target, inverse
 
     def hold(self, Y: FloatArray) -> tuple[FloatArray, float]:
         """l of (5), per unit of c, and tr(S Y)."""
         _, t, inverse = self._inside
         total = float(self.data.spectrum @ Y.diagonal())
-        return inverse @ (self.data.root * (Y @ t) + total * self.target), total
+        hold = inverse @ (self.data.root * (Y @ t) + total * self.target)
+        return hold, total
 
     def fall(self, Y: FloatArray) -> FloatArray:
         """F(Y) per unit of c, (r, r)."""
@@ -269,9 +272,7 @@ class _OnManifold:
     def steepest(self) -> float:
         """An upper bound of |F| per unit of c: that without the hold."""
         spectrum, (B_W, _, _) = self.data.spectrum, self._inside
-        return 2 * float(
-            spectrum.max() * np.linalg.norm(B_W, 2) + self.q * spectrum @ spectrum
-        )
+        return 2 * float(spectrum.max() * np.linalg.norm(B_W, 2) + self.q * spectrum @ spectrum)
 
     def slope(self, Y: FloatArray) -> FloatArray:
         """X in dG/dt = c G X, (r + 1, r + 1)."""
@@ -284,9 +285,9 @@ class _OnManifold:
 
 def _slow(
     data: Data, target: FloatArray, gram: FloatArray, dynamics: FullSharp, G: FloatArray,
-    times: FloatArray,
+    fitted: float, times: FloatArray,
 ) -> list[_State]:  # fmt: skip
-    """The course at `times` after the fit, from G at its end."""
+    """The course at `times`, after the fit, from G at its end."""
     rank = len(target)
     for _ in range(3):
         G = _onto_manifold(gram, G, target)
@@ -294,14 +295,15 @@ def _slow(
     values, vectors = np.linalg.eigh(at.B)
     Y = np.outer(vectors[:, -1], vectors[:, -1])
     bounce = _Bounce.of(float(values[-1]), dynamics)
-    begin = 0.0
+    begin = fitted
     states: list[_State] = []
     while len(states) < len(times):
         step = _step_size(at, Y, bounce)
         Y = _shares(at, step * bounce.contraction, Y)
+        check_expansion(_expansion(at, Y, bounce, dynamics), begin)
         X = bounce.contraction * at.slope(Y)
         middle = _OnManifold.of(data, target, gram, G @ (np.eye(rank + 1) + step / 2 * X))
-        X = bounce.contraction * middle.slope(Y)
+        X = _Bounce.of(float(np.sum(Y * middle.B)), dynamics).contraction * middle.slope(Y)
         for time in times[len(states) :]:
             if time > begin + step:
                 break
@@ -318,17 +320,23 @@ def _state(at: _OnManifold, G: FloatArray, Y: FloatArray, dynamics: FullSharp) -
     largest, root = float(np.sum(Y * at.B)), at.data.root
     bounce = _Bounce.of(largest, dynamics)
     C, inverse = bounce.square * scaled(Y, 1 / root), np.linalg.inv(at.A)
-    falling = max(bounce.contraction * float(np.sum(Y * at.fall(Y))), 0.0)
-    apart = math.sqrt(falling / bounce.turning) / largest
-    moved = dynamics.rho**2 * float(at.data.spectrum @ Y.diagonal()) / largest
     return _State(
         G=G,
         delta=np.zeros(len(root)),
         Z=inverse @ C @ inverse,
         C=C,
         N=bounce.square * scaled(Y, root),
-        expansion=max(apart, moved),
+        expansion=_expansion(at, Y, bounce, dynamics),
     )
+
+
+def _expansion(at: _OnManifold, Y: FloatArray, bounce: _Bounce, dynamics: FullSharp) -> float:
+    """The largest of the small parameters."""
+    largest, total = float(np.sum(Y * at.B)), float(at.data.spectrum @ Y.diagonal())
+    falling = max(float(np.sum(Y * at.fall(Y))), 1e-300)
+    apart = math.sqrt(bounce.contraction * falling / bounce.turning) / largest
+    moved = dynamics.rho**2 * total / largest
+    return max(apart, moved, moved * largest * total / falling)
 
 
 def _propagated(G: FloatArray, X: FloatArray, time: float) -> FloatArray:
