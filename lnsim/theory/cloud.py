@@ -2,8 +2,9 @@
 
 Training multiplies M = [W | a] from the right, so one matrix G(t), (r + 1, r + 1), carries every
 neuron: M(t) = M(0) G(t) exp(S(z)).  course.py has the equations for its mean course and for the
-covariance Z of the fast fluctuation z; modes.py derives the drift.  The equations have no fitted
-parameter, and no step is simulated.  To second order in z
+covariance Z of the fast fluctuation z; modes.py derives the drift; full_sam.py has those of SAM
+over all samples, which has no draws.  The equations have no fitted parameter, and no step is
+simulated save the first some hundred of full-batch SAM.  To second order in z
 
     E[M] = M(0) G (I + S(zbar) + diag(Z, tr Z)/2),
 
