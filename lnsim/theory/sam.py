@@ -48,14 +48,9 @@ from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.theory import paper
 from lnsim.theory.axes import Data
-from lnsim.theory.kicks import Descent, Dynamics, Sharp
+from lnsim.theory.kicks import MEAN_SIZE, Descent, Dynamics, Sharp
 from lnsim.theory.manifold import drift
 from lnsim.theory.modes import gradient_flow
-
-MEAN_SIZE = math.sqrt(2 / math.pi)
-"""E|x| of a standard normal x: b."""
-DECADES = 8
-"""Radii and noises are sought within this many factors of 10 of the closed form."""
 
 
 @dataclass(frozen=True)
