@@ -33,7 +33,7 @@ The label noise that is as fast
 `speed_law` has this closed form.  `decay_rate` is the same without its assumptions, by the moments
 of every sample and the second order in z (manifold.py).  `matched_radius` and `matched_noise` find
 the radius and the noise of equal `decay_rate` at one state.  Both change with the state: on the way
-tr H falls, and sigma_eff of a given rho with it.
+tr H falls, and sigma_eff of a given rho with it.  `radius_over_phase` compares whole courses.
 """
 
 from __future__ import annotations
@@ -46,11 +46,14 @@ import numpy as np
 
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
-from lnsim.theory import paper
+from lnsim.theory import cloud, paper
 from lnsim.theory.axes import Data
 from lnsim.theory.kicks import MEAN_SIZE, Descent, Dynamics, Sharp
 from lnsim.theory.manifold import drift
 from lnsim.theory.modes import gradient_flow
+
+ROUNDS = 40
+"""Most rounds in the search for a radius or a time."""
 
 
 @dataclass(frozen=True)
@@ -129,33 +132,83 @@ def decay_rate(state: State, dynamics: Dynamics) -> float:
     return dynamics.lr**2 * float(np.sum(at.K_W * state.P)) / float(state.P.trace())
 
 
-def matched_radius(state: State, lr: float, sigma: float) -> float:
-    """The rho with which one-sample SAM contracts as fast as label noise of `sigma`, at `state`.
+def matched_radius(state: State, noise: Descent) -> float:
+    """The rho with which one-sample SAM contracts as fast as the label noise SGD, at `state`.
 
     Raises ValueError if either has no quasi-stationary state.
     """
-    checks.real("sigma", sigma, above=0.0)
-    wanted = decay_rate(state, Descent(lr, sigma))
-    guess = sigma / speed_law(lr, 1.0, state.trace).sigma_eff
-    return _matched(lambda rho: decay_rate(state, Sharp(lr, rho)), wanted, guess)
+    checks.real("sigma", noise.sigma, above=0.0)
+    wanted = decay_rate(state, noise)
+    guess = noise.sigma / speed_law(noise.lr, 1.0, state.trace).sigma_eff
+    return _matched(lambda rho: decay_rate(state, Sharp(noise.lr, rho)), wanted, guess)
 
 
-def matched_noise(state: State, lr: float, rho: float) -> float:
-    """The sigma with which label noise contracts as fast as one-sample SAM of `rho`, at `state`.
+def matched_noise(state: State, sam: Sharp) -> float:
+    """The sigma with which label noise SGD contracts as fast as the one-sample SAM, at `state`.
 
     Raises ValueError if either has no quasi-stationary state.
     """
-    wanted = decay_rate(state, Sharp(lr, rho))
-    guess = speed_law(lr, rho, state.trace).sigma_eff
-    return _matched(lambda sigma: decay_rate(state, Descent(lr, sigma)), wanted, guess)
+    wanted = decay_rate(state, sam)
+    guess = speed_law(sam.lr, sam.rho, state.trace).sigma_eff
+    return _matched(lambda sigma: decay_rate(state, Descent(sam.lr, sigma)), wanted, guess)
 
 
 def _matched(rate: Callable[[float], float], wanted: float, guess: float) -> float:
     """The size at which `rate`, which grows as its square or nearly so, is `wanted`."""
     size = guess
-    for _ in range(50):
+    for _ in range(ROUNDS):
         ratio = math.sqrt(wanted / rate(size))
         size *= ratio
         if abs(ratio - 1) < 1e-8:
             break
     return size
+
+
+def radius_over_phase(
+    problem: cloud.Problem, network: cloud.Network, noise: Descent, share: float = 1 / math.e
+) -> float:
+    """The rho with which SAM takes |W|_F^2 to `share` of its start in the time of the label noise.
+
+    Both times are those of the law of the cloud; rho is accurate to 0.1%.  Raises ValueError where
+    that law does not hold, and if |W|_F^2 does not fall so far.
+    """
+    W, a, theta_star = network.W, network.a, problem.theta_star
+    if not 0 < share < 1:
+        raise ValueError(f"share must be between 0 and 1, got {share}")
+    if theta_star is None:
+        raise ValueError("the theory of the cloud needs theta_star: the problem has none")
+    start, rest = fitted(problem.X, theta_star, W, a), at_rest(problem.X, theta_star)
+    if float(rest.P.trace()) >= share * float(np.sum(W**2)):
+        raise ValueError(f"|W|_F^2 does not fall to {share:.3g} of its start")
+    rho = math.sqrt(matched_radius(start, noise) * matched_radius(rest, noise))
+    wanted = _time_to(problem, network, noise, share, 1 / decay_rate(start, noise))
+    for _ in range(ROUNDS):
+        time = _time_to(problem, network, Sharp(noise.lr, rho), share, 0.6 * wanted)
+        rho *= math.sqrt(time / wanted)
+        if abs(time / wanted - 1) < 1e-3:
+            break
+    return rho
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """A dynamics of which only the moments of a step are known."""
+
+    of_steps: Dynamics
+
+    def kicks(self) -> Dynamics:
+        return self.of_steps
+
+
+def _time_to(
+    problem: cloud.Problem, network: cloud.Network, of_steps: Dynamics, share: float, scale: float
+) -> float:
+    """The step at which |W|_F^2 is `share` of its start, sought from 0 to 2 `scale` on."""
+    level = share * float(np.sum(network.W**2))
+    for _ in range(ROUNDS):
+        times = np.linspace(0, 2 * scale, 201)
+        norms = cloud.predict(problem, network, _Steps(of_steps), times)["norm_squared"]
+        if norms[-1] <= level:
+            return float(np.interp(-math.log(level), -np.log(norms), times))
+        scale *= 2
+    raise ValueError(f"|W|_F^2 does not fall to {share:.3g} of its start")
