@@ -145,6 +145,11 @@ def follow_twin(
     return Course(times, none, delta, none, delta, C, none, delta[:, 0], fitted)
 
 
+def slowest(data: Data, dynamics: FullSharp) -> float:
+    """The least rate per step at which it contracts W^T W where all eigenvalues fall together."""
+    return 2 * dynamics.lr * dynamics.rho**2 * float(data.spectrum.min()) / len(data.spectrum)
+
+
 @dataclass(frozen=True)
 class _Bounce:
     """Equations (2) and (3) at the largest eigenvalue."""

@@ -53,7 +53,9 @@ from lnsim.theory.manifold import drift
 from lnsim.theory.modes import gradient_flow
 
 ROUNDS = 40
-"""Most rounds in the search for a radius or a time."""
+"""Most rounds in the search for a radius or a noise."""
+DOUBLINGS = 8
+"""A time is sought up to 2^8 times the one expected from the rate at the start."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ def radius_over_phase(
     if theta_star is None:
         raise ValueError("the theory of the cloud needs theta_star: the problem has none")
     start, rest = fitted(problem.X, theta_star, W, a), at_rest(problem.X, theta_star)
-    if float(rest.P.trace()) >= share * float(np.sum(W**2)):
+    outside = float(np.sum(W**2) - np.sum((W @ start.data.basis) ** 2))  # which does not move
+    if float(rest.P.trace()) + outside >= share * float(np.sum(W**2)):
         raise ValueError(f"|W|_F^2 does not fall to {share:.3g} of its start")
     rho = math.sqrt(matched_radius(start, noise) * matched_radius(rest, noise))
     wanted = _time_to(problem, network, noise, share, 1 / decay_rate(start, noise))
@@ -205,7 +208,7 @@ def _time_to(
 ) -> float:
     """The step at which |W|_F^2 is `share` of its start, sought from 0 to 2 `scale` on."""
     level = share * float(np.sum(network.W**2))
-    for _ in range(ROUNDS):
+    for _ in range(DOUBLINGS):
         times = np.linspace(0, 2 * scale, 201)
         norms = cloud.predict(problem, network, _Steps(of_steps), times)["norm_squared"]
         if norms[-1] <= level:

@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 import lnsim
 from lnsim.theory import axes, cloud, full_sam
 from lnsim.theory.kicks import FullSharp
+from lnsim.theory.whole import whole
 
 LR, RHO = 4e-3, 0.1
 
@@ -133,6 +134,14 @@ def test_the_largest_eigenvalue_falls_to_the_least_of_all_interpolators():
     assert end["cosine_mean"][-1] < 0.5  # which leaves the neurons where they were
     with pytest.raises(ValueError, match="predicts nothing here"):
         cloud.predict(problem, network, sam, [0.0, 2_000_000.0])
+
+
+def test_the_whole_course_ends_where_the_eigenvalue_is_least():
+    problem, network = setting()
+    course = whole(problem, network, lnsim.SAM(LR, RHO, batch_size=0))
+    assert 200_000 < course.until < 280_000
+    assert "predicts nothing here" in course.beyond
+    assert course.prediction["norm_squared"][-1] < 30
 
 
 def test_refusals():
