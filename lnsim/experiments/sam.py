@@ -78,7 +78,7 @@ EXPERIMENT = Experiment(
         "zhang2026",
         "foret2021",
         "andriushchenko2022",
-        "wen2022",
+        "law-of-sam",
         "reduction",
         "linearised-twin",
     ),
