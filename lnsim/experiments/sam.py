@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Config(_synthetic.LinearConfig):
     """The setting of the figures; label noise may be added."""
 
-    rho: float = key(0.076, "radius of SAM; the default is as fast as label noise of 4")
+    rho: float = key(0.076, "radius of SAM; the default is as fast as label noise of sigma 4")
     sigma: float = key(0.0, "standard deviation of the label noise")
     law: str = key("rademacher", "label noise: rademacher, gaussian or uniform")
     batch_size: int = key(1, "samples in a step; 0: all of them")
