@@ -2,8 +2,9 @@
 
 Training multiplies M = [W | a] from the right, so one matrix G(t), (r + 1, r + 1), carries every
 neuron: M(t) = M(0) G(t) exp(S(z)).  course.py has the equations for its mean course and for the
-covariance Z of the fast fluctuation z; modes.py derives the drift.  The equations have no fitted
-parameter, and no step is simulated.  To second order in z
+covariance Z of the fast fluctuation z; modes.py derives the drift; full_sam.py has those of SAM
+over all samples, which has no draws.  The equations have no fitted parameter, and no step is
+simulated save the first some hundred of full-batch SAM.  To second order in z
 
     E[M] = M(0) G (I + S(zbar) + diag(Z, tr Z)/2),
 
@@ -33,7 +34,7 @@ import numpy as np
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.base.config import nearest
-from lnsim.theory import cloud_network, cloud_neurons, course, kicks
+from lnsim.theory import cloud_network, cloud_neurons, course, full_sam, kicks
 from lnsim.theory.axes import Data
 from lnsim.theory.cloud_network import Mean
 
@@ -157,5 +158,9 @@ def predict(problem: Problem, network: Network, dynamics: Dynamics, times: Any) 
     data = Data.of(problem.X)
     M = np.column_stack([network.W @ data.basis, network.a])
     of_steps = dynamics.kicks()
-    followed = course.follow(data, data.basis.T @ theta_star, M, of_steps, steps)
+    target = data.basis.T @ theta_star
+    if isinstance(of_steps, kicks.FullSharp):
+        followed = full_sam.follow(data, target, M, of_steps, steps)
+    else:
+        followed = course.follow(data, target, M, of_steps, steps)
     return Prediction(steps, Mean(problem, network, data, of_steps, M, followed))

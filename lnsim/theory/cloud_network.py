@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from lnsim.base.checks import FloatArray
-from lnsim.theory import course, flatness, kicks
+from lnsim.theory import course, flatness, full_sam, kicks
 from lnsim.theory.axes import Data, boost, finite_boost
 from lnsim.theory.course import Course
 
@@ -122,10 +122,10 @@ class Mean:
     @cached_property
     def twin(self) -> Course:
         """The course of the linearised twin: delta and C count."""
-        of_start = course.follow_twin(
-            self.data, self.target, self.gram, self.dynamics, self.course.times
-        )
-        return of_start
+        start, times = (self.data, self.target, self.gram), self.course.times
+        if isinstance(self.dynamics, kicks.FullSharp):
+            return full_sam.follow_twin(*start, self.dynamics, times)
+        return course.follow_twin(*start, self.dynamics, times)
 
 
 def norm_squared(mean: Mean) -> FloatArray:

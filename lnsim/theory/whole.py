@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lnsim.base.checks import MOST_STEPS, FloatArray
-from lnsim.theory import cloud, course, paper
+from lnsim.theory import cloud, course, full_sam, kicks, paper
 from lnsim.theory.axes import Data
 from lnsim.theory.course import BeyondExpansion
 from lnsim.theory.manifold import Drift, drift
@@ -65,6 +65,8 @@ def _horizon(problem: cloud.Problem, network: cloud.Network, dynamics: cloud.Dyn
     if problem.theta_star is None:
         raise ValueError("the theory of the cloud needs theta_star: the problem has none")
     data, of_steps = Data.of(problem.X), dynamics.kicks()
+    if isinstance(of_steps, kicks.FullSharp):
+        return min(DECAYS / full_sam.slowest(data, of_steps), float(MOST_STEPS))
     target = data.basis.T @ problem.theta_star
     M = np.column_stack([network.W @ data.basis, network.a])
     P, q, _ = course.moments(M.T @ M, np.eye(M.shape[1]))

@@ -185,7 +185,14 @@ def flat_minima(verdicts: Sequence[Verdict]) -> Section:
         " lowers the largest eigenvalue first.",
         (),
         verdicts,
-        ("stationary-state", "hessian_trace", "flatness_gap", "sharpness", "sharpness-aware"),
+        (
+            "stationary-state",
+            "law-of-sam",
+            "hessian_trace",
+            "flatness_gap",
+            "sharpness",
+            "sharpness-aware",
+        ),
     )
 
 

@@ -152,7 +152,7 @@ def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Sect
         page.figure_2(claims.two_phases("Figure 2", seeds, clean, "sigma = 0")),
         page.figure_4([
             *claims.two_phases("Figure 4", runs["sam"], plain, "rho = 0"),
-            *claims.stationary(cases["sam"], "SAM (not derived for it)"),
+            *claims.stationary(cases["sam"], "one-sample SAM"),
             *claims.escape_and_phases("SAM with label noise", noisy),
         ]),
         page.periodic(claims.windows(runs["label-noise-periodic"], "the noise")),

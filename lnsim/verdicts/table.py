@@ -26,7 +26,7 @@ from lnsim.references.credits import whose
 from lnsim.run.times import WITHIN
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import modes
-from lnsim.verdicts import judge
+from lnsim.verdicts import judge, speed
 from lnsim.verdicts.judge import FAILS, HOLDS, NOT_REACHED, VACUOUS, Statement
 
 WIDTH = 80
@@ -48,8 +48,14 @@ def table(case: Case) -> list[str]:
         *_section("The paper's bounds on times", ("bound", *columns[1:]), _bounds(case)),
         *_section("Bounds of the lemmas", columns, _lemmas(case)),
         *_section("Law of modes, beyond the paper", columns, _modes(case)),
+        *_speed(case, columns),
         *_credit("law-of-the-cloud", "law-of-modes", "stationary-state"),
     ]
+
+
+def _speed(case: Case, columns: tuple[str, ...]) -> list[str]:
+    rows = [_Row(label, _number(value)) for label, value in speed.rows(case)]
+    return _section(speed.TITLE, columns, rows) if rows else []
 
 
 def _credit(*statements: str) -> list[str]:
