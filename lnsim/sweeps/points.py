@@ -3,7 +3,7 @@
 Summary.  Times are in steps; a value that was not reached or is not defined is None.  Of a run that
 diverged only the step is recorded.
 
-    status, diverged_at    OK or DIVERGED, and the step
+    status, diverged_at    OK or DIVERGED, and the step; of a point without a run see predicted.py
     regime                 the first of these that applies:
                            diverged   the run diverged
                            collapsed  |W|_F |a| < |theta_star|/2 at the end, and less than half of
@@ -55,6 +55,9 @@ from lnsim.simulation.trajectory import Trajectory
 
 Point = LinearConfig | ModelConfig
 """The configurations that can be swept."""
+
+THEORY = "theory"
+"""What a results file names in place of a backend where its points are predicted."""
 
 SCALARS = ("lr", "sigma", "rho", "momentum", "weight_decay", "tau", "rate")
 """Keys in which the points of one chunk may differ."""

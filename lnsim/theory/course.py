@@ -28,7 +28,7 @@ The twin, linearised at the start, has the same two equations with A frozen.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +62,11 @@ class Course:
     N: FloatArray  # E[g g^T], (T, r, r)
     expansion: FloatArray  # (T,)
     fitted: float  # the time at which the fit is over
+
+    def at(self, chosen: Any) -> Course:
+        """The course at some of its times, an array of their indices."""
+        parts = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "fitted"}
+        return replace(self, **parts)
 
 
 def follow(

@@ -25,6 +25,10 @@ SWEEPS = 1000
 """Most iterations for the covariance."""
 
 
+class NoStationaryState(ValueError):
+    """lr is so large that the noise of the steps amplifies itself: the mean loss has no bound."""
+
+
 @dataclass(frozen=True)
 class Drift:
     """The fast fluctuations and the drift they cause, at one state; in the principal axes.
@@ -59,7 +63,7 @@ def drift(
 ) -> Drift:
     """The drift at P = W^T W : (r, r), q = |a|^2, theta = `target` : (r,).
 
-    `guess`: C at a state close by.  Raises ValueError if there is no quasi-stationary state.
+    `guess`: C at a state close by.  Raises NoStationaryState if there is no quasi-stationary state.
     """
     lr = dynamics.lr
     rank, total = len(target), float(data.spectrum.sum())
@@ -138,7 +142,7 @@ def _covariance(
             return N, C, contracting, rates
         if not largest < 1e100:
             break
-    raise ValueError(
+    raise NoStationaryState(
         f"lr = {lr} is too large for a quasi-stationary state: lr tr(A Sigma) = "
         f"{lr * float(alpha.sum()):.3g} must be well below 2"
     )
@@ -175,7 +179,7 @@ def descent_covariance(
         if not largest < 1e100:
             break
     share = of_noise if dynamics.batch_size else of_mean
-    raise ValueError(
+    raise NoStationaryState(
         f"lr = {lr} is too large for a quasi-stationary state: lr tr(A Sigma)/batch_size = "
         f"{lr * float(alpha.sum()) * share:.3g} must be well below 2"
     )

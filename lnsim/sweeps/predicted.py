@@ -1,0 +1,164 @@
+"""The summary of each point of a sweep by theory alone, without a step of training.
+
+The law of the cloud (theory/cloud.py) gives the recorded quantities of a run, and points.py makes
+the summary of these series as it does of a run's, so the columns mean the same.  What differs:
+
+    status     PREDICTED; or "REFUSED: " and the reason, where a premise of theory does not hold.
+               Such a point has no values, and no regime
+    regime     diverged, without a step, where the noise of the steps amplifies itself, so that the
+               mean loss has no bound.  A run there may hold out for a while, or be saved by what
+               it loses of its norm: within some 10 % of the largest lr theory and a run can differ
+
+The recorded quantities are expectations over the draws.  A long run is predicted at MOST_RECORDS of
+its records, and the cosine of the neurons at COSINES of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnsim.base.checks import FloatArray
+from lnsim.experiments.case import Case
+from lnsim.run import measures, quantities
+from lnsim.run.quantities import TWO_LAYER
+from lnsim.run.record import Ending, Status
+from lnsim.simulation.snapshots import watch_steps
+from lnsim.simulation.trajectory import Trajectory
+from lnsim.sweeps import points
+from lnsim.sweeps.points import Point, Summary
+from lnsim.theory.cloud import Prediction
+from lnsim.theory.manifold import NoStationaryState
+
+PREDICTED, REFUSED = "PREDICTED", "REFUSED"
+"""How the status of a predicted point begins."""
+
+MOST_RECORDS = 401
+"""Largest number of records at which a series is predicted."""
+COSINES = 32
+"""Number of records at which the neurons' mean cosine is computed; a smooth curve joins them."""
+
+POINT_SECONDS = 0.06
+"""Usual time of a point on one core."""
+
+
+def seconds(_: Point) -> float:
+    """A rough estimate of the time of one point on one core."""
+    return POINT_SECONDS
+
+
+def check(experiment: str, point: Point) -> None:
+    """Raises ValueError if theory predicts no point of this experiment."""
+    if not points.has_theory(experiment):
+        raise ValueError(
+            f"theory predicts two-layer linear networks with one output, not {experiment!r}"
+        )
+    _ = Case.of_keys(experiment, vars(point)).dynamics
+
+
+def predict_points(experiment: str, configs: Sequence[Point]) -> list[Summary]:
+    """The predicted summary of every configuration, in order; they agree in all but SCALARS.
+
+    A point's numbers do not depend on the others.
+    """
+    first = Case.of_keys(experiment, vars(configs[0]))
+    statements = points.predictions(experiment, configs)
+    rows = []
+    for config, statement in zip(configs, statements, strict=True):
+        case = Case.of_keys(experiment, vars(config), first.start)
+        row = dict.fromkeys(points.columns(experiment)) | summary(case, config.measures)
+        rows.append(row | statement)
+    return rows
+
+
+def summary(case: Case, measured: str = "") -> Summary:
+    """What theory says of a case, as points.summarize says it of a run."""
+    try:
+        return _summary(case, measured)
+    except NoStationaryState:
+        return {"status": PREDICTED, "regime": "diverged"}
+    except (ValueError, ArithmeticError) as error:
+        return {"status": f"{REFUSED}: {error}", "regime": None}
+
+
+def _summary(case: Case, measured: str) -> Summary:
+    config = case.config
+    records = _records(config.steps, config.record_every)
+    times = np.union1d(records, looks(config.steps))
+    prediction = case.predict(times.astype(np.float64))
+    series = prediction.at(np.searchsorted(times, records))
+    last = prediction.at(np.array([-1]))
+    arrays: dict[str, NDArray[Any]] = {
+        "step": records,
+        "diverged_at": np.array([-1]),
+        "theta_star": case.start.theta_star,
+        "lazy_escape": np.nan_to_num(escapes(prediction), posinf=-1.0),
+        "norm_squared": series["norm_squared"],
+        "second_layer_norm": series["second_layer_norm"],
+        "cosine_mean": _cosine(series),
+    }
+    recorded = {*quantities.names(TWO_LAYER), *measures.chosen(TWO_LAYER, measured)}
+    for name in recorded.intersection(prediction.names) - arrays.keys():
+        arrays[name] = last[name]
+    run = Trajectory(arrays, {}, Status(Ending.OK, config.steps))
+    return {**points.summarize(run)[0], "status": PREDICTED}
+
+
+def _records(steps: int, every: int) -> NDArray[np.int64]:
+    """The steps recorded by a run, (T,), or MOST_RECORDS of them."""
+    last = -(-steps // every)
+    chosen = np.unique(np.linspace(0, last, min(last + 1, MOST_RECORDS)).round().astype(np.int64))
+    return np.minimum(chosen * every, steps)
+
+
+def looks(steps: int) -> NDArray[np.int64]:
+    """The steps from 0 to the last at which a run of this length looks at its neurons, (T,)."""
+    watched = [step for step in watch_steps(steps) if 0 < step < steps]
+    return np.unique(np.array([0, *watched, steps], dtype=np.int64))
+
+
+def escapes(prediction: Prediction) -> FloatArray:
+    """When each neuron leaves the lazy regime, (m,), inf if it does not by the last time.
+
+    Neuron i has left when the root mean square of its displacement exceeds 1/sqrt(m):
+
+        E|w_i(t) - w_i(0)|^2 = |mean displacement|^2 + a_i(t)^2 tr Z(t) > 1/m,
+
+    the time interpolated between those of the prediction.
+    """
+    mean = prediction.mean
+    width = len(mean.M)
+    traces = np.trace(mean.course.Z, axis1=1, axis2=2)
+    times = np.full(width, np.inf)
+    left = np.arange(width)
+    before, moved_before = 0.0, np.zeros(width)
+    for k, time in enumerate(prediction.times):
+        start = mean.M[left]
+        now = start @ mean.G[k]
+        w = now[:, :-1] - start[:, :-1]
+        moved = np.sqrt(np.einsum("mr,mr->m", w, w) + now[:, -1] ** 2 * traces[k])
+        out = moved > 1 / np.sqrt(width)
+        gained = moved[out] - moved_before[out]
+        share = (1 / np.sqrt(width) - moved_before[out]) / gained
+        times[left[out]] = before + share * (time - before)
+        left, before, moved_before = left[~out], time, moved[~out]
+        if not left.size:
+            break
+    return times
+
+
+def _cosine(series: Prediction) -> FloatArray:
+    """The mean cosine at every time, computed at COSINES of them."""
+    from scipy.interpolate import PchipInterpolator  # a slow import
+
+    count = len(series.times)
+    if count <= COSINES:
+        return series["cosine_mean"]
+    early = np.geomspace(1, count - 1, COSINES // 2)
+    late = np.linspace(0, count - 1, COSINES // 2)
+    chosen = np.unique(np.concatenate([early, late]).round().astype(int))
+    few = series.at(chosen)
+    return np.asarray(PchipInterpolator(few.times, few["cosine_mean"])(series.times))
