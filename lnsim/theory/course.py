@@ -29,18 +29,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
+from lnsim.theory import descent
 from lnsim.theory.axes import Data, boost, finite_boost
 from lnsim.theory.integrator import integrate
-from lnsim.theory.kicks import Dynamics
-from lnsim.theory.manifold import Drift, drift
+from lnsim.theory.kicks import Descent, Dynamics
+from lnsim.theory.manifold import SWEEPS, TOLERANCE, Drift, drift, drift_of_fields, shares
 
 FITTED = 20.0
 """The fit is over after this many times the slowest time of relaxation."""
+RELATIVE, ABSOLUTE = 1e-6, 1e-9
+"""Errors allowed in a step of the fit."""
+ATTEMPTS = 20_000
+"""Limit on the steps of the fit that are tried; about 100 suffice."""
 LARGEST_EXPANSION = 1.0
 """The theory predicts nothing where its small parameter, (4) of modes.py, is larger."""
 
@@ -147,15 +153,21 @@ def _fit(
 
     _, _, theta = moments(gram, np.eye(rank + 1))
     start = np.concatenate([np.eye(rank + 1).ravel(), np.zeros(rank**2), theta - target])
-    path = solve_ivp(slope, (0.0, times[-1]), start, t_eval=times, rtol=1e-6, atol=1e-9)
-    if not path.success:
-        raise ArithmeticError(f"the first transient could not be integrated: {path.message}")
-    states = [unpack(state) for state in path.y.T]
+    if isinstance(dynamics, Descent):
+        arguments = gram, data.samples, data.spectrum, lr, *of_step.shares, frozen
+        path, found = descent.fit(start, times, *arguments, RELATIVE, ABSOLUTE, ATTEMPTS)
+    else:
+        span = 0.0, times[-1]
+        solution = solve_ivp(slope, span, start, t_eval=times, rtol=RELATIVE, atol=ABSOLUTE)
+        path, found = solution.y.T, solution.success
+    if not found:
+        raise ArithmeticError("the first transient could not be integrated")
+    states = [unpack(state) for state in path]
     G, C, delta = (np.stack(parts) for parts in zip(*states, strict=True))
     P, q, _ = moments(gram, G)
     A = P + q[:, None, None] * np.eye(rank)
     inverse = np.linalg.inv(A)
-    N = np.stack([of_step.at(*each).N for each in zip(A, C, delta, strict=True)])
+    N = np.stack([of_step.noise(*each) for each in zip(A, C, delta, strict=True)])
     none = np.zeros_like(delta)
     return Course(times, G, delta, inverse @ C @ inverse, none, C, N, none[:, 0], times[-1])
 
@@ -174,8 +186,18 @@ def _slow(
         G = G @ finite_boost(np.linalg.solve(P + q * np.eye(rank), target - theta))
     guess = fit.C[-1]
 
+    of_label = shares(data, dynamics) if isinstance(dynamics, Descent) else ()
+
     def law(state: FloatArray) -> _Slow:
         nonlocal guess
+        if isinstance(dynamics, Descent):
+            slope, fields, found = descent.slow_slope(
+                state, gram, data.whitened, data.spectrum, target, lr, *of_label, guess,
+                TOLERANCE, SWEEPS,
+            )  # fmt: skip
+            at = drift_of_fields(data, dynamics, fields, found)
+            guess = at.C
+            return _Slow(slope, at)
         G = state.reshape(rank + 1, rank + 1)
         P, q, theta = moments(gram, G)
         at = drift(data, target, dynamics, P, q, guess)
@@ -243,6 +265,23 @@ class _Moments:
 
     data: Data
     dynamics: Dynamics
+
+    @cached_property
+    def shares(self) -> tuple[float, float, float, float]:
+        """sigma, and the shares in N of all, of the residuals in that, and of E[g] E[g]^T."""
+        dynamics = self.dynamics
+        of_noise, of_mean = dynamics.shares(len(self.data.samples))
+        whole = isinstance(dynamics, Descent) and not dynamics.batch_size
+        return dynamics.sigma, of_noise, 0.0 if whole else 1.0, of_mean
+
+    def noise(self, A: FloatArray, C: FloatArray, delta: FloatArray) -> FloatArray:
+        """N alone."""
+        if not isinstance(self.dynamics, Descent):
+            return self.at(A, C, delta).N
+        data = self.data
+        C, delta = np.ascontiguousarray(C), np.ascontiguousarray(delta)
+        N: FloatArray = descent.moments(data.samples, data.spectrum, C, delta, *self.shares)
+        return N
 
     def at(self, A: FloatArray, C: FloatArray, delta: FloatArray) -> _Step:
         """At A, C : (r, r) and a mean predictor theta_star + delta : (r,)."""
