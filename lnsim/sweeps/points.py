@@ -134,14 +134,14 @@ def shared(config: Point) -> tuple[Any, ...]:
 def summarize(trajectory: Trajectory, model: str = TWO_LAYER) -> list[Summary]:
     """What was measured, one summary per replica, of one run or of an ensemble."""
     measured = _measured(trajectory, model)
-    regimes = _regimes(trajectory, measured)
+    words = regimes(trajectory, measured)
     summaries = []
     for s, diverged_at in enumerate(trajectory["diverged_at"].tolist()):
         if diverged_at >= 0:
             row: Summary = {"status": "DIVERGED", "diverged_at": diverged_at, "regime": "diverged"}
             row |= dict.fromkeys(measured)
         else:
-            row = {"status": "OK", "diverged_at": None, "regime": regimes[s]}
+            row = {"status": "OK", "diverged_at": None, "regime": words[s]}
             row |= {name: _plain(values[s]) for name, values in measured.items()}
         summaries.append(row)
     return summaries
@@ -163,7 +163,7 @@ def _measured(trajectory: Trajectory, model: str) -> dict[str, FloatArray]:
     }
 
 
-def _regimes(trajectory: Trajectory, measured: Mapping[str, FloatArray]) -> list[str]:
+def regimes(trajectory: Trajectory, measured: Mapping[str, FloatArray]) -> list[str]:
     """The regime of every replica, as if it had not diverged."""
     if "lazy_escape" not in trajectory.arrays:
         return ["trained"] * trajectory["diverged_at"].size

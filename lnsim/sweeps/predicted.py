@@ -38,14 +38,14 @@ PREDICTED, REFUSED = "PREDICTED", "REFUSED"
 
 MOST_RECORDS = 401
 """Largest number of records at which a series is predicted."""
-COSINES = 32
+COSINES = 24
 """Number of records at which the neurons' mean cosine is computed; a smooth curve joins them."""
 
 POINT_SECONDS = 0.06
 """Usual time of a point on one core."""
 
 
-def seconds(_: Point) -> float:
+def seconds(config: Point) -> float:
     """A rough estimate of the time of one point on one core."""
     return POINT_SECONDS
 
@@ -150,15 +150,29 @@ def escapes(prediction: Prediction) -> FloatArray:
     return times
 
 
+def regime(ends: Prediction, rich: bool) -> str:
+    """The regime (points.py) of a prediction at the start and at the end of a run."""
+    arrays = {
+        "lazy_escape": np.zeros(1),
+        "norm_squared": ends["norm_squared"],
+        "second_layer_norm": ends["second_layer_norm"],
+        "theta_star": ends.mean.target,
+    }
+    run = Trajectory(arrays, {}, Status(Ending.OK, int(ends.times[-1])))
+    return points.regimes(run, {"last_escape": np.array([0.0 if rich else np.nan])})[0]
+
+
 def _cosine(series: Prediction) -> FloatArray:
     """The mean cosine at every time, computed at COSINES of them."""
     from scipy.interpolate import PchipInterpolator  # a slow import
 
-    count = len(series.times)
-    if count <= COSINES:
+    last = len(series.times) - 1
+    if last < COSINES:
         return series["cosine_mean"]
-    early = np.geomspace(1, count - 1, COSINES // 2)
-    late = np.linspace(0, count - 1, COSINES // 2)
-    chosen = np.unique(np.concatenate([early, late]).round().astype(int))
-    few = series.at(chosen)
-    return np.asarray(PchipInterpolator(few.times, few["cosine_mean"])(series.times))
+    for count in (COSINES // 4, COSINES):
+        spread = np.geomspace(1, last, count // 2), np.linspace(0, last, count // 2)
+        few = series.at(np.unique(np.concatenate(spread).round().astype(int)))
+        cosines = few["cosine_mean"]
+        if cosines.max() < cosines[0] + 0.4 * (1 - cosines[0]):  # Phase II does not begin
+            break
+    return np.asarray(PchipInterpolator(few.times, cosines)(series.times))

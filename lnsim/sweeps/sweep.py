@@ -167,7 +167,7 @@ def _run(
     stop: Callable[[], bool],
     report: Callable[[int], object],
 ) -> int:
-    """Runs the chunks `work` of the points `todo` and stores each under its key; returns the number stored.
+    """Runs the chunks of `work` and stores each point under its key; returns the number stored.
 
     Raises ChildProcessError, at the end, if some points were lost.
     """
@@ -248,7 +248,7 @@ def _earlier(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     earlier, rows = sweep_store.read(path)
     of_theory = [m["backend"] == sweep_points.THEORY for m in (earlier, meta)]
     if of_theory[0] != of_theory[1]:
-        holds, given = (("predicted", "run") if of_theory[0] else ("run", "predicted"))
+        holds, given = ("predicted", "run") if of_theory[0] else ("run", "predicted")
         raise ValueError(
             f"{path} holds points that were {holds}, and these are to be {given}:"
             " choose another folder"

@@ -221,16 +221,23 @@ def _slow(
     slopes = np.stack([each.slope for each in laws], axis=1)
     G = CubicHermiteSpline(grid, states, slopes, axis=1)(at_times).T
 
-    def smooth(name: str) -> FloatArray:
-        values = np.stack([np.asarray(getattr(at, name)) for at in drifts])
-        return np.asarray(PchipInterpolator(grid, values)(at_times))
-
+    names = ("Z", "zbar", "C", "N", "expansion")
+    values = [np.concatenate([np.ravel(getattr(at, name)) for name in names]) for at in drifts]
+    smooth = np.split(
+        PchipInterpolator(grid, np.stack(values))(at_times),
+        np.cumsum([rank**2, rank, rank**2, rank**2]),
+        axis=1,
+    )
+    shapes = (rank, rank), (rank,), (rank, rank), (rank, rank), ()
     return Course(
         times=begin + at_times,
         G=G.reshape(-1, rank + 1, rank + 1),
         delta=np.zeros((len(at_times), rank)),
         fitted=begin,
-        **{name: smooth(name) for name in ("Z", "zbar", "C", "N", "expansion")},
+        **{
+            name: part.reshape(-1, *shape)
+            for name, part, shape in zip(names, smooth, shapes, strict=True)
+        },
     )
 
 

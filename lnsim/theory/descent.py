@@ -235,7 +235,7 @@ def fit_slope(  # type: ignore[no-untyped-def]
     state, gram, samples, spectrum, lr, sigma, of_noise, of_residuals, of_mean, frozen
 ):
     """The slope of the fit (course.py) at `state`: G, C and delta, one after another."""
-    count, rank = samples.shape
+    rank = samples.shape[1]
     size = rank + 1
     G = state[: size * size].copy().reshape(size, size)
     C = state[size * size : -rank].copy().reshape(rank, rank)
