@@ -5,9 +5,10 @@ the summary of these series as it does of a run's, so the columns mean the same.
 
     status     PREDICTED; or "REFUSED: " and the reason, where a premise of theory does not hold.
                Such a point has no values, and no regime
-    regime     diverged, without a step, where the noise of the steps amplifies itself, so that the
-               mean loss has no bound.  A run there may hold out for a while, or be saved by what
-               it loses of its norm: within some 10 % of the largest lr theory and a run can differ
+    regime     diverged where the noise of the steps amplifies itself, so that the mean loss has no
+               bound; the step is not predicted.  Just above that lr a run may be saved by what it
+               loses of its norm: at the default sizes (4 seeds at each of sigma = 0, 1, 4, 8) no
+               run diverged up to 1.04 times it, some between 1.05 and 1.16, all from 1.17 on
 
 The recorded quantities are expectations over the draws.  A long run is predicted at MOST_RECORDS of
 its records, and the cosine of the neurons at COSINES of them.

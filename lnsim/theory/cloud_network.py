@@ -305,7 +305,7 @@ def _sharpness(mean: Mean, t: int) -> float:
 def _mean_norm(square: FloatArray, variance: FloatArray) -> FloatArray:
     """E|v| from E|v|^2 and Var|v|^2, to second order."""
     square = np.maximum(square, 0.0)  # rounding leaves less where there is no noise
-    safe = np.maximum(square, 1e-300)
+    safe = np.maximum(square, 1e-150)  # whose square is not 0
     return np.asarray(np.sqrt(square) * (1 - np.minimum(variance / (8 * safe**2), 0.5)))
 
 

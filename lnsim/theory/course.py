@@ -88,6 +88,10 @@ def follow(
     if np.abs(theta - target).max() > math.sqrt(DIVERGED_ABOVE):
         raise ArithmeticError("theta_star is so large that a run diverges at once")
     first = drift(data, target, dynamics, P, q)
+    if isinstance(dynamics, Descent) and dynamics.sigma == 0:
+        # Without label noise C = 0, but the residuals of the start still amplify themselves where
+        # any noise does: (1) is linear in sigma^2.
+        drift(data, target, replace(dynamics, sigma=1.0), P, q)
     _check_expansion(first.expansion, 0.0)
     fitted = FITTED / first.slowest if first.slowest > 0 else math.inf
     if math.isinf(fitted):
@@ -181,6 +185,8 @@ def _slow(
 
     rank, begin, lr = len(target), fit.fitted, dynamics.lr
     G = fit.G[-1]
+    P, q, _ = moments(gram, G)
+    _check_expansion(drift(data, target, dynamics, P, q, fit.C[-1]).expansion, begin)
     for _ in range(3):  # Newton's method for the boost onto theta_star
         P, q, theta = moments(gram, G)
         G = G @ finite_boost(np.linalg.solve(P + q * np.eye(rank), target - theta))
