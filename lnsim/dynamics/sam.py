@@ -81,7 +81,7 @@ class SAM(Dynamics):
         lr, sigma, law = self._plain()
         rho = float(np.asarray(self.rho))
         if rho == 0.0:
-            return kicks.Descent(lr, sigma, self.batch_size)
+            return kicks.Descent(lr, sigma, self.batch_size, law)
         if self.batch_size != 1:
             raise ValueError(
                 "theory is derived for SAM with one sample a step: batch_size must be 1, got"

@@ -42,6 +42,10 @@ MOST_RECORDS = 401
 COSINES = 24
 """Number of records at which the neurons' mean cosine is computed; a smooth curve joins them."""
 
+SUMMED = ("ntk_distance",)
+"""Quantities that add up along the course, for which SUMMANDS of its times are enough."""
+SUMMANDS = 12
+
 POINT_SECONDS = 0.06
 """Usual time of a point on one core."""
 
@@ -92,6 +96,7 @@ def _summary(case: Case, measured: str) -> Summary:
     prediction = case.predict(times.astype(np.float64))
     series = prediction.at(np.searchsorted(times, records))
     last = prediction.at(np.array([-1]))
+    along = prediction.at(_spread(len(times), SUMMANDS))
     arrays: dict[str, NDArray[Any]] = {
         "step": records,
         "diverged_at": np.array([-1]),
@@ -103,7 +108,7 @@ def _summary(case: Case, measured: str) -> Summary:
     }
     recorded = {*quantities.names(TWO_LAYER), *measures.chosen(TWO_LAYER, measured)}
     for name in recorded.intersection(prediction.names) - arrays.keys():
-        arrays[name] = last[name]
+        arrays[name] = (along if name in SUMMED else last)[name]
     run = Trajectory(arrays, {}, Status(Ending.OK, config.steps))
     return {**points.summarize(run)[0], "status": PREDICTED}
 
@@ -113,6 +118,16 @@ def _records(steps: int, every: int) -> NDArray[np.int64]:
     last = -(-steps // every)
     chosen = np.unique(np.linspace(0, last, min(last + 1, MOST_RECORDS)).round().astype(np.int64))
     return np.minimum(chosen * every, steps)
+
+
+def _spread(size: int, count: int) -> NDArray[np.int64]:
+    """About `count` of the indices below `size`, the ends included, half of them early ones."""
+    early, even = (
+        np.geomspace(1, max(size - 1, 1), count // 2),
+        np.linspace(0, size - 1, count // 2),
+    )
+    chosen = np.concatenate([early, even]).round().astype(np.int64)
+    return np.unique(np.minimum(chosen, size - 1))
 
 
 def looks(steps: int) -> NDArray[np.int64]:
@@ -167,12 +182,10 @@ def _cosine(series: Prediction) -> FloatArray:
     """The mean cosine at every time, computed at COSINES of them."""
     from scipy.interpolate import PchipInterpolator  # a slow import
 
-    last = len(series.times) - 1
-    if last < COSINES:
+    if len(series.times) <= COSINES:
         return series["cosine_mean"]
     for count in (COSINES // 4, COSINES):
-        spread = np.geomspace(1, last, count // 2), np.linspace(0, last, count // 2)
-        few = series.at(np.unique(np.concatenate(spread).round().astype(int)))
+        few = series.at(_spread(len(series.times), count))
         cosines = few["cosine_mean"]
         if cosines.max() < cosines[0] + 0.4 * (1 - cosines[0]):  # Phase II does not begin
             break

@@ -43,10 +43,6 @@ from lnsim.theory.manifold import SWEEPS, TOLERANCE, Drift, drift, drift_of_fiel
 
 FITTED = 20.0
 """The fit is over after this many times the slowest time of relaxation."""
-RELATIVE, ABSOLUTE = 1e-6, 1e-9
-"""Errors allowed in a step of the fit."""
-ATTEMPTS = 20_000
-"""Limit on the steps of the fit that are tried; about 100 suffice."""
 LARGEST_EXPANSION = 1.0
 """The theory predicts nothing where its small parameter, (4) of modes.py, is larger."""
 
@@ -129,17 +125,21 @@ def _fit(
     frozen: bool = False,
 ) -> Course:  # fmt: skip
     """The fit at `times`; with `frozen` that of the linearised twin, whose G stays I."""
-    from scipy.integrate import solve_ivp  # a slow import
+    from scipy.interpolate import CubicHermiteSpline  # a slow import
 
     rank, lr = len(target), dynamics.lr
     width = (rank + 1) ** 2
-    of_step = _Moments(data, dynamics)
+    of_step, samples, spectrum = _Moments(data, dynamics), data.samples, data.spectrum
 
     def unpack(state: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         G, C, delta = np.split(state, [width, width + rank**2])
         return G.reshape(rank + 1, rank + 1), C.reshape(rank, rank), delta
 
-    def slope(_: float, state: FloatArray) -> FloatArray:
+    def law(state: FloatArray) -> _Fit:
+        if isinstance(dynamics, Descent):
+            shares = of_step.shares
+            slope, tangent = descent.fit_slope(state, gram, samples, spectrum, lr, *shares, frozen)
+            return _FitOfDescent(slope, tangent, spectrum)
         G, C, delta = unpack(state)
         P, q, theta = moments(gram, G)
         A = P + q * np.eye(rank)
@@ -150,23 +150,18 @@ def _fit(
         dG[:, -1] -= lr**2 / 2 * float(K.trace()) * G[:, -1]
         if frozen:
             dG, K = np.zeros_like(G), np.zeros_like(K)
-        restoring = A @ at.restoring @ C
+        relaxing = A @ at.restoring
+        restoring = relaxing @ C
         dC = lr**2 * A @ (at.N - np.outer(at.pull, at.pull)) @ A - lr * (restoring + restoring.T)
         d_delta = -lr * A @ at.pull - lr**2 / 2 * (K @ theta + float(K.trace()) * theta)
-        return np.concatenate([dG.ravel(), dC.ravel(), d_delta])
+        return _Fit(np.concatenate([dG.ravel(), dC.ravel(), d_delta]), lr * relaxing)
 
     _, _, theta = moments(gram, np.eye(rank + 1))
     start = np.concatenate([np.eye(rank + 1).ravel(), np.zeros(rank**2), theta - target])
-    if isinstance(dynamics, Descent):
-        arguments = gram, data.samples, data.spectrum, lr, *of_step.shares, frozen
-        path, found = descent.fit(start, times, *arguments, RELATIVE, ABSOLUTE, ATTEMPTS)
-    else:
-        span = 0.0, times[-1]
-        solution = solve_ivp(slope, span, start, t_eval=times, rtol=RELATIVE, atol=ABSOLUTE)
-        path, found = solution.y.T, solution.success
-    if not found:
-        raise ArithmeticError("the first transient could not be integrated")
-    states = [unpack(state) for state in path]
+    parts = slice(width), slice(width, width + rank**2), slice(width + rank**2, None)
+    grid, path, laws = integrate(law, start, times[-1], parts)
+    slopes = np.stack([each.slope for each in laws], axis=1)
+    states = [unpack(state) for state in CubicHermiteSpline(grid, path, slopes, axis=1)(times).T]
     G, C, delta = (np.stack(parts) for parts in zip(*states, strict=True))
     P, q, _ = moments(gram, G)
     A = P + q[:, None, None] * np.eye(rank)
@@ -261,6 +256,35 @@ class _Slow:
     @property
     def expansion(self) -> float:
         return self.at.expansion
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The equations of the fit at one state, for the integrator."""
+
+    slope: FloatArray
+    relaxing: FloatArray  # lr A R, (r, r)
+    expansion = 0.0
+
+    @cached_property
+    def stiffness(self) -> float:
+        """C relaxes at twice the largest rate of delta, which grows a little until the next."""
+        return 2.2 * float(np.abs(np.linalg.eigvals(self.relaxing)).max())
+
+
+@dataclass(frozen=True)
+class _FitOfDescent:
+    """The same for SGD."""
+
+    slope: FloatArray
+    tangent: FloatArray  # lr A, (r, r)
+    spectrum: FloatArray
+    expansion = 0.0
+
+    @cached_property
+    def stiffness(self) -> float:
+        """See _Fit."""
+        return 2.2 * float(descent.largest_rate(self.tangent, self.spectrum))
 
 
 class _Step(NamedTuple):

@@ -13,31 +13,6 @@ from lnsim.base.compiled import compiled
 LARGEST = 1e100
 """A covariance with a larger entry has no limit."""
 
-STAGES = np.array([
-    [0, 0, 0, 0, 0, 0],
-    [1 / 5, 0, 0, 0, 0, 0],
-    [3 / 40, 9 / 40, 0, 0, 0, 0],
-    [44 / 45, -56 / 15, 32 / 9, 0, 0, 0],
-    [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729, 0, 0],
-    [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656, 0],
-    [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84],
-])  # fmt: skip
-"""The stages of Dormand and Prince; the last is the step of order 5."""
-ERROR = np.array(
-    [-71 / 57600, 0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40]
-)  # fmt: skip
-"""The step of order 4 less that of order 5."""
-DENSE = np.array([
-    [1, -8048581381 / 2820520608, 8663915743 / 2820520608, -12715105075 / 11282082432],
-    [0, 0, 0, 0],
-    [0, 131558114200 / 32700410799, -68118460800 / 10900136933, 87487479700 / 32700410799],
-    [0, -1754552775 / 470086768, 14199869525 / 1410260304, -10690763975 / 1880347072],
-    [0, 127303824393 / 49829197408, -318862633887 / 49829197408, 701980252875 / 199316789632],
-    [0, -282668133 / 205662961, 2019193451 / 616988883, -1453857185 / 822651844],
-    [0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423],
-])  # fmt: skip
-"""The interpolant of order 4 inside a step."""
-
 
 @compiled(nogil=True, error_model="numpy")
 def covariance(  # type: ignore[no-untyped-def]
@@ -179,62 +154,10 @@ def slow_slope(  # type: ignore[no-untyped-def]
 
 
 @compiled(nogil=True, error_model="numpy")
-def fit(  # type: ignore[no-untyped-def]
-    start, times, gram, samples, spectrum, lr, sigma, of_noise, of_residuals, of_mean, frozen,
-    relative, absolute, attempts,
-):  # fmt: skip
-    """The fit from `start` at time 0: states at the ascending `times`, and whether it came through.
-
-    The pair of Dormand and Prince of orders 5 and 4, with the step control of Hairer, Norsett,
-    Wanner (Solving Ordinary Differential Equations I, II.4) and Shampine's interpolant of order 4
-    (Some practical Runge-Kutta formulas, 1986) between the steps.
-    """
-    arguments = (gram, samples, spectrum, lr, sigma, of_noise, of_residuals, of_mean, frozen)
-    states = np.full((len(times), len(start)), np.nan)
-    K = np.empty((7, len(start)))
-    state, time, end = start.copy(), 0.0, times[-1]
-    K[0] = fit_slope(state, *arguments)
-    scale = absolute + relative * np.abs(state)
-    step = min(end, 0.01 * _norm(state / scale) / max(_norm(K[0] / scale), 1e-300))
-    reached = 0
-    for _ in range(attempts):
-        step = min(step, end - time)
-        for stage in range(1, 7):
-            moved = state.copy()
-            for earlier in range(stage):
-                moved += (step * STAGES[stage, earlier]) * K[earlier]
-            K[stage] = fit_slope(moved, *arguments)
-        after = moved  # the last stage is the step itself
-        scale = absolute + relative * np.maximum(np.abs(state), np.abs(after))
-        error = _norm(step * np.dot(K.T, ERROR) / scale)
-        if not np.isfinite(error):
-            error = 1e10
-        if error <= 1:
-            later = time + step if time + step < end * (1 - 1e-14) else end
-            while reached < len(times) and times[reached] <= later:
-                x = (times[reached] - time) / step
-                powers = np.array([x, x**2, x**3, x**4])
-                states[reached] = state + step * np.dot(K.T, np.dot(DENSE, powers))
-                reached += 1
-            if reached == len(times):
-                return states, True
-            state, time = after, later
-            K[0] = K[6]
-        step *= min(10.0, max(0.2, 0.9 * max(error, 1e-10) ** -0.2))
-    return states, False
-
-
-@compiled(nogil=True, error_model="numpy")
-def _norm(values):  # type: ignore[no-untyped-def]
-    """The root mean square."""
-    return np.sqrt(np.mean(values**2))
-
-
-@compiled(nogil=True, error_model="numpy")
 def fit_slope(  # type: ignore[no-untyped-def]
     state, gram, samples, spectrum, lr, sigma, of_noise, of_residuals, of_mean, frozen
 ):
-    """The slope of the fit (course.py) at `state`: G, C and delta, one after another."""
+    """The slope of the fit (course.py) at `state`, G, C and delta one after another; lr A."""
     rank = samples.shape[1]
     size = rank + 1
     G = state[: size * size].copy().reshape(size, size)
@@ -279,7 +202,7 @@ def fit_slope(  # type: ignore[no-untyped-def]
         if not frozen:
             d_delta -= lr**2 / 2 * (contracted[i] + trace * theta[i])
         slope[size * size + rank * rank + i] = d_delta
-    return slope
+    return slope, lr * A
 
 
 @compiled(nogil=True, error_model="numpy")
@@ -302,6 +225,27 @@ def moments(  # type: ignore[no-untyped-def]
     if of_mean > 0:
         for i in range(rank):
             for j in range(rank):
-                second = C[i, j] + delta[i] * delta[j]
-                N[i, j] += of_mean * spectrum[i] * spectrum[j] * second
+                # In this order a full batch without noise leaves exactly nothing but the pull.
+                pulls = (spectrum[i] * delta[i]) * (spectrum[j] * delta[j])
+                N[i, j] += of_mean * (spectrum[i] * C[i, j] * spectrum[j] + pulls)
     return N
+
+
+@compiled(nogil=True, error_model="numpy")
+def largest_rate(A, spectrum):  # type: ignore[no-untyped-def]
+    """An upper bound of the largest eigenvalue of A Sigma, at most r^(1/32) times that.
+
+    (tr B^32)^(1/32) for the symmetric B of the same eigenvalues, by repeated squaring.
+    """
+    rank = len(spectrum)
+    B = np.empty((rank, rank))
+    for i in range(rank):
+        for j in range(rank):
+            B[i, j] = np.sqrt(spectrum[i] * spectrum[j]) * A[i, j]
+    logarithm, power = 0.0, 1.0
+    for _ in range(5):
+        trace = np.trace(B)
+        logarithm += np.log(trace) / power
+        B = np.dot(B / trace, B / trace)
+        power *= 2
+    return np.exp(logarithm + np.log(np.trace(B)) / power)

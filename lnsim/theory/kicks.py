@@ -22,7 +22,8 @@ x.C x, minus the label noise epsilon, over which nodes average.  Then, with phi 
 density and distribution,
 
     E[sign r] = 2 Phi(mu/tau) - 1,   d E[sign r]/d mu = 2 phi(mu/tau)/tau,
-    E|r| = mu E[sign r] + 2 tau phi(mu/tau).
+    E|r| = mu E[sign r] + 2 tau phi(mu/tau),
+    E|r|^3 = (mu^3 + 3 mu tau^2) E[sign r] + 2 tau (mu^2 + 2 tau^2) phi(mu/tau).
 
 The derivative is how strongly the sample restores theta (linear response of a normal variable,
 Stein's lemma: E[delta' e] = C x dE[e]/dmu).
@@ -43,11 +44,16 @@ NODES = 12
 """Nodes of the quadrature over label noise that is not +-sigma."""
 
 
+KURTOSIS = {"rademacher": 1.0, "gaussian": 3.0, "uniform": 1.8}
+"""E[epsilon^4]/sigma^4 of each law."""
+
+
 class Kick(NamedTuple):
     """The means over draws for each of n samples, each (n,)."""
 
     pull: FloatArray  # E[e]
     square: FloatArray  # E[e^2]
+    fourth: FloatArray  # E[e^4]
     restoring: FloatArray  # dE[e]/dmu
     contraction: FloatArray  # E[k]
 
@@ -72,7 +78,7 @@ class Dynamics(Protocol):
 
 @dataclass(frozen=True)
 class Descent:
-    """SGD with label noise of standard deviation sigma, any law.
+    """SGD with label noise of standard deviation sigma and any law.
 
     Of B samples with replacement E[g g^T] is E[e^2 x x^T]/B + (1 - 1/B) E[g] E[g]^T; of all of
     them, `batch_size` 0, only the noise differs from step to step.
@@ -83,6 +89,7 @@ class Descent:
     lr: float
     sigma: float
     batch_size: int = 1
+    law: str = "rademacher"
 
     def __post_init__(self) -> None:
         checks.real("lr", self.lr, above=0.0)
@@ -97,9 +104,15 @@ class Descent:
 
     def kick(self, mean: FloatArray, variance: FloatArray, size: FloatArray) -> Kick:
         """See Dynamics."""
-        of_residuals = mean**2 + variance if self.batch_size else np.zeros_like(mean)
-        square = of_residuals + self.sigma**2
-        return Kick(mean, square, np.ones_like(mean), np.zeros_like(mean))
+        if not self.batch_size:  # samples are not drawn: only the noise differs
+            mean, variance, pull = np.zeros_like(mean), np.zeros_like(mean), mean
+        else:
+            pull = mean
+        square = mean**2 + variance
+        noise = self.sigma**2
+        fourth = mean**4 + 6 * mean**2 * variance + 3 * variance**2
+        fourth = fourth + 6 * square * noise + KURTOSIS[self.law] * noise**2
+        return Kick(pull, square + noise, fourth, np.ones_like(mean), np.zeros_like(mean))
 
 
 @dataclass(frozen=True)
@@ -138,11 +151,21 @@ class Sharp:
         of_sign = sign @ weights
         slope = (2 * density / tau) @ weights
         absolute = (mu * sign + 2 * tau * density) @ weights
+        cubic = (
+            (mu**3 + 3 * mu * tau**2) * sign + 2 * tau * (mu**2 + 2 * tau**2) * density
+        ) @ weights
         square = (mu**2) @ weights + variance
+        quartic = (mu**4 + 6 * mu**2 * tau**2 + 3 * tau**4) @ weights
+        move = self.rho * s
         return Kick(
-            pull=mu @ weights + self.rho * s * of_sign,
-            square=square + 2 * self.rho * s * absolute + (self.rho * s) ** 2,
-            restoring=1 + self.rho * s * slope,
+            pull=mu @ weights + move * of_sign,
+            square=square + 2 * move * absolute + move**2,
+            fourth=quartic
+            + 4 * move * cubic
+            + 6 * move**2 * square
+            + 4 * move**3 * absolute
+            + move**4,
+            restoring=1 + move * slope,
             contraction=self.rho**2 + self.rho * absolute / s,
         )
 

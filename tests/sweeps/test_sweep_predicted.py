@@ -57,7 +57,8 @@ def test_a_row_is_the_prediction_of_the_point(tmp_path):
     shared = set(last) & set(sweep_points.recorded(quantities.TWO_LAYER))
     assert {"train_loss", "norm_mean", "sharpness", "cosine_mean"} <= shared
     for name in shared:
-        assert row[name] == pytest.approx(last[name], rel=1e-6), name
+        summed = name in predicted.SUMMED
+        assert row[name] == pytest.approx(last[name], rel=0.01 if summed else 1e-6), name
     escapes = predicted.escapes(prediction)
     assert row["first_escape"] == pytest.approx(escapes.min(), rel=1e-6)
     assert row["last_escape"] == pytest.approx(escapes.max(), rel=1e-6)
