@@ -33,8 +33,8 @@ REACH = 4.0
 STRIDE = 8
 """Largest distance of neighbouring cells in the first lattice; a smaller island may be missed."""
 
-MOST_VALUES = 33
-"""Of a key with more values, about this many are predicted."""
+MOST_VALUES, MOST_OF_SAM = 33, 9
+"""Of a key with more values, this many are predicted; of SAM, whose points take longer, fewer."""
 
 Cell = tuple[int, int]
 Rows = Mapping[Cell, list[Mapping[str, Any]]]
@@ -61,14 +61,16 @@ class Predicted:
 
 def predict(experiment: str, cells: Rows, shape: Cell) -> Predicted:
     """The prediction over the measured `cells` of a map of this shape."""
-    rows, columns = (_thinned(size) for size in shape)
+    slow = any(row.get("rho") for of_cell in cells.values() for row in of_cell)
+    most, stride = (MOST_OF_SAM, STRIDE // 2) if slow else (MOST_VALUES, STRIDE)
+    rows, columns = (_thinned(size, most) for size in shape)
     if not points.has_theory(experiment):
         none = np.full((len(rows), len(columns)), np.nan)
         return Predicted(
             rows, columns, np.full(none.shape, ""), none, math.nan, 0, "for this model"
         )
     oracle = _Oracle(experiment, cells, rows, columns)
-    words, delay = fill((len(rows), len(columns)), oracle)
+    words, delay = fill((len(rows), len(columns)), oracle, stride)
     measured = {
         (i, j): _usual(row["regime"] for row in cells[rows[i], columns[j]])
         for i, j in np.argwhere(words != "").tolist()
@@ -80,8 +82,8 @@ def predict(experiment: str, cells: Rows, shape: Cell) -> Predicted:
     return Predicted(rows, columns, words, delay, agreement, len(same), without)
 
 
-def _thinned(size: int) -> list[int]:
-    count = min(size, MOST_VALUES)
+def _thinned(size: int, most: int) -> list[int]:
+    count = min(size, most)
     return [int(index) for index in np.linspace(0, size - 1, count).round()]
 
 

@@ -35,7 +35,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
-from lnsim.theory import descent
 from lnsim.theory.axes import Data, boost, finite_boost
 from lnsim.theory.integrator import integrate
 from lnsim.theory.kicks import Descent, Dynamics
@@ -127,6 +126,8 @@ def _fit(
     """The fit at `times`; with `frozen` that of the linearised twin, whose G stays I."""
     from scipy.interpolate import CubicHermiteSpline  # a slow import
 
+    from lnsim.theory import descent  # with numba, a slow import
+
     rank, lr = len(target), dynamics.lr
     width = (rank + 1) ** 2
     of_step, samples, spectrum = _Moments(data, dynamics), data.samples, data.spectrum
@@ -177,6 +178,8 @@ def _slow(
 ) -> Course:  # fmt: skip
     """The course from the end of the fit on: there and at `times`."""
     from scipy.interpolate import CubicHermiteSpline, PchipInterpolator  # a slow import
+
+    from lnsim.theory import descent  # with numba, a slow import
 
     rank, begin, lr = len(target), fit.fitted, dynamics.lr
     G = fit.G[-1]
@@ -284,6 +287,8 @@ class _FitOfDescent:
     @cached_property
     def stiffness(self) -> float:
         """See _Fit."""
+        from lnsim.theory import descent  # with numba, a slow import
+
         return 2.2 * float(descent.largest_rate(self.tangent, self.spectrum))
 
 
@@ -315,6 +320,8 @@ class _Moments:
         """N alone."""
         if not isinstance(self.dynamics, Descent):
             return self.at(A, C, delta).N
+        from lnsim.theory import descent  # with numba, a slow import
+
         data = self.data
         C, delta = np.ascontiguousarray(C), np.ascontiguousarray(delta)
         N: FloatArray = descent.moments(data.samples, data.spectrum, C, delta, *self.shares)

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from lnsim.base.checks import FloatArray
-from lnsim.theory import descent
 from lnsim.theory.axes import Data, scaled
 from lnsim.theory.kicks import Descent, Dynamics
 
@@ -117,6 +116,8 @@ def _of_descent(
     guess: FloatArray | None, tolerance: float,
 ) -> Drift:  # fmt: skip
     """The same for SGD, by a compiled loop."""
+    from lnsim.theory import descent  # with numba, a slow import
+
     of_label, of_square, of_mean = shares(data, dynamics)
     start = np.zeros_like(P) if guess is None else guess
     fields, _, found = descent.drift(
@@ -165,6 +166,8 @@ def descent_covariance(
     data: Data, eigen: tuple[FloatArray, FloatArray], dynamics: Descent, tolerance: float
 ) -> tuple[FloatArray, FloatArray]:
     """N and C of equation (1) in whitened axes; `eigen` holds A's eigenvalues and vectors there."""
+    from lnsim.theory import descent  # with numba, a slow import
+
     alpha, vectors = eigen
     of_label, of_square, of_mean = shares(data, dynamics)
     N, C, found = descent.covariance(
