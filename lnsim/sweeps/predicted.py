@@ -19,6 +19,7 @@ late, and one in twenty two thirds late, where the noise is strong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,9 @@ COSINES = 24
 SUMMED = ("ntk_distance",)
 """Quantities that add up along the course, for which SUMMANDS of its times are enough."""
 SUMMANDS = 12
+
+AT_ONCE = 8
+"""Times at which all displacements are computed at once: they stay in the cache."""
 
 POINT_SECONDS, SAM_SECONDS = 0.05, 0.5
 """Usual time of a point on one core; that of SAM, whose loops are not compiled."""
@@ -148,25 +152,29 @@ def escapes(prediction: Prediction) -> FloatArray:
 
     the time interpolated between those of the prediction.
     """
-    mean = prediction.mean
-    width = len(mean.M)
-    traces = np.trace(mean.course.Z, axis1=1, axis2=2)
-    times = np.full(width, np.inf)
-    left = np.arange(width)
-    before, moved_before = 0.0, np.zeros(width)
-    for k, time in enumerate(prediction.times):
+    mean, times = prediction.mean, prediction.times
+    width, size = mean.M.shape
+    moves = mean.G - np.eye(size)
+    fast = np.trace(mean.course.Z, axis1=1, axis2=2)
+    escapes = np.full(width, np.inf)
+    left, before = np.arange(width), np.zeros((width, 1))
+    for first in range(0, len(times), AT_ONCE):
+        some = slice(first, first + AT_ONCE)
         start = mean.M[left]
-        now = start @ mean.G[k]
-        w = now[:, :-1] - start[:, :-1]
-        moved = np.sqrt(np.einsum("mr,mr->m", w, w) + now[:, -1] ** 2 * traces[k])
-        out = moved > 1 / np.sqrt(width)
-        gained = moved[out] - moved_before[out]
-        share = (1 / np.sqrt(width) - moved_before[out]) / gained
-        times[left[out]] = before + share * (time - before)
-        left, before, moved_before = left[~out], time, moved[~out]
+        moved = (start @ np.hstack(moves[some])).reshape(len(left), -1, size)
+        second = (moved[:, :, -1] + start[:, -1:]) ** 2 * fast[some]
+        moved = np.sqrt(np.einsum("mtr,mtr->mt", moved[:, :, :-1], moved[:, :, :-1]) + second)
+        path = np.hstack([before, moved])  # from the last time of the part before
+        at = np.append(times[max(first - 1, 0)], times[some])
+        out = moved > 1 / math.sqrt(width)
+        gone = out.any(axis=1)
+        rows, k = np.flatnonzero(gone), out[gone].argmax(axis=1)
+        share = (1 / math.sqrt(width) - path[rows, k]) / (path[rows, k + 1] - path[rows, k])
+        escapes[left[gone]] = at[k] + share * (at[k + 1] - at[k])
+        left, before = left[~gone], moved[~gone, -1:]
         if not left.size:
             break
-    return times
+    return escapes
 
 
 def regime(ends: Prediction, rich: bool) -> str:

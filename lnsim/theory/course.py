@@ -36,7 +36,7 @@ import numpy as np
 
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
 from lnsim.theory.axes import Data, boost, finite_boost
-from lnsim.theory.integrator import integrate
+from lnsim.theory.integrator import hermite, integrate
 from lnsim.theory.kicks import Descent, Dynamics
 from lnsim.theory.manifold import SWEEPS, TOLERANCE, Drift, drift, drift_of_fields, shares
 
@@ -124,8 +124,6 @@ def _fit(
     frozen: bool = False,
 ) -> Course:  # fmt: skip
     """The fit at `times`; with `frozen` that of the linearised twin, whose G stays I."""
-    from scipy.interpolate import CubicHermiteSpline  # a slow import
-
     from lnsim.theory import descent  # with numba, a slow import
 
     rank, lr = len(target), dynamics.lr
@@ -162,7 +160,7 @@ def _fit(
     parts = slice(width), slice(width, width + rank**2), slice(width + rank**2, None)
     grid, path, laws = integrate(law, start, times[-1], parts)
     slopes = np.stack([each.slope for each in laws], axis=1)
-    states = [unpack(state) for state in CubicHermiteSpline(grid, path, slopes, axis=1)(times).T]
+    states = [unpack(state) for state in hermite(grid, path, slopes, times)]
     G, C, delta = (np.stack(parts) for parts in zip(*states, strict=True))
     P, q, _ = moments(gram, G)
     A = P + q[:, None, None] * np.eye(rank)
@@ -177,7 +175,7 @@ def _slow(
     times: FloatArray,
 ) -> Course:  # fmt: skip
     """The course from the end of the fit on: there and at `times`."""
-    from scipy.interpolate import CubicHermiteSpline, PchipInterpolator  # a slow import
+    from scipy.interpolate import PchipInterpolator  # a slow import
 
     from lnsim.theory import descent  # with numba, a slow import
 
@@ -223,25 +221,28 @@ def _slow(
         _check_expansion(at.expansion, begin + time)
     at_times = np.append(0.0, times - begin)
     slopes = np.stack([each.slope for each in laws], axis=1)
-    G = CubicHermiteSpline(grid, states, slopes, axis=1)(at_times).T
+    G = hermite(grid, states, slopes, at_times)
 
-    names = ("Z", "zbar", "C", "N", "expansion")
-    values = [np.concatenate([np.ravel(getattr(at, name)) for name in names]) for at in drifts]
-    smooth = np.split(
-        PchipInterpolator(grid, np.stack(values))(at_times),
-        np.cumsum([rank**2, rank, rank**2, rank**2]),
-        axis=1,
-    )
-    shapes = (rank, rank), (rank,), (rank, rank), (rank, rank), ()
+    upper = np.triu_indices(rank)
+
+    def smooth(name: str) -> FloatArray:
+        values = np.stack([np.asarray(getattr(at, name)) for at in drifts])
+        symmetric = values.ndim == 3
+        values = values[:, *upper] if symmetric else values
+        between = np.asarray(PchipInterpolator(grid, values)(at_times))
+        if not symmetric:
+            return between
+        whole = np.empty((len(at_times), rank, rank))
+        whole[:, *upper] = between
+        whole[:, *upper[::-1]] = between
+        return whole
+
     return Course(
         times=begin + at_times,
         G=G.reshape(-1, rank + 1, rank + 1),
         delta=np.zeros((len(at_times), rank)),
         fitted=begin,
-        **{
-            name: part.reshape(-1, *shape)
-            for name, part, shape in zip(names, smooth, shapes, strict=True)
-        },
+        **{name: smooth(name) for name in ("Z", "zbar", "C", "N", "expansion")},
     )
 
 
@@ -276,20 +277,17 @@ class _Fit:
 
 
 @dataclass(frozen=True)
-class _FitOfDescent:
-    """The same for SGD."""
+class _FitOfDescent(_Fit):
+    """The same for SGD: R = Sigma, and `relaxing` is lr A."""
 
-    slope: FloatArray
-    tangent: FloatArray  # lr A, (r, r)
     spectrum: FloatArray
-    expansion = 0.0
 
     @cached_property
     def stiffness(self) -> float:
         """See _Fit."""
         from lnsim.theory import descent  # with numba, a slow import
 
-        return 2.2 * float(descent.largest_rate(self.tangent, self.spectrum))
+        return 2.2 * float(descent.largest_rate(self.relaxing, self.spectrum))
 
 
 class _Step(NamedTuple):
