@@ -185,7 +185,10 @@ def _slow(
     _check_expansion(drift(data, target, dynamics, P, q, fit.C[-1]).expansion, begin)
     for _ in range(3):  # Newton's method for the boost onto theta_star
         P, q, theta = moments(gram, G)
-        G = G @ finite_boost(np.linalg.solve(P + q * np.eye(rank), target - theta))
+        z = np.linalg.solve(P + q * np.eye(rank), target - theta)
+        if not np.abs(z).max() <= 1.0:
+            raise ArithmeticError("the labels cannot be fitted: the weights are too small")
+        G = G @ finite_boost(z)
     guess = fit.C[-1]
 
     of_label = shares(data, dynamics) if isinstance(dynamics, Descent) else ()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from lnsim.experiments.case import Case
 from lnsim.theory import course, descent, manifold
 from lnsim.theory.axes import Data
 from lnsim.theory.kicks import Descent
@@ -96,3 +97,13 @@ def test_the_largest_rate_is_bounded_closely_from_above(rank):
     exact = np.linalg.eigvals(A * spectrum).real.max()
     assert exact <= descent.largest_rate(A, spectrum) * (1 + 1e-12)
     assert descent.largest_rate(A, spectrum) <= exact * rank ** (1 / 32) * (1 + 1e-12)
+
+
+def test_what_has_decayed_to_nothing_does_not_stop_the_fit():
+    """Without label noise C and delta fall below rounding long before the fit is over."""
+    case = Case.of_keys(
+        "label-noise",
+        {"lr": 5e-4, "sigma": 0.0, "samples": 28, "dim": 6, "width": 44, "seed": 34, "steps": 10},
+    )
+    prediction = case.predict([0.0, 1e6])
+    assert prediction.fitted < 1e6 and abs(prediction["train_loss"][1]) < 1e-6
