@@ -103,7 +103,7 @@ def test_what_has_decayed_to_nothing_does_not_stop_the_fit():
     """Without label noise C and delta fall below rounding long before the fit is over."""
     case = Case.of_keys(
         "label-noise",
-        {"lr": 5e-4, "sigma": 0.0, "samples": 28, "dim": 6, "width": 44, "seed": 34, "steps": 10},
+        {"lr": 5e-4, "sigma": 0.0, "samples": 28, "dim": 6, "width": 44, "seed": 29, "steps": 10},
     )
     prediction = case.predict([0.0, 1e6])
     assert prediction.fitted < 1e6 and abs(prediction["train_loss"][1]) < 1e-6
