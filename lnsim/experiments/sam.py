@@ -48,11 +48,13 @@ def run(config: Config, *, backend: str = "numba", device: str = "", **driver: A
 
 
 def figure(trajectory: Trajectory) -> Figure:
-    """Figure 4 of this run."""
+    """Figure 4 of this run, with the law of the cloud over it."""
     from lnsim.figures import two_phases
 
-    least_trace = Case.of_run(trajectory).start.least_trace
-    return two_phases.two_phases(trajectory, least_trace=least_trace)
+    case = Case.of_run(trajectory)
+    return two_phases.two_phases(
+        trajectory, prediction=case.drawn, least_trace=case.start.least_trace
+    )
 
 
 def report(trajectory: Trajectory) -> list[str]:

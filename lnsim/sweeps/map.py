@@ -59,10 +59,12 @@ def draw_map(axes: Axes, sweep: Table, column: str) -> None:
         legend += _draw_predicted(axes, sweep, x, y, cells)
     legend += _draw_boundaries(axes, sweep, x, y, cells)
     if legend:
-        axes.legend(
+        drawn = axes.legend(
             handles=legend, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2,
             handlelength=1.8, columnspacing=1.0,
         )  # fmt: skip
+        for text in drawn.get_texts():
+            text.set_linespacing(1.0)
 
 
 def _draw_words(axes: Axes, x: Axis, y: Axis, cells: Any, column: str) -> list[Any]:

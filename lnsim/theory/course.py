@@ -46,6 +46,14 @@ LARGEST_EXPANSION = 1.0
 """The theory predicts nothing where its small parameter, (4) of modes.py, is larger."""
 
 
+class BeyondExpansion(ValueError):
+    """The small parameter is too large at step `time`."""
+
+    def __init__(self, message: str, time: float) -> None:
+        super().__init__(message)
+        self.time = float(time)
+
+
 @dataclass(frozen=True)
 class Course:
     """The mean course at T times, in the principal axes of the data.
@@ -354,7 +362,8 @@ def moments(gram: FloatArray, G: FloatArray) -> tuple[FloatArray, Any, FloatArra
 
 def _check_expansion(expansion: float, time: float) -> None:
     if expansion > LARGEST_EXPANSION:
-        raise ValueError(
+        raise BeyondExpansion(
             f"the theory predicts nothing here: its small parameter is {expansion:.3g} at step"
-            f" {time:,.0f}, and must be at most {LARGEST_EXPANSION:g}"
+            f" {time:,.0f}, and must be at most {LARGEST_EXPANSION:g}",
+            time,
         )

@@ -163,7 +163,7 @@ def test_the_amplitude_is_the_fourth_root_of_lr_unless_given():
 
 
 @pytest.mark.small
-def test_the_law_of_modes_says_why_it_is_not_drawn():
+def test_the_law_of_modes_says_why_there_is_none():
     for changes, word in (
         ({"momentum": 0.5}, "momentum"),
         ({"weight_decay": 0.1}, "weight decay"),
