@@ -161,7 +161,7 @@ def escapes(prediction: Prediction) -> FloatArray:
     for first in range(0, len(times), AT_ONCE):
         some = slice(first, first + AT_ONCE)
         start = mean.M[left]
-        moved = (start @ np.hstack(moves[some])).reshape(len(left), -1, size)
+        moved = (start @ np.hstack(list(moves[some]))).reshape(len(left), -1, size)
         second = (moved[:, :, -1] + start[:, -1:]) ** 2 * fast[some]
         moved = np.sqrt(np.einsum("mtr,mtr->mt", moved[:, :, :-1], moved[:, :, :-1]) + second)
         path = np.hstack([before, moved])  # from the last time of the part before
