@@ -12,6 +12,8 @@ from lnsim.base.compiled import compiled
 
 LARGEST = 1e100
 """A covariance with a larger entry has no limit."""
+GROWING = 100
+"""Nor one that the residuals alone, without label noise, increase for as many iterations."""
 
 
 @compiled(nogil=True, error_model="numpy")
@@ -40,7 +42,7 @@ def covariance(  # type: ignore[no-untyped-def]
         label_trace += gain[i, i] * of_label
         if guess[0, 0] == 0.0:
             C[i, i] = gain[i, i] * of_label
-    found = False
+    found, growing = False, 0
     for _ in range(sweeps):
         product = np.dot(samples, C)
         for k in range(count):
@@ -54,6 +56,7 @@ def covariance(  # type: ignore[no-untyped-def]
         for i in range(rank):
             excess += C[i, i] - gain[i, i] * (of_square * Q[i, i] / count + of_mean * C[i, i])
         size = label_trace / excess if excess > 0 else 1.0
+        growing = 0 if excess > 0 else growing + 1
         largest, change = 0.0, 0.0
         for i in range(rank):
             for j in range(rank):
@@ -67,7 +70,7 @@ def covariance(  # type: ignore[no-untyped-def]
         if change <= tolerance * largest:
             found = True
             break
-        if not largest < LARGEST:
+        if growing > GROWING or not largest < LARGEST:
             break
     N = np.dot(vectors, np.dot(C / gain, vectors.T))
     return N, np.dot(vectors, np.dot(C, vectors.T)), found
