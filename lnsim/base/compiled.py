@@ -38,6 +38,7 @@ COMPILED = {
     "lnsim.base": ("checks", "philox"),
     "lnsim.dynamics": ("labels", "shuffle"),
     "lnsim.simulation": ("custom_loop", "neuron_loop"),
+    "lnsim.theory": ("descent",),
     "lnsim_numba": None,
 }
 """The modules of each package that hold compiled functions or their constants; None means all."""

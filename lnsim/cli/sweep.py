@@ -32,6 +32,10 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
         help="run on a Dask cluster: its address, or local for a cluster on this machine",
     )  # fmt: skip
     parser.add_argument("--backend", default="numba", help="default: %(default)s")
+    parser.add_argument(
+        "--predict", action="store_true",
+        help="fill the table from theory, without a run (label-noise and sam)",
+    )  # fmt: skip
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -50,6 +54,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
             base=dict(configs.parse_assignment(text) for text in arguments.assignments),
             backend=arguments.backend,
             scheduler=arguments.scheduler,
+            predict=arguments.predict,
             progress=True,
             stop=stop,
         )
@@ -57,8 +62,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
         print(f"stopped with {result.missing:,} points to go; the same command goes on")
         return stop.code
     earlier = "" if result.new else ": nothing to do, all were stored"
-    print(f"points        {len(result.rows):,}, {result.new:,} of them run now{earlier}")
-    counts = Counter(str(row["regime"]) for row in result.rows)
+    verb = "predicted" if result.predicted else "run"
+    print(f"points        {len(result.rows):,}, {result.new:,} of them {verb} now{earlier}")
+    counts = Counter(row["regime"] or "not predicted" for row in result.rows)
     print(f"regimes       {', '.join(f'{word} {counts[word]:,}' for word in sorted(counts))}")
     print(f"sweep folder  {arguments.out}; draw it with: lnsim plot {in_shell(arguments.out)}")
     return 0

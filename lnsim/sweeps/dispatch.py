@@ -21,6 +21,7 @@ from typing import Any
 
 from lnsim.base.threads import cores, one_thread
 from lnsim.sweeps.points import Point, Summary, run_points, shared
+from lnsim.sweeps.predicted import predict_points
 
 CHUNK_SECONDS = 4.0
 """Intended time of a chunk on one core."""
@@ -39,8 +40,20 @@ BROKEN = "a worker died, and with it the executor; the results that had arrived 
 Chunk = list[Point]
 
 
-def chunks(points: Sequence[Point], workers: int) -> list[Chunk]:
-    """The points in chunks, each of points that can run together, in order of appearance."""
+def seconds(config: Point) -> float:
+    """A rough estimate of the time of one point on one core."""
+    records = config.steps / max(config.record_every, 1) + 50
+    recording = records * config.numbers_a_record * RECORD_SECONDS
+    return 1e-3 + config.steps * config.numbers_a_step * STEP_SECONDS + recording
+
+
+def chunks(
+    points: Sequence[Point], workers: int, seconds: Callable[[Point], float] = seconds
+) -> list[Chunk]:
+    """The points in chunks, each of points that can run together, in order of appearance.
+
+    `seconds` estimates the time of one point on one core.
+    """
     groups: dict[tuple[Any, ...], Chunk] = {}
     for point in points:
         groups.setdefault(shared(point), []).append(point)
@@ -50,13 +63,6 @@ def chunks(points: Sequence[Point], workers: int) -> list[Chunk]:
         size = max(1, min(share, int(CHUNK_SECONDS / seconds(group[0]))))
         result += [group[i : i + size] for i in range(0, len(group), size)]
     return result
-
-
-def seconds(config: Point) -> float:
-    """A rough estimate of the time of one point on one core."""
-    records = config.steps / max(config.record_every, 1) + 50
-    recording = records * config.numbers_a_record * RECORD_SECONDS
-    return 1e-3 + config.steps * config.numbers_a_step * STEP_SECONDS + recording
 
 
 @dataclass
@@ -100,6 +106,12 @@ def run_chunk(experiment: str, backend: str, chunk: Chunk) -> list[Summary]:
     """Runs `run_points` on one core: the task of a worker."""
     with one_thread():
         return run_points(experiment, chunk, backend)
+
+
+def predict_chunk(experiment: str, chunk: Chunk) -> list[Summary]:
+    """Runs `predict_points` on one core: the task of a worker where nothing is trained."""
+    with one_thread():
+        return predict_points(experiment, chunk)
 
 
 @dataclass

@@ -19,7 +19,7 @@ def of_table(table: Table) -> str:
         values = sorted({row[key] for row in table.rows})
         ends = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (values[0], values[-1])]
         rows.append([key, f"{len(values)}", *ends])
-    counts = Counter(str(row["regime"]) for row in table.rows)
+    counts = Counter(row["regime"] or "not predicted" for row in table.rows)
     tally = ", ".join(f"{word} {count:,}" for word, count in sorted(counts.items()))
     title = repr(table)
     image, fault = picture(title, lambda: _drawn(table))

@@ -3,7 +3,7 @@
 Summary.  Times are in steps; a value that was not reached or is not defined is None.  Of a run that
 diverged only the step is recorded.
 
-    status, diverged_at    OK or DIVERGED, and the step
+    status, diverged_at    OK or DIVERGED, and the step; of a point without a run see predicted.py
     regime                 the first of these that applies:
                            diverged   the run diverged
                            collapsed  |W|_F |a| < |theta_star|/2 at the end, and less than half of
@@ -55,6 +55,9 @@ from lnsim.simulation.trajectory import Trajectory
 
 Point = LinearConfig | ModelConfig
 """The configurations that can be swept."""
+
+THEORY = "theory"
+"""What a results file names in place of a backend where its points are predicted."""
 
 SCALARS = ("lr", "sigma", "rho", "momentum", "weight_decay", "tau", "rate")
 """Keys in which the points of one chunk may differ."""
@@ -131,14 +134,14 @@ def shared(config: Point) -> tuple[Any, ...]:
 def summarize(trajectory: Trajectory, model: str = TWO_LAYER) -> list[Summary]:
     """What was measured, one summary per replica, of one run or of an ensemble."""
     measured = _measured(trajectory, model)
-    regimes = _regimes(trajectory, measured)
+    words = regimes(trajectory, measured)
     summaries = []
     for s, diverged_at in enumerate(trajectory["diverged_at"].tolist()):
         if diverged_at >= 0:
             row: Summary = {"status": "DIVERGED", "diverged_at": diverged_at, "regime": "diverged"}
             row |= dict.fromkeys(measured)
         else:
-            row = {"status": "OK", "diverged_at": None, "regime": regimes[s]}
+            row = {"status": "OK", "diverged_at": None, "regime": words[s]}
             row |= {name: _plain(values[s]) for name, values in measured.items()}
         summaries.append(row)
     return summaries
@@ -160,7 +163,7 @@ def _measured(trajectory: Trajectory, model: str) -> dict[str, FloatArray]:
     }
 
 
-def _regimes(trajectory: Trajectory, measured: Mapping[str, FloatArray]) -> list[str]:
+def regimes(trajectory: Trajectory, measured: Mapping[str, FloatArray]) -> list[str]:
     """The regime of every replica, as if it had not diverged."""
     if "lazy_escape" not in trajectory.arrays:
         return ["trained"] * trajectory["diverged_at"].size

@@ -1,7 +1,7 @@
 """Sweeps: grids and seeds of one experiment, run on all cores or a cluster, in one results file.
 
-grid.py makes the points, points.py runs and summarises them, dispatch.py hands them to workers, and
-store.py keeps the results.
+grid.py makes the points, points.py runs and summarises them, or predicted.py predicts them without
+a run, dispatch.py hands them to workers, and store.py keeps the results.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lnsim.run.folder import RunFolder, holds_something, locked
 from lnsim.run.machine import provenance
 from lnsim.sweeps import dispatch as sweep_workers
 from lnsim.sweeps import grid as sweep_grid
-from lnsim.sweeps import notebook
+from lnsim.sweeps import notebook, predicted
 from lnsim.sweeps import points as sweep_points
-from lnsim.sweeps.dispatch import Crew
+from lnsim.sweeps.dispatch import Chunk, Crew
 from lnsim.sweeps.grid import Values
 from lnsim.sweeps.points import Point
 from lnsim.sweeps.table import Table
@@ -51,7 +51,8 @@ class Sweep(Table):
         meta, rows = sweep_store.read(path / sweep_store.FILE)
         swept = tuple(meta["swept"])
         rows.sort(key=lambda row: tuple(row[key] for key in (*swept, "seed")))
-        return cls(path, meta["experiment"], swept, meta["base"], rows)
+        predicted = meta["backend"] == sweep_points.THEORY
+        return cls(path, meta["experiment"], swept, meta["base"], rows, predicted=predicted)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Writes all columns as CSV, with floats to the last bit and empty cells for None."""
@@ -92,6 +93,7 @@ def sweep(
     backend: str = "numba",
     executor: Executor | None = None,
     scheduler: str | None = None,
+    predict: bool = False,
     progress: bool | Callable[[int], object] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Sweep:
@@ -108,6 +110,9 @@ def sweep(
     (dispatch.py).  The stored results do not depend on this choice.  A script that uses the
     processes needs `if __name__ == "__main__":`, as always with multiprocessing.
 
+    With `predict` no point is run: theory fills the same table (predicted.py), in a file of its
+    own, and the backend only checks the values.
+
     `progress`: True for a bar over points on a terminal, or a function called with the number of
     points that arrived.  `stop` is called several times a second; when it returns true the sweep
     ends with the points that have arrived.  Raises ValueError or TypeError for bad input, before
@@ -120,6 +125,11 @@ def sweep(
     swept = sweep_grid.axes(cls, grid)
     points = sweep_grid.points(cls, base or {}, swept, seeds)
     _check_values(experiment, backend, points[0], swept)
+    task, seconds = partial(sweep_workers.run_chunk, experiment, backend), sweep_workers.seconds
+    if predict:
+        predicted.check(experiment, points[0])
+        task, seconds = partial(sweep_workers.predict_chunk, experiment), predicted.seconds
+        backend = sweep_points.THEORY
     meta = _meta(experiment, backend, swept, points)
     folder = Path(out)
     path = folder / sweep_store.FILE
@@ -143,8 +153,8 @@ def sweep(
                 sweep_workers.crew(executor, scheduler) as workers,
             ):
                 _prepare_file(path, cls, meta, earlier)
-                task = partial(sweep_workers.run_chunk, experiment, backend)
-                new = _run(path, todo, workers, task, stop or (lambda: False), report)
+                work = sweep_workers.chunks(list(todo), workers.size, seconds)
+                new = _run(path, todo, workers, work, task, stop or (lambda: False), report)
     return replace(Sweep.load(folder), missing=len(todo) - new, new=new)
 
 
@@ -152,11 +162,12 @@ def _run(
     path: Path,
     todo: Mapping[Point, str],
     workers: Crew,
+    work: Sequence[Chunk],
     task: Callable[[list[Point]], list[dict[str, Any]]],
     stop: Callable[[], bool],
     report: Callable[[int], object],
 ) -> int:
-    """Runs the points of `todo` and stores each under its key; returns the number stored.
+    """Runs the chunks of `work` and stores each point under its key; returns the number stored.
 
     Raises ChildProcessError, at the end, if some points were lost.
     """
@@ -165,7 +176,6 @@ def _run(
     dispatch = sweep_workers.Dispatch(workers, task)
     new = 0
     with closing(sweep_store.Writer(path)) as writer:
-        work = sweep_workers.chunks(list(todo), workers.size)
         for arrived in dispatch.results(work, stop):
             rows = [
                 {"key": todo[point], **asdict(point), **summary}
@@ -236,6 +246,13 @@ def _earlier(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     from lnsim.sweeps import store as sweep_store  # with sqlite3, a slow import
 
     earlier, rows = sweep_store.read(path)
+    of_theory = [m["backend"] == sweep_points.THEORY for m in (earlier, meta)]
+    if of_theory[0] != of_theory[1]:
+        holds, given = ("predicted", "run") if of_theory[0] else ("run", "predicted")
+        raise ValueError(
+            f"{path} holds points that were {holds}, and these are to be {given}:"
+            " choose another folder"
+        )
     for name in ("experiment", "backend"):
         if earlier[name] != meta[name]:
             raise ValueError(f"{path} is of {name} {earlier[name]!r}, not {meta[name]!r}")

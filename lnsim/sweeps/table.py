@@ -26,6 +26,7 @@ class Table:
     `rows` are dicts of configuration and summary (points.py), with None for no value; `swept` are
     the swept keys; `base` holds the keys that all points have in common.  `missing` is the number
     of requested points that were not run, because the sweep was stopped; `new` the number run now.
+    `predicted`: whether theory filled the table, and nothing was run.
     """
 
     folder: Path
@@ -35,10 +36,13 @@ class Table:
     rows: Sequence[Mapping[str, Any]]
     missing: int = 0
     new: int = 0
+    predicted: bool = False
 
     def __repr__(self) -> str:
         over = ", ".join(self.swept)
-        return f"<{type(self).__name__} of {self.experiment} over {over}: {len(self.rows)} points>"
+        points = "predicted points" if self.predicted else "points"
+        name = type(self).__name__
+        return f"<{name} of {self.experiment} over {over}: {len(self.rows)} {points}>"
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """One column, (points,): words, int64, or float64 with NaN for no value."""

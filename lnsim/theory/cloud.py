@@ -121,6 +121,10 @@ class Prediction:
                 raise KeyError(f"no prediction of {name!r}: {nearest(name, self.names)}")
         return self._known[name]
 
+    def at(self, chosen: Any) -> Prediction:
+        """The prediction at some of its times, an array of their indices, ascending."""
+        return Prediction(self.times[chosen], self.mean.at(chosen))
+
     def paths(self, neurons: Any) -> dict[str, FloatArray]:
         """tracked_norm, tracked_alignment, tracked_second_layer of these neurons, (T, k) each."""
         return cloud_neurons.paths(self.mean, np.asarray(neurons, dtype=np.int64))

@@ -28,7 +28,7 @@ predictor off the inputs is rest^T a.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -53,6 +53,10 @@ class Mean:
     dynamics: kicks.Dynamics
     M: FloatArray  # [W | a] at the start, (m, r + 1)
     course: Course
+
+    def at(self, chosen: Any) -> Mean:
+        """The mean network at some of the times, an array of their indices."""
+        return replace(self, course=self.course.at(chosen))
 
     @cached_property
     def target(self) -> FloatArray:

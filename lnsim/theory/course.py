@@ -28,7 +28,7 @@ The twin, linearised at the start, has the same two equations with A frozen.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -36,9 +36,9 @@ import numpy as np
 
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
 from lnsim.theory.axes import Data, boost, finite_boost
-from lnsim.theory.integrator import integrate
-from lnsim.theory.kicks import Dynamics
-from lnsim.theory.manifold import Drift, drift
+from lnsim.theory.integrator import hermite, integrate
+from lnsim.theory.kicks import Descent, Dynamics
+from lnsim.theory.manifold import SWEEPS, TOLERANCE, Drift, drift, drift_of_fields, shares
 
 FITTED = 20.0
 """The fit is over after this many times the slowest time of relaxation."""
@@ -72,6 +72,11 @@ class Course:
     expansion: FloatArray  # (T,)
     fitted: float  # the time at which the fit is over
 
+    def at(self, chosen: Any) -> Course:
+        """The course at some of its times, an array of their indices."""
+        parts = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "fitted"}
+        return replace(self, **parts)
+
 
 def follow(
     data: Data, target: FloatArray, M: FloatArray, dynamics: Dynamics, times: FloatArray
@@ -86,6 +91,10 @@ def follow(
     if np.abs(theta - target).max() > math.sqrt(DIVERGED_ABOVE):
         raise ArithmeticError("theta_star is so large that a run diverges at once")
     first = drift(data, target, dynamics, P, q)
+    if isinstance(dynamics, Descent) and dynamics.sigma == 0:
+        # Without label noise C = 0, but the residuals of the start still amplify themselves where
+        # any noise does: (1) is linear in sigma^2.
+        drift(data, target, replace(dynamics, sigma=1.0), P, q)
     check_expansion(first.expansion, 0.0)
     fitted = FITTED / first.slowest if first.slowest > 0 else math.inf
     if math.isinf(fitted):
@@ -123,17 +132,21 @@ def _fit(
     frozen: bool = False,
 ) -> Course:  # fmt: skip
     """The fit at `times`; with `frozen` that of the linearised twin, whose G stays I."""
-    from scipy.interpolate import CubicHermiteSpline  # a slow import
+    from lnsim.theory import descent  # with numba, a slow import
 
     rank, lr = len(target), dynamics.lr
     width = (rank + 1) ** 2
-    of_step = _Moments(data, dynamics)
+    of_step, samples, spectrum = _Moments(data, dynamics), data.samples, data.spectrum
 
     def unpack(state: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         G, C, delta = np.split(state, [width, width + rank**2])
         return G.reshape(rank + 1, rank + 1), C.reshape(rank, rank), delta
 
     def law(state: FloatArray) -> _Fit:
+        if isinstance(dynamics, Descent):
+            shares = of_step.shares
+            slope, tangent = descent.fit_slope(state, gram, samples, spectrum, lr, *shares, frozen)
+            return _FitOfDescent(slope, tangent, spectrum)
         G, C, delta = unpack(state)
         P, q, theta = moments(gram, G)
         A = P + q * np.eye(rank)
@@ -155,12 +168,12 @@ def _fit(
     parts = slice(width), slice(width, width + rank**2), slice(width + rank**2, None)
     grid, path, laws = integrate(law, start, times[-1], parts)
     slopes = np.stack([each.slope for each in laws], axis=1)
-    states = [unpack(state) for state in CubicHermiteSpline(grid, path, slopes, axis=1)(times).T]
+    states = [unpack(state) for state in hermite(grid, path, slopes, times)]
     G, C, delta = (np.stack(parts) for parts in zip(*states, strict=True))
     P, q, _ = moments(gram, G)
     A = P + q[:, None, None] * np.eye(rank)
     inverse = np.linalg.inv(A)
-    N = np.stack([of_step.at(*each).N for each in zip(A, C, delta, strict=True)])
+    N = np.stack([of_step.noise(*each) for each in zip(A, C, delta, strict=True)])
     none = np.zeros_like(delta)
     return Course(times, G, delta, inverse @ C @ inverse, none, C, N, none[:, 0], times[-1])
 
@@ -170,17 +183,34 @@ def _slow(
     times: FloatArray,
 ) -> Course:  # fmt: skip
     """The course from the end of the fit on: there and at `times`."""
-    from scipy.interpolate import CubicHermiteSpline, PchipInterpolator  # a slow import
+    from scipy.interpolate import PchipInterpolator  # a slow import
+
+    from lnsim.theory import descent  # with numba, a slow import
 
     rank, begin, lr = len(target), fit.fitted, dynamics.lr
     G = fit.G[-1]
+    P, q, _ = moments(gram, G)
+    check_expansion(drift(data, target, dynamics, P, q, fit.C[-1]).expansion, begin)
     for _ in range(3):  # Newton's method for the boost onto theta_star
         P, q, theta = moments(gram, G)
-        G = G @ finite_boost(np.linalg.solve(P + q * np.eye(rank), target - theta))
+        z = np.linalg.solve(P + q * np.eye(rank), target - theta)
+        if not np.abs(z).max() <= 1.0:
+            raise ArithmeticError("the labels cannot be fitted: the weights are too small")
+        G = G @ finite_boost(z)
     guess = fit.C[-1]
+
+    of_label = shares(data, dynamics) if isinstance(dynamics, Descent) else ()
 
     def law(state: FloatArray) -> _Slow:
         nonlocal guess
+        if isinstance(dynamics, Descent):
+            slope, fields, found = descent.slow_slope(
+                state, gram, data.whitened, data.spectrum, target, lr, *of_label, guess,
+                TOLERANCE, SWEEPS,
+            )  # fmt: skip
+            at = drift_of_fields(data, dynamics, fields, found)
+            guess = at.C
+            return _Slow(slope, at)
         G = state.reshape(rank + 1, rank + 1)
         P, q, theta = moments(gram, G)
         at = drift(data, target, dynamics, P, q, guess)
@@ -202,11 +232,21 @@ def _slow(
         check_expansion(at.expansion, begin + time)
     at_times = np.append(0.0, times - begin)
     slopes = np.stack([each.slope for each in laws], axis=1)
-    G = CubicHermiteSpline(grid, states, slopes, axis=1)(at_times).T
+    G = hermite(grid, states, slopes, at_times)
+
+    upper = np.triu_indices(rank)
 
     def smooth(name: str) -> FloatArray:
         values = np.stack([np.asarray(getattr(at, name)) for at in drifts])
-        return np.asarray(PchipInterpolator(grid, values)(at_times))
+        symmetric = values.ndim == 3
+        values = values[:, *upper] if symmetric else values
+        between = np.asarray(PchipInterpolator(grid, values)(at_times))
+        if not symmetric:
+            return between
+        whole = np.empty((len(at_times), rank, rank))
+        whole[:, *upper] = between
+        whole[:, *upper[::-1]] = between
+        return whole
 
     return Course(
         times=begin + at_times,
@@ -247,6 +287,20 @@ class _Fit:
         return 2.2 * float(np.abs(np.linalg.eigvals(self.relaxing)).max())
 
 
+@dataclass(frozen=True)
+class _FitOfDescent(_Fit):
+    """The same for SGD: R = Sigma, and `relaxing` is lr A."""
+
+    spectrum: FloatArray
+
+    @cached_property
+    def stiffness(self) -> float:
+        """See _Fit."""
+        from lnsim.theory import descent  # with numba, a slow import
+
+        return 2.2 * float(descent.largest_rate(self.relaxing, self.spectrum))
+
+
 class _Step(NamedTuple):
     """The moments of one step during the fit, in the principal axes."""
 
@@ -262,6 +316,25 @@ class _Moments:
 
     data: Data
     dynamics: Dynamics
+
+    @cached_property
+    def shares(self) -> tuple[float, float, float, float]:
+        """sigma, and the shares in N of all, of the residuals in that, and of E[g] E[g]^T."""
+        dynamics = self.dynamics
+        of_noise, of_mean = dynamics.shares(len(self.data.samples))
+        whole = isinstance(dynamics, Descent) and not dynamics.batch_size
+        return dynamics.sigma, of_noise, 0.0 if whole else 1.0, of_mean
+
+    def noise(self, A: FloatArray, C: FloatArray, delta: FloatArray) -> FloatArray:
+        """N alone."""
+        if not isinstance(self.dynamics, Descent):
+            return self.at(A, C, delta).N
+        from lnsim.theory import descent  # with numba, a slow import
+
+        data = self.data
+        C, delta = np.ascontiguousarray(C), np.ascontiguousarray(delta)
+        N: FloatArray = descent.moments(data.samples, data.spectrum, C, delta, *self.shares)
+        return N
 
     def at(self, A: FloatArray, C: FloatArray, delta: FloatArray) -> _Step:
         """At A, C : (r, r) and a mean predictor theta_star + delta : (r,)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -16,6 +17,9 @@ from lnsim.base.checks import FloatArray
 
 TOLERANCE = 3e-4
 """Relative error allowed in one step; the whole curve was then within 0.2% where checked."""
+
+FLOOR = 1e-6
+"""A part that has fallen below this share of its largest size so far counts as of that size."""
 
 ATTEMPTS = 500
 """Limit on the steps tried, rejected ones included; 100 to 200 suffice where (4) is small."""
@@ -44,21 +48,28 @@ def integrate(
     """Solves d(state)/dt = law(state).slope from 0 to `end`.
 
     state : (D,); the error of each of its `parts`, slices or indices, is relative to the largest
-    entry of the part.  Returns the times of the steps taken, (K,), the states then, (D, K), and
-    `law` of each.  Raises ValueError if ATTEMPTS steps do not reach the end.
+    entry of the part, or FLOOR of the largest that it has had.  Returns the times of the steps
+    taken, (K,), the states then, (D, K), and `law` of each.  Raises ValueError if ATTEMPTS steps do
+    not reach the end.
     """
     current = law(state)
     time, step, path = 0.0, 0.25 / max(current.stiffness, 1e-300), [(0.0, state, current)]
+    largest = [max(float(np.abs(state[p]).max()), 1e-300) for p in parts]
     for _ in range(ATTEMPTS):
         step = min(step, end - time, 2e4 / max(current.stiffness, 1e-300))  # at most 177 stages
         stages = 2 + math.isqrt(int(1.54 * step * current.stiffness))
         after = chebyshev_step(lambda y: law(y).slope, state, current.slope, step, stages)
         law_after = law(after)
         defect = 0.8 * (state - after) + 0.4 * step * (current.slope + law_after.slope)
-        errors = [np.abs(defect[p]).max() / max(np.abs(after[p]).max(), 1e-300) for p in parts]
-        error = float(max(errors)) / TOLERANCE
+        sizes = [
+            max(float(np.abs(after[p]).max()), FLOOR * s)
+            for p, s in zip(parts, largest, strict=True)
+        ]
+        errors = [float(np.abs(defect[p]).max()) / s for p, s in zip(parts, sizes, strict=True)]
+        error = max(errors) / TOLERANCE
         if error <= 1:
             time, state, current = time + step, after, law_after
+            largest = [max(s, past) for s, past in zip(sizes, largest, strict=True)]
             path.append((time, state, current))
             if time >= end:
                 times, states, laws = zip(*path, strict=True)
@@ -78,13 +89,7 @@ def chebyshev_step(
     stages: int,
 ) -> FloatArray:
     """One step of the Runge-Kutta-Chebyshev method; stable to step * rate = 0.65 (stages^2 - 1)."""
-    w0 = 1 + 2 / (13 * stages**2)
-    T, dT, ddT = [1.0, w0], [0.0, 1.0], [0.0, 0.0]  # Chebyshev polynomials, derivatives, at w0
-    for _ in range(2, stages + 1):
-        ddT.append(2 * w0 * ddT[-1] + 4 * dT[-1] - ddT[-2])
-        dT.append(2 * w0 * dT[-1] + 2 * T[-1] - dT[-2])
-        T.append(2 * w0 * T[-1] - T[-2])
-    b = [ddT[max(j, 2)] / dT[max(j, 2)] ** 2 for j in range(stages + 1)]
+    T, dT, ddT, b, w0 = _coefficients(stages)
     gain = step * dT[-1] / ddT[-1]
     previous, current = state, state + b[1] * gain * first
     for j in range(2, stages + 1):
@@ -93,3 +98,35 @@ def chebyshev_step(
         weighted = (1 - mu - nu) * state + mu * current + nu * previous
         previous, current = current, weighted + 2 * gain * b[j] / b[j - 1] * change
     return current
+
+
+@lru_cache(maxsize=256)
+def _coefficients(
+    stages: int,
+) -> tuple[list[float], list[float], list[float], list[float], float]:
+    """Chebyshev polynomials and their two derivatives at w0, the weights b_j, and w0."""
+    w0 = 1 + 2 / (13 * stages**2)
+    T, dT, ddT = [1.0, w0], [0.0, 1.0], [0.0, 0.0]
+    for _ in range(2, stages + 1):
+        ddT.append(2 * w0 * ddT[-1] + 4 * dT[-1] - ddT[-2])
+        dT.append(2 * w0 * dT[-1] + 2 * T[-1] - dT[-2])
+        T.append(2 * w0 * T[-1] - T[-2])
+    b = [ddT[max(j, 2)] / dT[max(j, 2)] ** 2 for j in range(stages + 1)]
+    return T, dT, ddT, b, w0
+
+
+def hermite(
+    grid: FloatArray, states: FloatArray, slopes: FloatArray, times: FloatArray
+) -> FloatArray:
+    """The cubic through states : (D, K) at grid : (K,) with these slopes, at times; (T, D).
+
+    Like scipy's CubicHermiteSpline, but only at the times asked for: D is large, and T small.
+    """
+    k = np.clip(np.searchsorted(grid, times, side="right") - 1, 0, len(grid) - 2)
+    step = grid[k + 1] - grid[k]
+    x = (times - grid[k]) / step
+    rise = x**2 * (3 - 2 * x)
+    values = states[:, k] * (1 - rise) + states[:, k + 1] * rise
+    values += slopes[:, k] * (step * x * (1 - x) ** 2)
+    values -= slopes[:, k + 1] * (step * x**2 * (1 - x))
+    return np.ascontiguousarray(values.T)

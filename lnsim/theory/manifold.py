@@ -14,6 +14,7 @@ k = 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,12 @@ SECANTS = 30
 """Iterations by secants, of which 4 to 8 are usual, before the slow but sure ones."""
 DEPTH = 2
 """Steps before the last that are mixed with it."""
+TOLERANCE = 1e-5
+"""Relative error allowed in the covariance."""
+
+
+class NoStationaryState(ValueError):
+    """lr is so large that the noise of the steps amplifies itself: the mean loss has no bound."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +66,27 @@ def drift(
     P: FloatArray,
     q: float,
     guess: FloatArray | None = None,
-    tolerance: float = 1e-5,
+    tolerance: float = TOLERANCE,
 ) -> Drift:
     """The drift at P = W^T W : (r, r), q = |a|^2, theta = `target` : (r,).
 
-    `guess`: C at a state close by.  Raises ValueError if there is no quasi-stationary state.
+    `guess`: C at a state close by.  Raises NoStationaryState if there is no quasi-stationary state.
     """
+    if isinstance(dynamics, Descent):
+        return _of_descent(data, target, dynamics, P, q, guess, tolerance)
     lr = dynamics.lr
     rank, total = len(target), float(data.spectrum.sum())
     A = P + q * np.eye(rank)
     alpha, vectors = np.linalg.eigh(scaled(A, data.root))
     alpha = np.maximum(alpha, 1e-12 * alpha[-1])  # a trial step of the integrator may overshoot
     inverse = scaled((vectors / alpha) @ vectors.T, data.root)
-    if isinstance(dynamics, Descent):
-        noise, whitened = descent_covariance(data, (alpha, vectors), dynamics, tolerance)
-        contracting, restored = noise, alpha
-    else:
-        start = None if guess is None else scaled(guess, data.root)
-        fast = _covariance(data, alpha, vectors, dynamics, start, tolerance)
-        noise, whitened, contracting, restored = fast
+    start = None if guess is None else scaled(guess, data.root)
+    fast = _covariance(data, alpha, vectors, dynamics, start, tolerance)
+    noise, whitened, contracting, restored = fast
     N, of_contraction = scaled(noise, data.root), scaled(contracting, data.root)
     nu = float(of_contraction.trace())
 
-    if isinstance(dynamics, Descent):
-        c = lr * nu / (2 * total)
-    else:
-        c = float(whitened.trace() / alpha.sum())
+    c = float(whitened.trace() / alpha.sum())
     Z = c * inverse
     trace = float(Z.trace())
     mean = -c * (inverse @ ((total + data.spectrum) * target)) / data.spectrum
@@ -111,6 +113,22 @@ def drift(
         slowest=lr * float(max(restored[0], 1e-3 * restored[-1])),
         stiffness=1.3 * lr**2 * nu,
     )
+
+
+def _of_descent(
+    data: Data, target: FloatArray, dynamics: Descent, P: FloatArray, q: float,
+    guess: FloatArray | None, tolerance: float,
+) -> Drift:  # fmt: skip
+    """The same for SGD, by a compiled loop."""
+    from lnsim.theory import descent  # with numba, a slow import
+
+    of_label, of_square, of_mean = shares(data, dynamics)
+    start = np.zeros_like(P) if guess is None else guess
+    fields, _, found = descent.drift(
+        data.whitened, data.spectrum, target, dynamics.lr, of_label, of_square, of_mean,
+        np.ascontiguousarray(P), float(q), start, tolerance, SWEEPS,
+    )  # fmt: skip
+    return drift_of_fields(data, dynamics, fields, found)
 
 
 def _covariance(
@@ -171,7 +189,7 @@ def _covariance(
             last, change = before[0] + before[1], move - before[1]
             D = D - float(np.sum(change * move) / max(np.sum(change**2), 1e-300)) * (D - last)
         before = point, move
-    raise ValueError(
+    raise NoStationaryState(
         f"lr = {lr} is too large for a quasi-stationary state: lr tr(A Sigma) = "
         f"{lr * float(alpha.sum()):.3g} must be well below 2"
     )
@@ -186,35 +204,38 @@ def _lyapunov(R: FloatArray, N: FloatArray) -> FloatArray:
 def descent_covariance(
     data: Data, eigen: tuple[FloatArray, FloatArray], dynamics: Descent, tolerance: float
 ) -> tuple[FloatArray, FloatArray]:
-    """N and C of equation (1) in whitened axes; `eigen` holds A's eigenvalues and vectors there.
+    """N and C of equation (1) in whitened axes; `eigen` holds A's eigenvalues and vectors there."""
+    from lnsim.theory import descent  # with numba, a slow import
 
-    Uses fixed-point iteration in A's eigenbasis, where Sigma = I, so that
-    C_ij = lr N_ij alpha_i alpha_j/(alpha_i + alpha_j).  The map is linear and monotone: it
-    converges if and only if there is a positive solution.  The shape of C hardly changes in the
-    iteration; its size comes from the trace of the equation.
-    """
     alpha, vectors = eigen
-    lr = dynamics.lr
-    gain = lr / (1 / alpha[:, None] + 1 / alpha)
-    samples = data.whitened @ vectors
-    of_noise, of_mean = dynamics.shares(len(samples))
+    of_label, of_square, of_mean = shares(data, dynamics)
+    N, C, found = descent.covariance(
+        data.whitened, alpha, np.ascontiguousarray(vectors), dynamics.lr, of_label, of_square,
+        of_mean, np.zeros_like(vectors), tolerance, SWEEPS,
+    )  # fmt: skip
+    if not found:
+        raise _too_large(dynamics, dynamics.lr * float(alpha.sum()), of_square or of_mean)
+    return N, C
+
+
+def shares(data: Data, dynamics: Descent) -> tuple[float, float, float]:
+    """sigma^2 and the mean square residual have these shares in N, and E[g] E[g]^T the last."""
+    of_noise, of_mean = dynamics.shares(len(data.whitened))
     of_square = of_noise if dynamics.batch_size else 0.0  # a full batch draws no samples
-    label = np.diag(gain.diagonal() * dynamics.sigma**2 * of_noise)
-    C, label_trace = label, float(label.trace())
-    for _ in range(SWEEPS):
-        square = np.einsum("ki,ki->k", samples @ C, samples)
-        Q = samples.T @ (samples * (square / len(samples))[:, None])
-        feedback = gain * (of_square * Q + of_mean * C)
-        excess = float((C - feedback).trace())
-        size = label_trace / excess if excess > 0 else 1.0
-        previous, C = size * C, label + size * feedback
-        largest = np.abs(C).max()
-        if np.abs(C - previous).max() <= tolerance * largest:
-            return vectors @ (C / gain) @ vectors.T, vectors @ C @ vectors.T
-        if not largest < 1e100:
-            break
-    share = of_noise if dynamics.batch_size else of_mean
-    raise ValueError(
-        f"lr = {lr} is too large for a quasi-stationary state: lr tr(A Sigma)/batch_size = "
-        f"{lr * float(alpha.sum()) * share:.3g} must be well below 2"
+    return of_noise * dynamics.sigma**2, of_square, of_mean
+
+
+def drift_of_fields(data: Data, dynamics: Descent, fields: Any, found: bool) -> Drift:
+    """The Drift that a compiled loop has computed.  Raises NoStationaryState if it has none."""
+    drift = Drift(*fields)
+    if not found:
+        _, of_square, of_mean = shares(data, dynamics)
+        raise _too_large(dynamics, drift.relaxation * len(drift.w), of_square or of_mean)
+    return drift
+
+
+def _too_large(dynamics: Descent, rates: float, share: float) -> NoStationaryState:
+    return NoStationaryState(
+        f"lr = {dynamics.lr} is too large for a quasi-stationary state: lr tr(A Sigma)/batch_size ="
+        f" {rates * share:.3g} must be well below 2"
     )

@@ -14,6 +14,7 @@ from lnsim.cli.main import main
 from lnsim.experiments import label_noise
 from lnsim.figures import canvas
 from lnsim.sweeps import figure as figures_sweep
+from lnsim.sweeps import map as maps
 from lnsim.sweeps import points as sweep_points
 from lnsim.sweeps.power_law import power_law
 from lnsim.sweeps.sweep import Sweep
@@ -65,29 +66,27 @@ def test_a_phase_diagram_has_the_regimes_and_theorys_lines():
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "log")
     assert "sigma" in axes.get_xlabel() and "eta" in axes.get_ylabel()
     (mesh,) = meshes(axes)
-    words = np.array(list(figures_sweep.WORD_COLOURS))[mesh.get_array().astype(int)]
+    words = np.array(list(maps.WORD_COLOURS))[mesh.get_array().astype(int)]
     assert words.shape == (7, 5)
     assert (words[-1] == "diverged").all() and (words[:-1, :2] == "lazy").all()
     assert (words[:-1, 2:] == "rich").all()
     np.testing.assert_allclose(axes.get_xlim(), [-1.0, 9.0])
     step = math.sqrt(LRS[1] / LRS[0])
     np.testing.assert_allclose(axes.get_ylim(), [1e-4 / step, 0.1 * step])
-    assert labels(axes) == ["lazy", "rich", "diverged"] + [
-        name for *_, name in figures_sweep.BOUNDARIES
-    ]
+    *regions, predicted, decay, unstable = labels(axes)
+    assert regions == ["lazy", "rich", "diverged"] and predicted.startswith("predicted\n(agreement")
+    assert [decay, unstable] == [name for *_, name in maps.BOUNDARIES]
 
 
-@pytest.mark.small
-def test_theorys_line_is_where_the_bound_is_the_length_of_the_run():
+def test_theorys_line_is_where_the_decay_takes_the_length_of_the_run():
     sweep = made_up(
-        {"sigma": np.linspace(1, 8, 30).tolist(), "lr": np.geomspace(1e-3, 0.1, 30).tolist()}
+        {"sigma": np.linspace(2, 8, 15).tolist(), "lr": np.geomspace(1e-3, 1e-2, 15).tolist()}
     )
     axes = sweep.plot().axes[0]
-    lines = [c for c in axes.collections if not isinstance(c, QuadMesh)]
-    assert len(lines) == 3
-    for line, level in ((lines[0], 384 * math.sqrt(math.log(40) / 40)), (lines[1], 1.0)):
-        points = np.concatenate([path.vertices for path in line.get_paths()])
-        np.testing.assert_allclose((points[:, 0] * points[:, 1]) ** 2, level / 1e4, rtol=0.02)
+    predicted, decay = (c for c in axes.collections if not isinstance(c, QuadMesh))
+    points = np.concatenate([path.vertices for path in decay.get_paths()])
+    np.testing.assert_allclose((points[:, 0] * points[:, 1]) ** 2, 1e-4, rtol=0.02)
+    assert predicted.get_linestyle() != decay.get_linestyle()
 
 
 @pytest.mark.small
