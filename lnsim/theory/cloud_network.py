@@ -134,7 +134,7 @@ def second_layer_norm(mean: Mean) -> FloatArray:
     across = mean.gram @ G[:, :, -1, None]
     along = (np.swapaxes(G[:, :, :-1], 1, 2) @ across)[:, :, 0]  # W^T a
     variance = 4 * np.einsum("ti,tij,tj->t", along, Z, along)
-    return _mean_norm(mean.second, variance)
+    return mean_norm(mean.second, variance)
 
 
 def train_loss(mean: Mean) -> FloatArray:
@@ -205,7 +205,7 @@ def interpolator_distance(mean: Mean) -> FloatArray:
     C, delta = mean.course.C, mean.course.delta
     square = np.trace(C, axis1=1, axis2=2) + np.sum(delta**2, axis=1)
     variance = 2 * np.einsum("tij,tij->t", C, C) + 4 * np.einsum("ti,tij,tj->t", delta, C, delta)
-    return _mean_norm(square, variance)
+    return mean_norm(square, variance)
 
 
 def ntk_distance(mean: Mean) -> FloatArray:
@@ -298,7 +298,7 @@ def _sharpness(mean: Mean, t: int) -> float:
     return float(flatness.sharpness(P, theta, np.asarray(q), residual, root).mean())
 
 
-def _mean_norm(square: FloatArray, variance: FloatArray) -> FloatArray:
+def mean_norm(square: FloatArray, variance: FloatArray) -> FloatArray:
     """E|v| from E|v|^2 and Var|v|^2, to second order."""
     safe = np.maximum(square, 1e-300)
     return np.asarray(np.sqrt(square) * (1 - np.minimum(variance / (8 * safe**2), 0.5)))

@@ -77,7 +77,7 @@ def follow(
     if np.abs(theta - target).max() > math.sqrt(DIVERGED_ABOVE):
         raise ArithmeticError("theta_star is so large that a run diverges at once")
     first = drift(data, target, dynamics, P, q)
-    _check_expansion(first.expansion, 0.0)
+    check_expansion(first.expansion, 0.0)
     fitted = FITTED / first.slowest if first.slowest > 0 else math.inf
     if math.isinf(fitted):
         raise ArithmeticError("lr is too small for the first transient to end")
@@ -189,7 +189,7 @@ def _slow(
     grid, states, laws = integrate(law, G.ravel(), end, parts)
     drifts = [each.at for each in laws]
     for time, at in zip(grid, drifts, strict=True):
-        _check_expansion(at.expansion, begin + time)
+        check_expansion(at.expansion, begin + time)
     at_times = np.append(0.0, times - begin)
     slopes = np.stack([each.slope for each in laws], axis=1)
     G = CubicHermiteSpline(grid, states, slopes, axis=1)(at_times).T
@@ -263,7 +263,7 @@ def moments(gram: FloatArray, G: FloatArray) -> tuple[FloatArray, Any, FloatArra
     return product[..., :-1, :-1], product[..., -1, -1], product[..., :-1, -1]
 
 
-def _check_expansion(expansion: float, time: float) -> None:
+def check_expansion(expansion: float, time: float) -> None:
     if expansion > LARGEST_EXPANSION:
         raise ValueError(
             f"the theory predicts nothing here: its small parameter is {expansion:.3g} at step"

@@ -1,0 +1,317 @@
+"""Quantities of the network with C outputs by the law of the cloud, from course_outputs.py.
+
+To second order in the boosts z : (C, r), of mean zbar and covariance Z : (C, r, C, r),
+
+    E[M] = M(0) G (I + S(zbar) + diag(E[z^T z], E[z z^T])/2),
+
+about which w_i fluctuates by z^T A_i and A_i by z w_i, A_i : (C,) what goes out of neuron i.  With
+P, q, Theta of E[M] the second moments are E[W^T W] = P + E[z^T q z], E[A A^T] = q + E[z P z^T], and
+Theta has the covariance C.  The formulas are those of cloud_network.py with these, but for
+
+Kernel.  K = I (x) X W^T W X^T + A A^T (x) X X^T fluctuates through D = Theta^T z + z^T Theta and
+    N = Theta z^T + z Theta^T.  With Gamma = X^T X and u = Theta Gamma the mean of the square
+    C tr(D Gamma D Gamma) + 2 tr N tr(D Gamma^2) + |N|^2 tr Gamma^2 is
+
+        2 C E[tr(z u^T z u^T) + tr(z Gamma z^T Theta u^T)] + 8 E[<Theta, z> <u Gamma, z>]
+        + 2 tr Gamma^2 E[|z Theta^T|^2 + tr(z Theta^T z Theta^T)].
+
+Flatness.  tr H over its least value 2 sqrt(C tr Sigma) |Theta Sigma^1/2|_*: the mean of one over the
+    nuclear norm is that over the 2 C r points Theta +- sqrt(C r) L_j, L L^T = C, exact to second
+    order.  So is that of the effective rank of Theta, where its singular values are far from 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lnsim.base.checks import FloatArray
+from lnsim.theory import course_outputs, flatness
+from lnsim.theory.axes import Data, boosts
+from lnsim.theory.cloud_network import mean_norm
+from lnsim.theory.course_outputs import Course
+
+_POINTS = 2_000_000
+"""Most numbers in the points at which one nuclear norm is averaged, at a time."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean network at every time.  Arrays are in the principal axes of the data."""
+
+    problem: Any
+    network: Any
+    data: Data
+    M: FloatArray  # [W | A^T] at the start, (m, r + C)
+    course: Course
+
+    @cached_property
+    def theta_star(self) -> FloatArray:
+        """Theta*, (C, d)."""
+        return np.atleast_2d(self.problem.theta_star)
+
+    @cached_property
+    def target(self) -> FloatArray:
+        """Theta* in the principal axes, (C, r)."""
+        return np.asarray(self.theta_star @ self.data.basis)
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.target.shape[1]
+
+    @cached_property
+    def rest(self) -> FloatArray:
+        """The part of W that does not move, (m, d)."""
+        basis = self.data.basis
+        return np.asarray(self.network.W - self.network.W @ basis @ basis.T)
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether the inputs do not span the whole space."""
+        d, r = self.data.basis.shape
+        return r < d
+
+    @cached_property
+    def inner(self) -> FloatArray:
+        """E[z^T z], (T, r, r)."""
+        return np.asarray(np.einsum("tcicj->tij", self.course.Z))
+
+    @cached_property
+    def outer(self) -> FloatArray:
+        """E[z z^T], (T, C, C)."""
+        return np.asarray(np.einsum("tcidi->tcd", self.course.Z))
+
+    @cached_property
+    def G(self) -> FloatArray:
+        """G with E[M] = M(0) G, (T, r + C, r + C)."""
+        second = boosts(self.course.zbar)
+        second[:, : self.rank, : self.rank] = self.inner / 2
+        second[:, self.rank :, self.rank :] = self.outer / 2
+        return self.course.G + self.course.G @ second
+
+    @cached_property
+    def gram(self) -> FloatArray:
+        """M(0)^T M(0)."""
+        return self.M.T @ self.M
+
+    @cached_property
+    def moments(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """P, q and A W of E[M], (T, r, r), (T, C, C), (T, C, r)."""
+        return course_outputs.moments(self.gram, self.G, self.rank)
+
+    @cached_property
+    def theta(self) -> FloatArray:
+        """The mean predictor in the span of the inputs, (T, C, r)."""
+        return np.asarray(self.target + self.course.delta)
+
+    @cached_property
+    def squares(self) -> FloatArray:
+        """E[W^T W], (T, r, r)."""
+        P, q, _ = self.moments
+        return np.asarray(P + np.einsum("tcd,tcidj->tij", q, self.course.Z))
+
+    @cached_property
+    def second(self) -> FloatArray:
+        """E[A A^T], (T, C, C)."""
+        P, q, _ = self.moments
+        return np.asarray(q + np.einsum("tij,tcidj->tcd", P, self.course.Z))
+
+    @cached_property
+    def size(self) -> FloatArray:
+        """E|A|_F^2, (T,)."""
+        return np.trace(self.second, axis1=1, axis2=2)
+
+    @cached_property
+    def variance(self) -> FloatArray:
+        """The variance of tr(Theta z^T), Theta = A W of E[M], (T,)."""
+        along = self.moments[2]
+        return np.asarray(np.einsum("tci,tcidj,tdj->t", along, self.course.Z, along, optimize=True))
+
+    @cached_property
+    def spread(self) -> FloatArray:
+        """The covariance of the inputs' weights summed over the outputs, (T, r, r)."""
+        return np.asarray(np.einsum("tcicj->tij", self.course.C))
+
+
+def norm_squared(mean: Mean) -> FloatArray:
+    of_rest = float(np.sum(mean.rest**2)) if mean.has_rest else 0.0
+    return np.asarray(np.trace(mean.squares, axis1=1, axis2=2) + of_rest)
+
+
+def second_layer_norm(mean: Mean) -> FloatArray:
+    return mean_norm(mean.size, 4 * mean.variance)
+
+
+def parameter_norm(mean: Mean) -> FloatArray:
+    return mean_norm(norm_squared(mean) + mean.size, 16 * mean.variance)
+
+
+def train_loss(mean: Mean) -> FloatArray:
+    square = np.einsum("tii->ti", mean.spread) + np.sum(mean.course.delta**2, axis=1)
+    return np.asarray(0.5 * square @ mean.data.spectrum)
+
+
+def test_loss(mean: Mean) -> FloatArray:
+    """NaN without a test set."""
+    X, basis, Z = mean.problem.X_test, mean.data.basis, mean.course.Z
+    if X is None:
+        return np.full(len(Z), np.nan)
+    y = mean.problem.y_test.reshape(len(X), -1)
+    metric = X.T @ X / len(X)
+    theta = mean.theta @ basis.T
+    of_noise = np.einsum("tij,ij->t", mean.spread, basis.T @ metric @ basis)
+    if mean.has_rest:
+        # The predictor off the inputs, A rest, fluctuates by z W^T rest, z = T^-1[D].
+        A, W = mean.M @ mean.G[:, :, mean.rank :], mean.M @ mean.G[:, :, : mean.rank]
+        theta = theta + np.swapaxes(A, 1, 2) @ mean.rest
+        response = np.swapaxes(W, 1, 2) @ mean.rest  # (T, r, d)
+        moved = np.stack(
+            [
+                course_outputs.tangent(P, q, each)
+                for P, q, each in zip(*mean.moments[:2], Z, strict=True)
+            ]
+        )  # E[D z]
+        with_metric = response @ metric
+        of_noise = of_noise + 2 * np.einsum(
+            "tcicj,tji->t", moved, with_metric @ basis, optimize=True
+        )
+        of_noise += np.einsum("tij,tji->t", mean.inner, with_metric @ np.swapaxes(response, 1, 2))
+    residuals = theta @ X.T - y.T
+    return np.asarray(0.5 * ((residuals**2).sum(axis=1).mean(axis=1) + of_noise))
+
+
+def interpolator_distance(mean: Mean) -> FloatArray:
+    C, delta = mean.course.C, mean.course.delta
+    square = np.trace(mean.spread, axis1=1, axis2=2) + np.sum(delta**2, axis=(1, 2))
+    along = np.einsum("tci,tcidj,tdj->t", delta, C, delta, optimize=True)
+    return mean_norm(square, 2 * np.sum(C**2, axis=(1, 2, 3, 4)) + 4 * along)
+
+
+def ntk_distance(mean: Mean) -> FloatArray:
+    X, Z, theta = mean.data.samples, mean.course.Z, mean.theta
+    gram, outputs = X.T @ X, len(mean.target)
+    P, q, _ = course_outputs.moments(mean.gram, np.eye(len(mean.gram)), mean.rank)
+    u = theta @ gram
+    inner = np.einsum("ij,tcidj->tcd", gram, Z)
+
+    def mean_of(pattern: str, *factors: FloatArray) -> FloatArray:
+        return np.asarray(np.einsum(pattern, *factors, optimize=True))
+
+    along = mean_of("tci,tcidj,tdj->t", theta, Z, u @ gram)
+    of_kernel = mean_of("tciaj,tai,tcj->t", Z, u, u) + mean_of(
+        "tcd,tcd->t", inner, theta @ np.swapaxes(u, 1, 2)
+    )
+    of_outputs = mean_of("tij,tci,tcj->t", mean.inner, theta, theta) + mean_of(
+        "tciaj,tai,tcj->t", Z, theta, theta
+    )
+    square = (
+        _kernel_square(mean.squares - P, mean.second - q, gram)
+        + 2 * outputs * of_kernel
+        + 8 * along
+        + 2 * float(np.sum(gram**2)) * of_outputs
+    )
+    return np.asarray(np.sqrt(square / _kernel_square(P[None], q[None], gram)))
+
+
+def _kernel_square(D: FloatArray, N: FloatArray, gram: FloatArray) -> FloatArray:
+    """|I (x) X D X^T + N (x) X X^T|_F^2 of D : (T, r, r), N : (T, C, C), gram = X^T X; (T,)."""
+    product = D @ gram
+    return np.asarray(
+        N.shape[1] * np.einsum("tij,tji->t", product, product)
+        + 2 * np.einsum("tcc->t", N) * np.einsum("tij,ji->t", product, gram)
+        + np.sum(N**2, axis=(1, 2)) * np.sum(gram**2)
+    )
+
+
+def hessian_trace(mean: Mean) -> FloatArray:
+    spectrum = mean.data.spectrum
+    first = np.einsum("tii,i->t", mean.squares, spectrum)
+    return np.asarray(len(mean.target) * first + mean.size * spectrum.sum())
+
+
+def flatness_gap(mean: Mean) -> FloatArray:
+    root, total = mean.data.root, float(mean.data.spectrum.sum())
+    inverse = [
+        (1 / _singular(points * root).sum(axis=-1)).mean(axis=-1) for points in _around(mean)
+    ]
+    least = 2 * math.sqrt(len(mean.target) * total)
+    return np.asarray(hessian_trace(mean) / least * np.concatenate(inverse))
+
+
+def predictor_rank(mean: Mean) -> FloatArray:
+    ranks = [flatness.effective_rank(_singular(points)).mean(axis=-1) for points in _around(mean)]
+    return np.concatenate(ranks)
+
+
+def _around(mean: Mean) -> Iterator[FloatArray]:
+    """Predictors of the mean and covariance of Theta, (T', 2 C r, C, r), some times T' at once."""
+    size, times = mean.target.size, len(mean.theta)
+    for part in np.array_split(np.arange(times), -(-times * 2 * size**2 // _POINTS)):
+        values, vectors = np.linalg.eigh(mean.course.C[part].reshape(-1, size, size))
+        columns = vectors * np.sqrt(size * np.maximum(values, 0.0))[:, None]
+        moves = np.swapaxes(columns, 1, 2).reshape(len(part), size, *mean.target.shape)
+        yield mean.theta[part, None] + np.concatenate([moves, -moves], axis=1)
+
+
+def _singular(theta: FloatArray) -> FloatArray:
+    """The singular values, descending, (..., min(C, r)), of theta : (..., C, r)."""
+    if theta.shape[-2] > theta.shape[-1]:
+        theta = np.swapaxes(theta, -1, -2)
+    values = np.linalg.eigvalsh(theta @ np.swapaxes(theta, -1, -2))
+    return np.sqrt(np.maximum(values, 0.0))[..., ::-1]
+
+
+def kernel_alignment(mean: Mean) -> FloatArray:
+    X, y = mean.data.samples, mean.problem.y.reshape(len(mean.data.samples), -1)
+    X, y = X - X.mean(axis=0), y - y.mean(axis=0)
+    # The kernel summed over the outputs is X A X^T.
+    A = len(mean.target) * mean.squares + mean.size[:, None, None] * np.eye(mean.rank)
+    product = A @ (X.T @ X)
+    moment = X.T @ y
+    size = np.sqrt(np.einsum("tij,tji->t", product, product)) * float(np.linalg.norm(y.T @ y))
+    along = np.einsum("ic,tij,jc->t", moment, A, moment, optimize=True)
+    return np.asarray(along / np.where(size, size, np.nan))
+
+
+def effective_rank(mean: Mean) -> FloatArray:
+    singular = np.sqrt(np.maximum(np.linalg.eigvalsh(mean.moments[0]), 0.0))
+    return flatness.effective_rank(singular[:, ::-1])
+
+
+def balancedness(mean: Mean) -> FloatArray:
+    """Boosts conserve W W^T - A^T A, so z does not matter."""
+    G = mean.course.G
+    product = np.swapaxes(G, 1, 2) @ mean.gram @ G
+    product[:, :, mean.rank :] *= -1.0
+    return np.asarray(np.sqrt(np.einsum("tij,tji->t", product, product)))
+
+
+def gradient_noise(mean: Mean) -> FloatArray:
+    X, C, delta, spectrum = mean.data.samples, mean.course.C, mean.course.delta, mean.data.spectrum
+    total = np.zeros(len(C))
+    for t, (P, q) in enumerate(zip(mean.squares, mean.second, strict=True)):
+        square = course_outputs.residual_squares(X, C[t], delta[t])
+        size = np.einsum("kr,kr->k", X @ P, X)
+        total[t] = np.einsum("kcc,k->", square, size) / len(X)
+        total[t] += np.einsum("kcd,cd,k->", square, q, np.sum(X**2, axis=1)) / len(X)
+        second = C[t] + delta[t][:, :, None, None] * delta[t]
+        total[t] -= np.einsum("cicj,i,j,ij->", second, spectrum, spectrum, P)
+        total[t] -= np.einsum("cidi,i,cd->", second, spectrum**2, q)
+    return total
+
+
+FORMULAS: dict[str, Callable[[Mean], FloatArray]] = {
+    function.__name__: function
+    for function in (
+        train_loss, test_loss, norm_squared, second_layer_norm, parameter_norm,
+        interpolator_distance, ntk_distance, hessian_trace, flatness_gap, kernel_alignment,
+        effective_rank, predictor_rank, balancedness, gradient_noise,
+    )
+}  # fmt: skip
+"""Each gives one number for every time, (T,)."""

@@ -1,0 +1,249 @@
+"""The mean course of training with C outputs under label noise SGD: one matrix G(t) for all neurons.
+
+As course.py, with M = [W | A^T] : (m, r + C) and boosts z : (C, r); manifold_outputs.py has the
+derivation, notation and the drift.
+
+Fit.  With M(t) = M(0) G exp(S(z)), mean residuals mu_k = D x_k, D = Theta - Theta* of M(0) G, and
+residuals of covariance (x_k.C_cc' x_k)_cc', C = T Z T, the first two moments of a step are
+
+    dG/dt = -lr G S(gbar) - (lr^2/2) G diag(N_W, N_A),   gbar = E[g] = D Sigma,
+    dC/dt = -lr (T Sigma C + C Sigma T) + lr^2 T (N - gbar gbar) T,   N = E[g g],
+
+N_W and N_A the two contractions of N : (C, r, C, r).  During the fit the residuals have a mean,
+which mixes the outputs, so that C has all of its (C r)^2 numbers; r + C of them are the width of a
+step's cost.  After the fit C is slaved and its outputs are independent, in the eigenbasis of A A^T.
+
+What is conserved.  Boosts of one step keep W W^T - A^T A, whatever C is: G changes it only through
+its contraction.  The manifold Theta = Theta* has besides the rotations of hidden space alone, under
+which W^T W, A A^T and Theta do not change; these are products from the left, which training does
+not make.  So G carries everything, as for one output.
+
+Rest.  At leading order K = sigma^2 diag(C Sigma, tr Sigma I).  Where C W Sigma W^T = tr Sigma A^T A
+(balance of the noise), K M^T = M^T B for B = sigma^2 C W Sigma W^T...
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
+from lnsim.theory.axes import Data, boosts, finite_boosts
+from lnsim.theory.course import FITTED, check_expansion
+from lnsim.theory.integrator import integrate
+from lnsim.theory.kicks import Descent
+from lnsim.theory.manifold_outputs import Drift, Tangent, drift
+
+MOST = 256
+"""Largest C r: the covariance has (C r)^2 numbers at every time."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """The mean course at T times, in the principal axes of the data.
+
+    The mean network is M(0) G (I + S(zbar) + diag(E[z^T z], E[z z^T])/2), the network at a moment
+    M(0) G exp(S(z)) with z normal of mean zbar and covariance Z.
+    """
+
+    times: FloatArray  # (T,)
+    G: FloatArray  # (T, r + C, r + C)
+    delta: FloatArray  # A W - Theta* of M(0) G, (T, C, r)
+    Z: FloatArray  # (T, C, r, C, r)
+    zbar: FloatArray  # (T, C, r)
+    C: FloatArray  # covariance of Theta, (T, C, r, C, r)
+    expansion: FloatArray  # (T,)
+    fitted: float  # the time at which the fit is over
+
+
+def follow(
+    data: Data, target: FloatArray, M: FloatArray, dynamics: Descent, times: FloatArray
+) -> Course:
+    """The course from M = [W | A^T] : (m, r + C), Theta* = `target` : (C, r); `times` : (T,) ascend.
+
+    Raises ValueError if there is no quasi-stationary state, if the small parameter exceeds that of
+    course.py up to the last time, or if C r > MOST; ArithmeticError if the fit cannot be integrated.
+    """
+    if target.size > MOST:
+        raise ValueError(
+            f"the theory of the cloud follows a covariance of (C r)^2 numbers: outputs times rank"
+            f" of the inputs must be at most {MOST}, got {target.shape[0]} x {target.shape[1]}"
+        )
+    gram, rank = M.T @ M, target.shape[1]
+    P, q, theta = moments(gram, np.eye(len(gram)), rank)
+    if np.abs(theta - target).max() > math.sqrt(DIVERGED_ABOVE):
+        raise ArithmeticError("theta_star is so large that a run diverges at once")
+    first = drift(data, target, dynamics, P, q)
+    check_expansion(first.expansion, 0.0)
+    fitted = FITTED / first.slowest if first.slowest > 0 else math.inf
+    if math.isinf(fitted):
+        raise ArithmeticError("lr is too small for the first transient to end")
+    early = times[times < fitted]
+    fit = _fit(data, target, gram, dynamics, np.append(early, fitted))
+    slow = _slow(data, target, gram, dynamics, fit, times[len(early) :])
+    size = np.einsum("tcici->t", fit.Z)
+    rest = size[:-1] / max(float(size[-1]), 1e-300)
+    return Course(
+        times=times,
+        zbar=np.concatenate([rest[:, None, None] * slow.zbar[0], slow.zbar[1:]]),
+        expansion=np.concatenate([np.full(len(early), slow.expansion[0]), slow.expansion[1:]]),
+        fitted=fitted,
+        **{
+            name: np.concatenate([getattr(fit, name)[:-1], getattr(slow, name)[1:]])
+            for name in ("G", "delta", "Z", "C")
+        },
+    )
+
+
+def _fit(
+    data: Data, target: FloatArray, gram: FloatArray, dynamics: Descent, times: FloatArray
+) -> Course:
+    """The fit at `times`."""
+    from scipy.integrate import solve_ivp  # a slow import
+
+    shape, rank, lr = target.shape, target.shape[1], dynamics.lr
+    ends = np.cumsum([gram.size, target.size**2])
+
+    def unpack(state: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        G, C, delta = np.split(state, ends)
+        return G.reshape(gram.shape), C.reshape(*shape, *shape), delta.reshape(shape)
+
+    def slope(_: float, state: FloatArray) -> FloatArray:
+        G, C, delta = unpack(state)
+        P, q, theta = moments(gram, G, rank)
+        pull = delta * data.spectrum
+        N = _square(data, dynamics, C, delta)
+        N_W, N_A = np.einsum("cicj->ij", N), np.einsum("cidi->cd", N)
+        dG = -lr * G @ boosts(pull)
+        dG[:, :rank] -= lr**2 / 2 * G[:, :rank] @ N_W
+        dG[:, rank:] -= lr**2 / 2 * G[:, rank:] @ N_A
+        restored = tangent(P, q, data.spectrum[:, None, None] * C)
+        noise = N - pull[:, :, None, None] * pull
+        moved = _transposed(tangent(P, q, _transposed(tangent(P, q, noise))))
+        dC = lr**2 * moved - lr * (restored + _transposed(restored))
+        d_delta = -lr * (q @ pull + pull @ P) - lr**2 / 2 * (theta @ N_W + N_A @ theta)
+        return np.concatenate([dG.ravel(), dC.ravel(), d_delta.ravel()])
+
+    _, _, theta = moments(gram, np.eye(len(gram)), rank)
+    start = np.concatenate(
+        [np.eye(len(gram)).ravel(), np.zeros(target.size**2), (theta - target).ravel()]
+    )
+    path = solve_ivp(slope, (0.0, times[-1]), start, t_eval=times, rtol=1e-6, atol=1e-9)
+    if not path.success:
+        raise ArithmeticError(f"the first transient could not be integrated: {path.message}")
+    states = [unpack(state) for state in path.y.T]
+    G, C, delta = (np.stack(parts) for parts in zip(*states, strict=True))
+    P, q, _ = moments(gram, G, rank)
+    whole = np.kron(np.eye(len(target)), P) + np.kron(q, np.eye(rank))
+    inverse = np.linalg.inv(whole)
+    Z = (inverse @ C.reshape(-1, target.size, target.size) @ inverse).reshape(C.shape)
+    none = np.zeros_like(delta)
+    return Course(times, G, delta, Z, none, C, none[:, 0, 0], times[-1])
+
+
+def _slow(
+    data: Data, target: FloatArray, gram: FloatArray, dynamics: Descent, fit: Course,
+    times: FloatArray,
+) -> Course:  # fmt: skip
+    """The course from the end of the fit on: there and at `times`."""
+    from scipy.interpolate import CubicHermiteSpline, PchipInterpolator  # a slow import
+
+    rank, begin, lr = target.shape[1], fit.fitted, dynamics.lr
+    G = fit.G[-1]
+    for _ in range(3):  # Newton's method for the boost onto Theta*
+        P, q, theta = moments(gram, G, rank)
+        G = G @ finite_boosts(Tangent.of(data, P, q).solve(target - theta))
+
+    def law(state: FloatArray) -> _Slow:
+        G = state.reshape(gram.shape)
+        P, q, theta = moments(gram, G, rank)
+        at = drift(data, target, dynamics, P, q)
+        # Rounding and the integrator's errors move Theta away: turn it back at the largest rate.
+        back = Tangent.of(data, P, q).solve(target - theta)
+        hold = at.hold + at.stiffness / (4 * lr**2) * back
+        return _Slow((lr**2 * G @ (boosts(hold) - at.K / 2)).ravel(), at)
+
+    end = max(times[-1] - begin, 0.0) + 1 if len(times) else 1.0  # + 1 avoids an empty interval
+    index = np.arange(gram.size).reshape(gram.shape)
+    parts = index[:, :rank].ravel(), index[:, rank:].ravel()
+    grid, states, laws = integrate(law, G.ravel(), end, parts)
+    drifts = [each.at for each in laws]
+    for time, at in zip(grid, drifts, strict=True):
+        check_expansion(at.expansion, begin + time)
+    at_times = np.append(0.0, times - begin)
+    slopes = np.stack([each.slope for each in laws], axis=1)
+    G = CubicHermiteSpline(grid, states, slopes, axis=1)(at_times).T
+
+    def smooth(name: str) -> FloatArray:
+        values = np.stack([np.asarray(getattr(at, name)) for at in drifts])
+        return np.asarray(PchipInterpolator(grid, values)(at_times))
+
+    return Course(
+        times=begin + at_times,
+        G=G.reshape(-1, *gram.shape),
+        delta=np.zeros((len(at_times), *target.shape)),
+        fitted=begin,
+        **{name: smooth(name) for name in ("Z", "zbar", "C", "expansion")},
+    )
+
+
+@dataclass(frozen=True)
+class _Slow:
+    """The slow equation at one state, for the integrator."""
+
+    slope: FloatArray
+    at: Drift
+
+    @property
+    def stiffness(self) -> float:
+        return self.at.stiffness
+
+    @property
+    def expansion(self) -> float:
+        return self.at.expansion
+
+
+def _square(data: Data, dynamics: Descent, C: FloatArray, delta: FloatArray) -> FloatArray:
+    """N = E[g g] : (C, r, C, r) at a predictor of mean Theta* + delta and covariance C."""
+    x = data.samples
+    of_square, of_mean = dynamics.shares(len(x))
+    residuals = np.zeros((len(x), *delta.shape[:1] * 2))
+    if dynamics.batch_size:
+        residuals = residual_squares(x, C, delta)
+    residuals = residuals + dynamics.sigma**2 * np.eye(len(delta))
+    weighted = residuals[..., None] * x[:, None, None, :]
+    N = of_square / len(x) * np.moveaxis(np.tensordot(x, weighted, (0, 0)), 0, 1)
+    if of_mean:
+        second = C + delta[:, :, None, None] * delta
+        N = N + of_mean * data.spectrum[:, None, None] * second * data.spectrum
+    return np.asarray(N)
+
+
+def residual_squares(X: FloatArray, C: FloatArray, delta: FloatArray) -> FloatArray:
+    """E[e e^T] of the residuals e = D x of X : (n, r), for D of mean delta and covariance C.
+
+    C : (C, r, C, r), delta : (C, r); returns (n, C, C).
+    """
+    mean = X @ delta.T
+    variance = np.einsum("kcdj,kj->kcd", np.tensordot(X, C, (1, 1)), X)
+    return np.asarray(variance + mean[:, :, None] * mean[:, None, :])
+
+
+def tangent(P: FloatArray, q: FloatArray, V: FloatArray) -> FloatArray:
+    """q V + V P on the first two axes of V : (C, r, ...)."""
+    return np.asarray(np.tensordot(q, V, (1, 0)) + np.moveaxis(np.tensordot(P, V, (1, 1)), 0, 1))
+
+
+def _transposed(V: FloatArray) -> FloatArray:
+    """V : (C, r, C, r) as an operator, transposed."""
+    return V.transpose(2, 3, 0, 1)
+
+
+def moments(
+    gram: FloatArray, G: FloatArray, rank: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """P = W^T W, q = A A^T, Theta = A W of M(0) G, gram = M(0)^T M(0); G may be a stack."""
+    product = np.swapaxes(G, -1, -2) @ gram @ G
+    return product[..., :rank, :rank], product[..., rank:, rank:], product[..., rank:, :rank]
