@@ -15,9 +15,11 @@ Kernel.  K = I (x) X W^T W X^T + A A^T (x) X X^T fluctuates through D = Theta^T 
         2 C E[tr(z u^T z u^T) + tr(z Gamma z^T Theta u^T)] + 8 E[<Theta, z> <u Gamma, z>]
         + 2 tr Gamma^2 E[|z Theta^T|^2 + tr(z Theta^T z Theta^T)].
 
-Flatness.  tr H over its least value 2 sqrt(C tr Sigma) |Theta Sigma^1/2|_*: the mean of one over the
-    nuclear norm is that over the 2 C r points Theta +- sqrt(C r) L_j, L L^T = C, exact to second
-    order.  So is that of the effective rank of Theta, where its singular values are far from 0.
+Flatness.  tr H over its least value 2 sqrt(C tr Sigma) n, n = |Theta Sigma^1/2|_*.  The mean of 1/n
+    is that over the 2 C r points Theta +- sqrt(C r) L_j, L L^T = C, about the mean of Theta, exact
+    to second order; so is that of the effective rank of Theta where its singular values are far
+    from 0.  n changes by <U V^T Sigma^1/2, D>, U and V the singular vectors of Theta Sigma^1/2, and
+    tr H by 2 <C Theta Sigma + tr Sigma Theta, z>: E[D z] = T Z gives their covariance.
 """
 
 from __future__ import annotations
@@ -107,8 +109,18 @@ class Mean:
 
     @cached_property
     def theta(self) -> FloatArray:
-        """The mean predictor in the span of the inputs, (T, C, r)."""
-        return np.asarray(self.target + self.course.delta)
+        """The mean predictor in the span of the inputs, to second order in z, (T, C, r)."""
+        Z, zbar = self.course.Z, self.course.zbar
+        P, q, _ = self.moments
+        theta = self.target + self.course.delta
+        shift = q @ zbar + zbar @ P + (self.outer @ theta + theta @ self.inner) / 2
+        return np.asarray(theta + shift + np.einsum("tcjai,taj->tci", Z, theta))
+
+    @cached_property
+    def moved(self) -> FloatArray:
+        """E[D z] = T Z, D = T[z], (T, C, r, C, r)."""
+        states = zip(*self.moments[:2], self.course.Z, strict=True)
+        return np.stack([course_outputs.tangent(P, q, Z) for P, q, Z in states])
 
     @cached_property
     def squares(self) -> FloatArray:
@@ -159,27 +171,21 @@ def train_loss(mean: Mean) -> FloatArray:
 
 def test_loss(mean: Mean) -> FloatArray:
     """NaN without a test set."""
-    X, basis, Z = mean.problem.X_test, mean.data.basis, mean.course.Z
+    X, basis = mean.problem.X_test, mean.data.basis
     if X is None:
-        return np.full(len(Z), np.nan)
+        return np.full(len(mean.course.times), np.nan)
     y = mean.problem.y_test.reshape(len(X), -1)
     metric = X.T @ X / len(X)
-    theta = mean.theta @ basis.T
+    theta = (mean.target + mean.course.delta) @ basis.T
     of_noise = np.einsum("tij,ij->t", mean.spread, basis.T @ metric @ basis)
     if mean.has_rest:
         # The predictor off the inputs, A rest, fluctuates by z W^T rest, z = T^-1[D].
         A, W = mean.M @ mean.G[:, :, mean.rank :], mean.M @ mean.G[:, :, : mean.rank]
         theta = theta + np.swapaxes(A, 1, 2) @ mean.rest
         response = np.swapaxes(W, 1, 2) @ mean.rest  # (T, r, d)
-        moved = np.stack(
-            [
-                course_outputs.tangent(P, q, each)
-                for P, q, each in zip(*mean.moments[:2], Z, strict=True)
-            ]
-        )  # E[D z]
         with_metric = response @ metric
         of_noise = of_noise + 2 * np.einsum(
-            "tcicj,tji->t", moved, with_metric @ basis, optimize=True
+            "tcicj,tji->t", mean.moved, with_metric @ basis, optimize=True
         )
         of_noise += np.einsum("tij,tji->t", mean.inner, with_metric @ np.swapaxes(response, 1, 2))
     residuals = theta @ X.T - y.T
@@ -236,12 +242,15 @@ def hessian_trace(mean: Mean) -> FloatArray:
 
 
 def flatness_gap(mean: Mean) -> FloatArray:
-    root, total = mean.data.root, float(mean.data.spectrum.sum())
-    inverse = [
-        (1 / _singular(points * root).sum(axis=-1)).mean(axis=-1) for points in _around(mean)
-    ]
-    least = 2 * math.sqrt(len(mean.target) * total)
-    return np.asarray(hessian_trace(mean) / least * np.concatenate(inverse))
+    spectrum, root, theta = mean.data.spectrum, mean.data.root, mean.theta
+    inverses = [(1 / _singular(points * root).sum(axis=-1)).mean(axis=-1) for points in _around(mean)]
+    inverse = np.concatenate(inverses)
+    left, _, right = np.linalg.svd(theta * root, full_matrices=False)
+    of_norm = left @ right * root
+    of_trace = 2 * (len(mean.target) * theta * spectrum + spectrum.sum() * theta)
+    covariance = np.einsum("tci,tcidj,tdj->t", of_norm, mean.moved, of_trace, optimize=True)
+    ratio = hessian_trace(mean) * inverse - covariance * inverse**2
+    return np.asarray(ratio / (2 * math.sqrt(len(mean.target) * spectrum.sum())))
 
 
 def predictor_rank(mean: Mean) -> FloatArray:

@@ -83,16 +83,13 @@ def follow(
     early = times[times < fitted]
     fit = _fit(data, target, gram, dynamics, np.append(early, fitted))
     slow = _slow(data, target, gram, dynamics, fit, times[len(early) :])
-    size = np.einsum("tcici->t", fit.Z)
-    rest = size[:-1] / max(float(size[-1]), 1e-300)
     return Course(
         times=times,
-        zbar=np.concatenate([rest[:, None, None] * slow.zbar[0], slow.zbar[1:]]),
         expansion=np.concatenate([np.full(len(early), slow.expansion[0]), slow.expansion[1:]]),
         fitted=fitted,
         **{
             name: np.concatenate([getattr(fit, name)[:-1], getattr(slow, name)[1:]])
-            for name in ("G", "delta", "Z", "C")
+            for name in ("G", "delta", "Z", "zbar", "C")
         },
     )
 
@@ -107,24 +104,24 @@ def _fit(
     ends = np.cumsum([gram.size, target.size**2])
 
     def unpack(state: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        G, C, delta = np.split(state, ends)
-        return G.reshape(gram.shape), C.reshape(*shape, *shape), delta.reshape(shape)
+        G, Z, delta = np.split(state, ends)
+        return G.reshape(gram.shape), Z.reshape(*shape, *shape), delta.reshape(shape)
 
     def slope(_: float, state: FloatArray) -> FloatArray:
-        G, C, delta = unpack(state)
-        P, q, theta = moments(gram, G, rank)
+        G, Z, delta = unpack(state)
+        gram_at = G.T @ gram @ G
+        P, q, theta = gram_at[:rank, :rank], gram_at[rank:, rank:], gram_at[rank:, :rank]
         pull = delta * data.spectrum
-        N = _square(data, dynamics, C, delta)
-        N_W, N_A = np.einsum("cicj->ij", N), np.einsum("cidi->cd", N)
-        dG = -lr * G @ boosts(pull)
-        dG[:, :rank] -= lr**2 / 2 * G[:, :rank] @ N_W
-        dG[:, rank:] -= lr**2 / 2 * G[:, rank:] @ N_A
-        restored = tangent(P, q, data.spectrum[:, None, None] * C)
+        moved = tangent(P, q, Z)
+        N = _square(data, dynamics, _transposed(tangent(P, q, _transposed(moved))), delta)
+        K = contraction(N, Z, _centre(data, P, q, theta, Z))
+        dG = -lr * G @ boosts(pull) - lr**2 / 2 * G @ K
+        restored = data.spectrum[:, None, None] * moved
         noise = N - pull[:, :, None, None] * pull
-        moved = _transposed(tangent(P, q, _transposed(tangent(P, q, noise))))
-        dC = lr**2 * moved - lr * (restored + _transposed(restored))
-        d_delta = -lr * (q @ pull + pull @ P) - lr**2 / 2 * (theta @ N_W + N_A @ theta)
-        return np.concatenate([dG.ravel(), dC.ravel(), d_delta.ravel()])
+        dZ = lr**2 * noise - lr * (restored + _transposed(restored))
+        contracted = (gram_at @ K)[rank:, :rank] + (gram_at @ K)[:rank, rank:].T
+        d_delta = -lr * (q @ pull + pull @ P) - lr**2 / 2 * contracted
+        return np.concatenate([dG.ravel(), dZ.ravel(), d_delta.ravel()])
 
     _, _, theta = moments(gram, np.eye(len(gram)), rank)
     start = np.concatenate(
@@ -134,13 +131,13 @@ def _fit(
     if not path.success:
         raise ArithmeticError(f"the first transient could not be integrated: {path.message}")
     states = [unpack(state) for state in path.y.T]
-    G, C, delta = (np.stack(parts) for parts in zip(*states, strict=True))
+    G, Z, delta = (np.stack(parts) for parts in zip(*states, strict=True))
     P, q, _ = moments(gram, G, rank)
     whole = np.kron(np.eye(len(target)), P) + np.kron(q, np.eye(rank))
-    inverse = np.linalg.inv(whole)
-    Z = (inverse @ C.reshape(-1, target.size, target.size) @ inverse).reshape(C.shape)
-    none = np.zeros_like(delta)
-    return Course(times, G, delta, Z, none, C, none[:, 0, 0], times[-1])
+    C = (whole @ Z.reshape(-1, target.size, target.size) @ whole).reshape(Z.shape)
+    states = zip(*moments(gram, G, rank), Z, strict=True)
+    zbar = np.stack([_centre(data, *state) for state in states])
+    return Course(times, G, delta, Z, zbar, C, np.zeros(len(times)), times[-1])
 
 
 def _slow(
@@ -219,6 +216,29 @@ def _square(data: Data, dynamics: Descent, C: FloatArray, delta: FloatArray) -> 
         second = C + delta[:, :, None, None] * delta
         N = N + of_mean * data.spectrum[:, None, None] * second * data.spectrum
     return np.asarray(N)
+
+
+def contraction(N: FloatArray, Z: FloatArray, zbar: FloatArray) -> FloatArray:
+    """K of manifold_outputs.py from N and Z, (C, r, C, r) each, in any basis of the outputs."""
+    N_W, N_A = np.einsum("cicj->ij", N), np.einsum("cidi->cd", N)
+    inner, outer = np.einsum("cicj->ij", Z), np.einsum("cidi->cd", Z)
+    K_W = N_W + (inner @ N_W + N_W @ inner) / 2 - np.einsum("cidj,cd->ij", Z, N_A)
+    K_A = N_A + (outer @ N_A + N_A @ outer) / 2 - np.einsum("cidj,ij->cd", Z, N_W)
+    w = N_A @ zbar - zbar @ N_W
+    return np.block([[K_W, w.T], [-w, K_A]])
+
+
+def _centre(
+    data: Data, P: FloatArray, q: FloatArray, theta: FloatArray, Z: FloatArray
+) -> FloatArray:
+    """zbar during the fit: the mean of Theta is that of M(0) G."""
+    return -Tangent.of(data, P, q).solve(second_order(theta, Z))
+
+
+def second_order(theta: FloatArray, Z: FloatArray) -> FloatArray:
+    """The mean of z Theta^T z + (z z^T Theta + Theta z^T z)/2, (C, r); Z : (C, r, C, r)."""
+    inner, outer = np.einsum("cicj->ij", Z), np.einsum("cidi->cd", Z)
+    return np.einsum("cjai,aj->ci", Z, theta) + (outer @ theta + theta @ inner) / 2
 
 
 def residual_squares(X: FloatArray, C: FloatArray, delta: FloatArray) -> FloatArray:
