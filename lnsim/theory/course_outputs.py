@@ -114,7 +114,8 @@ def _fit(
         pull = delta * data.spectrum
         moved = tangent(P, q, Z)
         N = _square(data, dynamics, _transposed(tangent(P, q, _transposed(moved))), delta)
-        K = contraction(N, Z, _centre(data, P, q, theta, Z))
+        damped = Z / (1 + _size(N, Z))
+        K = contraction(N, damped, _centre(data, P, q, theta, damped))
         dG = -lr * G @ boosts(pull) - lr**2 / 2 * G @ K
         restored = data.spectrum[:, None, None] * moved
         noise = N - pull[:, :, None, None] * pull
@@ -226,6 +227,12 @@ def contraction(N: FloatArray, Z: FloatArray, zbar: FloatArray) -> FloatArray:
     K_A = N_A + (outer @ N_A + N_A @ outer) / 2 - np.einsum("cidj,ij->cd", Z, N_W)
     w = N_A @ zbar - zbar @ N_W
     return np.block([[K_W, w.T], [-w, K_A]])
+
+
+def _size(N: FloatArray, Z: FloatArray) -> float:
+    """How large the second order of K_W is beside the first."""
+    change = np.einsum("cidj,cd->ij", Z, np.einsum("cidi->cd", N))
+    return float(np.linalg.norm(change, 2) / max(np.linalg.norm(np.einsum("cicj->ij", N), 2), 1e-300))
 
 
 def _centre(
