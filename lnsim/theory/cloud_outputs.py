@@ -243,7 +243,9 @@ def hessian_trace(mean: Mean) -> FloatArray:
 
 def flatness_gap(mean: Mean) -> FloatArray:
     spectrum, root, theta = mean.data.spectrum, mean.data.root, mean.theta
-    inverses = [(1 / _singular(points * root).sum(axis=-1)).mean(axis=-1) for points in _around(mean)]
+    inverses = [
+        (1 / _singular(points * root).sum(axis=-1)).mean(axis=-1) for points in _around(mean)
+    ]
     inverse = np.concatenate(inverses)
     left, _, right = np.linalg.svd(theta * root, full_matrices=False)
     of_norm = left @ right * root

@@ -5,9 +5,9 @@ fluctuates by z^T A_i and z w_i, z : (C, r) of covariance Z.  With V_i = E[z^T A
 
     E|w_i| = sqrt(|w_i|^2 + tr V_i - u^T V_i u),   u = w_i/|w_i|,
 
-to second order; |A_i| likewise.  The alignment |Theta* w_i| is the norm of a normal vector x of mean
-mu = Theta* w_i, covariance Theta* V_i Theta*^T.  With u along mu the part x.u is folded normal, and
-the rest is added to its square:
+to second order; |A_i| likewise.  The alignment |Theta* w_i| is the norm of a normal vector x of
+mean mu = Theta* w_i and covariance Theta* V_i Theta*^T.  With u along mu the part x.u is folded
+normal, and the rest is added to its square:
 
     E|x| = sqrt((E|x.u|)^2 + tr Cov - u^T Cov u),
 

@@ -1,25 +1,29 @@
-"""The mean course of training with C outputs under label noise SGD: one matrix G(t) for all neurons.
+"""The mean course of training with C outputs under label noise SGD: one matrix G(t) again.
 
 As course.py, with M = [W | A^T] : (m, r + C) and boosts z : (C, r); manifold_outputs.py has the
-derivation, notation and the drift.
+notation, the derivation and the drift.
 
-Fit.  With M(t) = M(0) G exp(S(z)), mean residuals mu_k = D x_k, D = Theta - Theta* of M(0) G, and
-residuals of covariance (x_k.C_cc' x_k)_cc', C = T Z T, the first two moments of a step are
+Fit.  With M(t) = M(0) G exp(S(z)), D = Theta - Theta* of M(0) G, and residuals of mean D x_k and
+covariance (x_k.C_cc' x_k)_cc', C = T Z T, the first two moments of a step are
 
-    dG/dt = -lr G S(gbar) - (lr^2/2) G diag(N_W, N_A),   gbar = E[g] = D Sigma,
-    dC/dt = -lr (T Sigma C + C Sigma T) + lr^2 T (N - gbar gbar) T,   N = E[g g],
+    dG/dt = -lr G S(gbar) - (lr^2/2) G K,   gbar = E[g] = D Sigma,
+    dZ/dt = -lr (Sigma T Z + Z T Sigma) + lr^2 (N - gbar gbar),   N = E[g g] : (C, r, C, r).
 
-N_W and N_A the two contractions of N : (C, r, C, r).  During the fit the residuals have a mean,
-which mixes the outputs, so that C has all of its (C r)^2 numbers; r + C of them are the width of a
-step's cost.  After the fit C is slaved and its outputs are independent, in the eigenbasis of A A^T.
+The mean residuals mix the outputs, so that Z has all of its (C r)^2 numbers.  K is that of the
+drift, for this N and Z.  Its zbar is that by which the mean of Theta is Theta of M(0) G,
 
-What is conserved.  Boosts of one step keep W W^T - A^T A, whatever C is: G changes it only through
-its contraction.  The manifold Theta = Theta* has besides the rotations of hidden space alone, under
-which W^T W, A A^T and Theta do not change; these are products from the left, which training does
-not make.  So G carries everything, as for one output.
+    T[zbar] = -E[z Theta^T z + (z z^T Theta + Theta z^T z)/2]:
 
-Rest.  At leading order K = sigma^2 diag(C Sigma, tr Sigma I).  Where C W Sigma W^T = tr Sigma A^T A
-(balance of the noise), K M^T = M^T B for B = sigma^2 C W Sigma W^T...
+the terms of second order by which E[D] moves (manifold_outputs.py) are in dG/dt, as D settles where
+gbar undoes the contraction, -T[gbar] = (lr/2) (Theta K_W + K_A Theta), which is the E[D] found
+there.
+
+After FITTED of the slowest times of relaxation Z is slaved, its rows are independent in the basis
+of the eigenvectors of q, and
+
+    dG/dt = -(lr^2/2) G K + lr^2 G S(hold)
+
+from the G of the fit, moved onto Theta = Theta* by a boost.
 """
 
 from __future__ import annotations
@@ -61,10 +65,14 @@ class Course:
 def follow(
     data: Data, target: FloatArray, M: FloatArray, dynamics: Descent, times: FloatArray
 ) -> Course:
-    """The course from M = [W | A^T] : (m, r + C), Theta* = `target` : (C, r); `times` : (T,) ascend.
+    """The course from M = [W | A^T] : (m, r + C) to Theta* = `target` : (C, r).
 
-    Raises ValueError if there is no quasi-stationary state, if the small parameter exceeds that of
-    course.py up to the last time, or if C r > MOST; ArithmeticError if the fit cannot be integrated.
+    `times` : (T,) ascend.  The cost grows as n (C r)^2, and as the ratio of the fastest relaxation
+    to the slowest; the last time hardly matters.
+
+    Raises ValueError if there is no quasi-stationary state, if the small parameter exceeds
+    LARGEST_EXPANSION of course.py up to the last time, or if C r > MOST; ArithmeticError if the
+    fit cannot be integrated.
     """
     if target.size > MOST:
         raise ValueError(
@@ -105,7 +113,9 @@ def _fit(
 
     def unpack(state: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         G, Z, delta = np.split(state, ends)
-        return G.reshape(gram.shape), Z.reshape(*shape, *shape), delta.reshape(shape)
+        Z = Z.reshape(*shape, *shape)
+        # Rounding errors that are not symmetric would grow: they are left out.
+        return G.reshape(gram.shape), (Z + _transposed(Z)) / 2, delta.reshape(shape)
 
     def slope(_: float, state: FloatArray) -> FloatArray:
         G, Z, delta = unpack(state)
@@ -114,8 +124,7 @@ def _fit(
         pull = delta * data.spectrum
         moved = tangent(P, q, Z)
         N = _square(data, dynamics, _transposed(tangent(P, q, _transposed(moved))), delta)
-        damped = Z / (1 + _size(N, Z))
-        K = contraction(N, damped, _centre(data, P, q, theta, damped))
+        K = contraction(N, Z, _centre(data, P, q, theta, Z))
         dG = -lr * G @ boosts(pull) - lr**2 / 2 * G @ K
         restored = data.spectrum[:, None, None] * moved
         noise = N - pull[:, :, None, None] * pull
@@ -227,12 +236,6 @@ def contraction(N: FloatArray, Z: FloatArray, zbar: FloatArray) -> FloatArray:
     K_A = N_A + (outer @ N_A + N_A @ outer) / 2 - np.einsum("cidj,ij->cd", Z, N_W)
     w = N_A @ zbar - zbar @ N_W
     return np.block([[K_W, w.T], [-w, K_A]])
-
-
-def _size(N: FloatArray, Z: FloatArray) -> float:
-    """How large the second order of K_W is beside the first."""
-    change = np.einsum("cidj,cd->ij", Z, np.einsum("cidi->cd", N))
-    return float(np.linalg.norm(change, 2) / max(np.linalg.norm(np.einsum("cicj->ij", N), 2), 1e-300))
 
 
 def _centre(

@@ -7,24 +7,24 @@ an independent epsilon of variance sigma^2 on every output, and S(g) = [[0, g^T]
 
     M <- M (I - lr S(g)),   Theta <- Theta - lr (q g + g P) + lr^2 g Theta^T g.
 
-The tangent operator T[V] = q V + V P takes the place of A.  In the eigenbasis q = Q diag(q_c) Q^T it
-acts on row c of Q^T V as A_c = P + q_c I.
+The tangent operator T[V] = q V + V P takes the place of A.  In the basis of q's eigenvectors, q =
+Q diag(q_c) Q^T, it acts on row c of Q^T V as A_c = P + q_c I.
 
 Fast
     At frozen weights the covariance C of D solves T Sigma C + C Sigma T = lr T N T, N = E[g g].
-    Independent noise looks the same in every orthonormal basis of the outputs.  In that of q both
-    sides split into blocks of pairs of outputs.  The block (c, c') is linear in C_cc', its only
-    source is sigma^2 delta_cc': the blocks of different outputs are 0, and each C_cc solves the
-    equation (1) of one output with A_c in place of A.  This is exact, with the fourth moments of the
+    Independent noise looks the same in every orthonormal basis of the outputs.  In that of q the
+    equation splits into one for each pair of outputs.  The block C_cc' is linear in itself and has
+    the source sigma^2 delta_cc': blocks of two different outputs are 0, and C_cc solves equation
+    (1) of one output with A_c in place of A.  This is exact, with the fourth moments of the
     samples.  With s_c = E|x|^2 e_c^2 / tr Sigma, c_c = lr s_c/2, and x.C_cc x by its mean,
-    C_cc = c_c A_c, so that z, D = T[z], has independent rows of covariance Z_c = c_c A_c^-1.
+    C_cc = c_c A_c.  So z, of D = T[z], has independent rows of covariance Z_c = c_c A_c^-1.
 
 Slow
     M = Mbar exp(S(z)) with Theta = Theta* for Mbar.  A step contracts M by lr^2/2 times
 
         E[S(g)^2] = diag(N_W, N_A),   N_W = E[g^T g],   N_A = E[g g^T],
 
-    of traces that agree, and Mbar by lr^2/2 times K = E[exp(S(z)) diag(N_W, N_A) exp(-S(z))].  To
+    of equal traces, and Mbar by lr^2/2 times K = E[exp(S(z)) diag(N_W, N_A) exp(-S(z))].  To
     second order in z, with w = N_A zbar - zbar N_W,
 
         K = [[K_W, w^T], [-w, K_A]],
@@ -33,21 +33,31 @@ Slow
 
     The boost l with T[l] = (Theta* K_W + K_A Theta* + w P - q w)/2 keeps Theta = Theta*.
 
-    Boosts do not commute: exp(S(z)) exp(-lr S(g)) is a boost times a rotation of inputs and outputs
-    by lr (z^T g - g^T z)/2 and lr (z g^T - g z^T)/2.  The means of these vanish: with g = T[z] Sigma
-    + noise, E[z^T g] = sum_c c_c Sigma and E[z g^T] = tr Sigma diag(c_c) are symmetric.
+    Boosts do not commute: exp(S(z)) exp(-lr S(g)) is a boost times a rotation, of the inputs by
+    lr (z^T g - g^T z)/2 and of the outputs by lr (z g^T - g z^T)/2.  Their means vanish: with
+    E[g | z] = T[z] Sigma, E[z^T g] = sum_c c_c Sigma and E[z g^T] = tr Sigma diag(c_c) are
+    symmetric.
 
-    The mean of D must not drift.  To second order, from Theta = Theta* + T[z] + z Theta*^T z +
-    (z z^T Theta* + Theta* z^T z)/2 and the changes z^T Theta* + Theta*^T z of P, Theta* z^T +
-    z Theta*^T of q, row c of E[D] in the basis of q is
+    The mean of D must not drift.  To second order Theta = Theta* + T[z] + z Theta*^T z +
+    (z z^T Theta* + Theta* z^T z)/2, while P changes by z^T Theta* + Theta*^T z and q by
+    Theta* z^T + z Theta*^T.  In the basis of q this gives for row c of E[D]
 
         A_c Sigma E[D]_c = -(c_c tr Sigma + (sum_a c_a) Sigma) Theta*_c,
 
-    and E[D] less the mean of the second order is T[zbar].
+    and T[zbar] is E[D] less the mean of the terms of second order.
 
-At C = 1 all this is modes.py.  The small parameter is (4) there, the mean over outputs too.
-Rest.  At leading order K = sigma^2 diag(C Sigma, tr Sigma I).  C W Sigma W^T = A^T A tr Sigma, with
-Theta = Theta*, is where tr H is least (flatness.py, (3)), and there l = 0... see course_outputs.py.
+At C = 1 all this is modes.py.  The small parameter is (4) there, averaged over the outputs too.
+
+Conserved
+    Boosts conserve W W^T - A^T A for every C.  Theta, P and q determine M up to a rotation of
+    hidden space, M <- O M, which training, a product from the right, does not make: one G, with
+    M = M(0) G, carries every neuron.
+
+Rest
+    At leading order K = sigma^2 diag(C Sigma, tr Sigma I).  With Theta* Sigma^1/2 = U s V^T the
+    flattest interpolator, (3) of flatness.py, has q = (C/tr Sigma)^1/2 U s U^T and P = (tr Sigma/
+    C)^1/2 Sigma^-1/2 V s V^T Sigma^-1/2.  There l = (sigma^2/2) (C tr Sigma)^1/2 U V^T Sigma^1/2
+    undoes the contraction of P, of q and of Theta: the drift is at rest.
 """
 
 from __future__ import annotations
