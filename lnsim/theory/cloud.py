@@ -85,16 +85,22 @@ class Formulas:
     """What is computed from a mean network: of one output, or of several."""
 
     network: Mapping[str, Callable[[Any], FloatArray]]
+    of_trained_part: tuple[str, ...]  # left out where W has a part off the inputs
     over_time: Callable[[Any], dict[str, FloatArray]]
     paths: Callable[[Any, Any], dict[str, FloatArray]]
     neurons: Callable[[Any, int], tuple[FloatArray, FloatArray, FloatArray]]
 
 
 ONE_OUTPUT = Formulas(
-    cloud_network.FORMULAS, cloud_neurons.over_time, cloud_neurons.paths, cloud_neurons.neurons
+    cloud_network.FORMULAS,
+    cloud_network.OF_TRAINED_PART,
+    cloud_neurons.over_time,
+    cloud_neurons.paths,
+    cloud_neurons.neurons,
 )
 OUTPUTS = Formulas(
     cloud_outputs.FORMULAS,
+    cloud_outputs.OF_TRAINED_PART,
     cloud_outputs_neurons.over_time,
     cloud_outputs_neurons.paths,
     cloud_outputs_neurons.neurons,
@@ -135,7 +141,7 @@ class Prediction:
         return {
             name: formula
             for name, formula in self.formulas.network.items()
-            if whole or name not in cloud_network.OF_TRAINED_PART
+            if whole or name not in self.formulas.of_trained_part
         }
 
     def __getitem__(self, name: str) -> FloatArray:

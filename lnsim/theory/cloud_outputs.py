@@ -326,3 +326,6 @@ FORMULAS: dict[str, Callable[[Mean], FloatArray]] = {
     )
 }  # fmt: skip
 """Each gives one number for every time, (T,)."""
+
+OF_TRAINED_PART = ("effective_rank", "balancedness", "predictor_rank", "interpolator_distance")
+"""Those that would need the part of W off the inputs too."""

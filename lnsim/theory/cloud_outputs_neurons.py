@@ -11,9 +11,9 @@ normal, and the rest is added to its square:
 
     E|x| = sqrt((E|x.u|)^2 + tr Cov - u^T Cov u),
 
-which is exact for one output, to second order where |mu| is large, and too large by 2% where
-mu = 0 and the covariance is isotropic.  The cosine is |Q w_i|/|w_i|, Q the projector on the rows of
-Theta*.
+which is exact for one output, and to second order where |mu| is large.  Where mu is small beside
+the spread it is too large: by 2% if that is isotropic, by at most (pi/2)^1/2 - 1 = 25%.
+The cosine is |Q w_i|/|w_i|, Q the projector on the rows of Theta*.
 """
 
 from __future__ import annotations
@@ -98,13 +98,21 @@ def _along(
     if rest is not None:
         mu = mu + rest @ directions.T
     Z = np.einsum("ai,cidj,bj->cadb", inside, mean.course.Z[k], inside, optimize=True)
+    return mean_norm(mu, Z, A)
+
+
+def mean_norm(mu: FloatArray, Z: FloatArray, A: FloatArray) -> FloatArray:
+    """E|x|, (m,), of normal x of mean mu : (m, K) and covariance sum_cd A_c A_d Z_cd.
+
+    Z : (C, K, C, K), A : (m, C).
+    """
     total = np.einsum("mc,cd,md->m", A, np.einsum("cada->cd", Z), A)
     size = np.linalg.norm(mu, axis=1)
-    u = np.where(size[:, None] > 0, mu / np.where(size > 0, size, 1.0)[:, None], 0.0)
+    u = mu / np.where(size > 0, size, 1.0)[:, None]
     u[size == 0, :1] = 1.0
-    radial = np.maximum(_quadratic(Z, A, u), 0.0)
-    radial_part = folded(size, np.sqrt(radial))
-    return np.asarray(np.sqrt(radial_part**2 + np.maximum(total - radial, 0.0)))
+    along = np.maximum(_quadratic(Z, A, u), 0.0)
+    across = np.maximum(total - along, 0.0)
+    return np.asarray(np.sqrt(folded(size, np.sqrt(along)) ** 2 + across))
 
 
 def _quadratic(Z: FloatArray, A: FloatArray, v: FloatArray) -> FloatArray:

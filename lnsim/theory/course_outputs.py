@@ -123,7 +123,7 @@ def _fit(
         P, q, theta = gram_at[:rank, :rank], gram_at[rank:, rank:], gram_at[rank:, :rank]
         pull = delta * data.spectrum
         moved = tangent(P, q, Z)
-        N = _square(data, dynamics, _transposed(tangent(P, q, _transposed(moved))), delta)
+        N = step_square(data, dynamics, _transposed(tangent(P, q, _transposed(moved))), delta)
         K = contraction(N, Z, _centre(data, P, q, theta, Z))
         dG = -lr * G @ boosts(pull) - lr**2 / 2 * G @ K
         restored = data.spectrum[:, None, None] * moved
@@ -212,7 +212,7 @@ class _Slow:
         return self.at.expansion
 
 
-def _square(data: Data, dynamics: Descent, C: FloatArray, delta: FloatArray) -> FloatArray:
+def step_square(data: Data, dynamics: Descent, C: FloatArray, delta: FloatArray) -> FloatArray:
     """N = E[g g] : (C, r, C, r) at a predictor of mean Theta* + delta and covariance C."""
     x = data.samples
     of_square, of_mean = dynamics.shares(len(x))
