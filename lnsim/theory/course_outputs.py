@@ -142,11 +142,10 @@ def _fit(
         raise ArithmeticError(f"the first transient could not be integrated: {path.message}")
     states = [unpack(state) for state in path.y.T]
     G, Z, delta = (np.stack(parts) for parts in zip(*states, strict=True))
-    P, q, _ = moments(gram, G, rank)
+    P, q, theta = moments(gram, G, rank)
     whole = np.kron(np.eye(len(target)), P) + np.kron(q, np.eye(rank))
     C = (whole @ Z.reshape(-1, target.size, target.size) @ whole).reshape(Z.shape)
-    states = zip(*moments(gram, G, rank), Z, strict=True)
-    zbar = np.stack([_centre(data, *state) for state in states])
+    zbar = np.stack([_centre(data, *each) for each in zip(P, q, theta, Z, strict=True)])
     return Course(times, G, delta, Z, zbar, C, np.zeros(len(times)), times[-1])
 
 
