@@ -235,13 +235,20 @@ def test_a_folder_that_cannot_be_locked_is_refused(tmp_path, monkeypatch, capsys
     assert not os.listdir(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def half_and_whole(tmp_path_factory):
+    """A run folder of half a run, "run", and one of all of it, "whole"."""
+    folder = tmp_path_factory.mktemp("stopped")
+    for name, steps in (("run", 200), ("whole", 400)):
+        small = ["--set", *SMALL, f"steps={steps}", "record_every=20"]
+        assert main(["run", "label-noise", "--out", str(folder / name), *small]) == 0
+    return folder
+
+
 @pytest.fixture
-def stopped(tmp_path):
+def stopped(half_and_whole, tmp_path):
     """A folder with a checkpoint and nothing else that a run needs, and one that went through."""
-    small = ["--set", *SMALL, "steps=400", "record_every=20"]
-    assert main(["run", "label-noise", "--out", str(tmp_path / "whole"), *small]) == 0
-    small[-2] = "steps=200"
-    assert main(["run", "label-noise", "--out", str(tmp_path / "run"), *small]) == 0
+    shutil.copytree(half_and_whole, tmp_path, dirs_exist_ok=True)
     (tmp_path / "run" / "trajectory.npz").rename(tmp_path / "run" / "checkpoint.npz")
     return types.SimpleNamespace(folder=tmp_path / "run", whole=tmp_path / "whole")
 

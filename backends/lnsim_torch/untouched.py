@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from lnsim_torch.watching import Watching
 
 # Operations that write to their running statistics although their schema does not say so.
 _UNDECLARED_WRITES = {
@@ -102,7 +103,7 @@ class Untouched:
             raise TooMuch
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(Watching):
     """Keeps copies of the storages of `state` that are written to while the mode is on."""
 
     def __init__(self, state: Iterable[Tensor]):
@@ -114,20 +115,14 @@ class _Watch(TorchDispatchMode):
         self.allocated = 0  # bytes of the operations' results
         self.limit: float = math.inf  # of `allocated`
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here; True would import torch's compiler, which is slow
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def before(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         written = _written_arguments(func)
         if written is not None:
             for value in written(args, kwargs):
                 for tensor in value if isinstance(value, list | tuple) else (value,):
                     self._copy(tensor)
-        result = func(*args, **kwargs)
+
+    def after(self, func: Any, result: Any) -> None:
         if self.limit < math.inf and _allocates(func):
             results = result if isinstance(result, list | tuple) else (result,)
             self.allocated += sum(
@@ -135,7 +130,6 @@ class _Watch(TorchDispatchMode):
             )
             if self.allocated > self.limit:
                 raise TooMuch
-        return result
 
     def _copy(self, tensor: Any) -> None:
         if isinstance(tensor, Tensor) and tensor.layout == torch.strided:

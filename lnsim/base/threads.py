@@ -37,10 +37,16 @@ def in_blocks(work: Callable[[slice], object], count: int) -> None:
         for block in blocks:
             work(block)
         return
-    futures = [_pool(threads, os.getpid()).submit(work, block) for block in blocks]
+    futures = [_pool(threads, os.getpid()).submit(_alone, work, block) for block in blocks]
     wait(futures)
     for future in futures:
         future.result()
+
+
+def _alone(work: Callable[[slice], object], block: slice) -> None:
+    """Does a block.  Work that it shares in turn stays here: threads would wait for each other."""
+    with one_thread():
+        work(block)
 
 
 def check() -> None:

@@ -15,7 +15,6 @@ from lnsim.cli import cite, info, keys, plot, surroundings, sweep
 from lnsim.cli.exits import BAD_INPUT, DIVERGED, INTERRUPTED, LOST, MISMATCH, interrupted
 from lnsim.cli.folders import CHECKPOINT, hinting, how_to_resume, newest
 from lnsim.experiments.case import Case
-from lnsim.experiments.label_noise import Config
 from lnsim.figures import output as figure_files
 from lnsim.figures import style
 from lnsim.figures.output import Undrawn
@@ -148,7 +147,10 @@ def _parser() -> argparse.ArgumentParser:
         " beside predicted.",
     )
     theory.set_defaults(command=_theory)
-    theory.add_argument("folder", nargs="?", type=Path, help="a run folder")
+    theory.add_argument(
+        "folder", nargs="?", type=Path, metavar="RUN_FOLDER or EXPERIMENT",
+        help="a run folder; for a setting label-noise (default) or sam",
+    )  # fmt: skip
     _add_assignments(theory)
 
     sweeping = commands.add_parser(
@@ -309,13 +311,16 @@ def _write_run(
 
 
 def _theory(arguments: argparse.Namespace) -> int:
-    if arguments.folder is None:
-        values = dict(configs.parse_assignment(text) for text in arguments.assignments)
-        case = Case.of_setting(configs.build(Config, values))
+    folder, assignments = arguments.folder, arguments.assignments
+    name = "label-noise" if folder is None else str(folder)
+    named = name in experiment.names() and (assignments or not folder.exists())
+    if folder is None or named:
+        values = dict(configs.parse_assignment(text) for text in assignments)
+        case = Case.of_setting(configs.build(experiment.load(name).Config, values), name)
     else:
-        if arguments.assignments:
+        if assignments:
             raise ValueError("--set changes nothing about a run that is over: give either")
-        case = Case.of_run(newest(arguments.folder))
+        case = Case.of_run(newest(folder))
     for line in table.table(case):
         print(line)
     return 0

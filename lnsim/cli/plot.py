@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lnsim.base import config as configs
 from lnsim.cli.folders import newest
@@ -15,6 +15,10 @@ from lnsim.figures.output import guarded
 from lnsim.run.folder import RunFolder
 from lnsim.run.record import Ending
 from lnsim.sweeps.sweep import Sweep
+
+if TYPE_CHECKING:
+    from lnsim.simulation.trajectory import Trajectory
+    from lnsim.theory import cloud
 
 CURVES_STEM = "curves"
 """File name of a figure of chosen curves, or of several runs; a run's own figure stays."""
@@ -108,7 +112,23 @@ def _plot_runs(arguments: argparse.Namespace) -> int:
     for i, status in enumerate(run.status for run in runs):
         if status.code != Ending.OK:
             labels[i] += f" ({status.code.lower()} at {status.step:,})"
-    return _save(arguments, lambda: {CURVES_STEM: curves.figure(runs, labels, arguments.columns)})
+
+    def draw() -> dict[str, Any]:
+        prediction = prediction_of(runs[0]) if len(runs) == 1 else ""
+        return {CURVES_STEM: curves.figure(runs, labels, arguments.columns, prediction)}
+
+    return _save(arguments, draw)
+
+
+def prediction_of(run: Trajectory) -> cloud.Prediction | str:
+    """The prediction of a run, the reason why there is none, or "" if theory is of other models."""
+    from lnsim.experiments.case import Case
+
+    try:
+        case = Case.of_run(run)
+    except ValueError:
+        return ""
+    return case.drawn
 
 
 def _animate(arguments: argparse.Namespace, runs: Sequence[Any]) -> int:

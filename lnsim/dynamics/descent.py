@@ -67,8 +67,8 @@ class SGD(Dynamics):
                 f"no theory is derived for momentum {self.momentum} and weight decay"
                 f" {self.weight_decay}: both must be 0"
             )
-        lr, sigma, _ = self._plain()
-        return kicks.Descent(lr, sigma, self.batch_size)
+        lr, sigma, law = self._plain()
+        return kicks.Descent(lr, sigma, self.batch_size, law)
 
     @property
     def decays(self) -> bool:
@@ -108,8 +108,8 @@ class GD(Dynamics):
 
     def kicks(self) -> kicks.Descent:
         """See Dynamics.  Raises ValueError with other noise than plain label noise."""
-        lr, sigma, _ = self._plain()
-        return kicks.Descent(lr, sigma, FULL_BATCH)
+        lr, sigma, law = self._plain()
+        return kicks.Descent(lr, sigma, FULL_BATCH, law)
 
     @property
     def keeps_ledger(self) -> bool:

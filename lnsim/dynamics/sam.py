@@ -9,7 +9,7 @@ import numpy as np
 
 from lnsim.base import checks
 from lnsim.base.checks import Scalar
-from lnsim.dynamics.base import Dynamics, later
+from lnsim.dynamics.base import FULL_BATCH, Dynamics, later
 from lnsim.dynamics.noise import Noise
 from lnsim.theory import kicks
 
@@ -76,18 +76,20 @@ class SAM(Dynamics):
             raise ValueError(f"micro_batch must divide the batch of {batch} samples, got {size}")
         return batch // size
 
-    def kicks(self) -> kicks.Descent | kicks.Sharp:
-        """See Dynamics.  Raises ValueError for more than one sample a step, and other forms."""
+    def kicks(self) -> kicks.Descent | kicks.Sharp | kicks.FullSharp:
+        """See Dynamics.  Raises ValueError for batches of several samples, and for other forms."""
         lr, sigma, law = self._plain()
         rho = float(np.asarray(self.rho))
         if rho == 0.0:
-            return kicks.Descent(lr, sigma, self.batch_size)
-        if self.batch_size != 1:
-            raise ValueError(
-                "theory is derived for SAM with one sample a step: batch_size must be 1, got"
-                f" {self.batch_size}"
-            )
-        return kicks.Sharp(lr, rho, sigma, law)
+            return kicks.Descent(lr, sigma, self.batch_size, law)
+        if self.batch_size == 1:
+            return kicks.Sharp(lr, rho, sigma, law)
+        if self.batch_size == FULL_BATCH and sigma == 0.0:
+            return kicks.FullSharp(lr, rho)
+        raise ValueError(
+            "theory is derived for SAM with one sample a step, or with all of them and no noise:"
+            f" batch_size must be 1, or 0 with sigma 0, got {self.batch_size} with {sigma:g}"
+        )
 
     def off(self) -> Dynamics:
         """Plain SGD on the same draws: rho = 0 and no label noise."""

@@ -24,9 +24,13 @@ from lnsim.models.problem import Problem
 from lnsim.models.two_layer import Network
 from lnsim.run.phases import Phases
 from lnsim.run.record import Ending
+from lnsim.run.times import Times, of_course
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import cloud, flatness, modes, paper
+from lnsim.theory.whole import Whole, whole
 
+DRAWN = 120
+"""Records at which the law of the cloud is drawn, at most, besides those of the clouds."""
 LARGEST_EXPANSION = 1.0
 """The law of modes predicts nothing if its small parameter is larger (modes.py)."""
 
@@ -92,12 +96,16 @@ class Case:
     trajectory: Trajectory | None = None
 
     @classmethod
-    def of_setting(cls, config: NoisyConfig) -> Case:
-        """A case without a run.  Raises ValueError or TypeError for what a run would refuse."""
-        _synthetic.label_noise_sgd(config)
+    def of_setting(cls, config: LinearConfig, experiment: str = "label-noise") -> Case:
+        """A case without a run.  Raises ValueError or TypeError for what a run would refuse.
+
+        Raises ValueError for an experiment of which no theory is derived.
+        """
+        case = cls.of_keys(experiment, vars(config))
+        case.dynamics.at(0)  # made, and so checked
         checks.integer("steps", config.steps, 0, checks.MOST_STEPS)
         checks.integer("record_every", config.record_every, 1)
-        return cls(config, Start(config))
+        return case
 
     @classmethod
     def of_keys(cls, experiment: str, keys: Mapping[str, Any], start: Start | None = None) -> Case:
@@ -256,17 +264,37 @@ class Case:
         dynamics, _ = self.dynamics.at(0)
         return cloud.predict(self.start.problem, self.start.network, dynamics, times)
 
-    @cached_property
-    def _predicted(self) -> cloud.Prediction | str:
-        run = self.trajectory
-        if run is None:
+    def _predict(self, times: ArrayLike) -> cloud.Prediction | str:
+        """The prediction of the run at `times`, or why there is none."""
+        if self.trajectory is None:
             return "there is no run"
         if self.finished is None:
             return "the run diverged"
         try:
-            return self.predict(run.steps.astype(np.float64))
+            return self.predict(times)
         except (ValueError, ArithmeticError) as error:
             return str(error)
+
+    @cached_property
+    def _predicted(self) -> cloud.Prediction | str:
+        run = self.trajectory
+        return self._predict([] if run is None else run.steps.astype(np.float64))
+
+    @cached_property
+    def drawn(self) -> cloud.Prediction | str:
+        """The law of the cloud for a figure of the run, or why there is none.
+
+        It is at the first and the last record, at most DRAWN between them, evenly over the steps
+        and over their logarithm, and at the clouds.
+        """
+        run = self.trajectory
+        if run is None:
+            return self._predict([])
+        last = run.steps.size - 1
+        even = np.linspace(0, last, DRAWN // 2), np.geomspace(1, max(last, 1), DRAWN // 2)
+        chosen = np.minimum(np.concatenate(even).round().astype(int), last)
+        clouds = run.arrays.get("cloud_step", run.steps[:1])
+        return self._predict(np.union1d(run.steps[chosen], clouds).astype(np.float64))
 
     @property
     def prediction(self) -> cloud.Prediction | None:
@@ -279,6 +307,32 @@ class Case:
         """Why there is no prediction, or ""."""
         predicted = self._predicted
         return predicted if isinstance(predicted, str) else ""
+
+    @cached_property
+    def whole(self) -> Whole | str:
+        """The whole course by the law of the cloud, whatever the run, or why there is none."""
+        try:
+            dynamics, _ = self.dynamics.at(0)
+            return whole(self.start.problem, self.start.network, dynamics)
+        except (ValueError, ArithmeticError) as error:
+            return str(error)
+
+    @cached_property
+    def predicted_times(self) -> Times | None:
+        """The times of the whole course; NaN for those that the theory does not reach."""
+        if isinstance(self.whole, str):
+            return None
+        course = self.whole.prediction
+        times = of_course(course.times, course.__getitem__, self.stationary[0])
+        return times.known_until() if self.whole.beyond else times
+
+    def measured_times(self, replica: int = 0) -> Times:
+        """The same times of the run, or of one replica; infinite for what it does not reach."""
+        run = self.trajectory
+        assert run is not None
+        return of_course(
+            run.steps, lambda name: np.atleast_2d(run[name])[replica], self.stationary[0]
+        )
 
     def law_of_modes(self) -> tuple[FloatArray | None, str]:
         """The predicted |W(t)|_F^2 of a run, (records,), or None and why there is none."""

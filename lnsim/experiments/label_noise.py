@@ -37,13 +37,12 @@ def run(config: Config, *, backend: str = "numba", device: str = "", **driver: A
 
 
 def figure(trajectory: Trajectory) -> Figure:
-    """Figure 2 of this run, with the law of modes beside |W|_F^2."""
+    """Figure 2 of this run, with the law of the cloud over it."""
     from lnsim.figures import two_phases
 
     case = Case.of_run(trajectory)
-    curve, reason = case.law_of_modes()
     return two_phases.two_phases(
-        trajectory, law_of_modes=curve, without=reason, least_trace=case.start.least_trace
+        trajectory, prediction=case.drawn, least_trace=case.start.least_trace
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lnsim.figures import networks, panels
+from lnsim.figures import networks, panels, predicted
 from lnsim.figures.canvas import blank
 from lnsim.figures.style import BLACK, COLOURS, ONE_COLUMN, TWO_COLUMNS, drawing, pt
 from lnsim.run import curves, quantities
@@ -22,6 +22,8 @@ from lnsim.run.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from lnsim.theory.cloud import Prediction
 
 
 SYMBOLS = {
@@ -43,12 +45,16 @@ ARM_LINES = dict(zip(quantities.ARMS, ("-", "--", ":", ":"), strict=True))
 
 
 def figure(
-    trajectories: Sequence[Record], labels: Sequence[str], columns: Sequence[str] = ()
+    trajectories: Sequence[Record],
+    labels: Sequence[str],
+    columns: Sequence[str] = (),
+    prediction: Prediction | str = "",
 ) -> Figure:
     """One panel per column, each with that curve of all trajectories, labelled by `labels`.
 
-    By default the columns are those of curves.usual.  Raises ValueError if a trajectory lacks a
-    column, or if the runs have no curve in common.
+    By default the columns are those of curves.usual.  `prediction` is over them, or the legend has
+    the reason why there is none.  Raises ValueError if a trajectory lacks a column, or if the runs
+    have no curve in common.
     """
     columns = columns or _shared(trajectories)
     across = 1 if len(columns) == 1 else 2 if len(columns) in (2, 4) else 3
@@ -70,11 +76,21 @@ def figure(
             _scale(axes, [c for t in trajectories for c in curves.find(t, name)], name)
             if name.endswith("sharpness"):
                 _draw_limits(axes, trajectories, looks)
+            if not isinstance(prediction, str):
+                predicted.draw(axes, prediction, name)
             _label_times(axes, trajectories, name)
         if len(columns) > 1:
             for i, axes in enumerate(places[: len(columns)]):
                 panels.letter(axes, chr(ord("a") + i))
-        _legend(result, places[len(columns) :])
+        free = places[len(columns) :]
+        told = {}
+        if prediction and (
+            isinstance(prediction, str) or not set(columns).isdisjoint(prediction.names)
+        ):
+            letters = 32 if len(free) else 50 if across == 1 else 110
+            entry, label = predicted.entry(prediction, letters)
+            told[label] = entry
+        _legend(result, free, told)
     return result
 
 
@@ -216,13 +232,13 @@ def _label_times(axes: Axes, trajectories: Sequence[Record], name: str) -> None:
     axes.set_xlabel(_time(trajectories[0], name))
 
 
-def _legend(figure: Figure, free: Any) -> None:
-    """One legend of all labelled curves: in an empty panel, or below all panels."""
+def _legend(figure: Figure, free: Any, more: Mapping[str, Any]) -> None:
+    """One legend of all labelled curves, then of `more`: in an empty panel, or below all panels."""
     handles = {
         label: handle
         for axes in figure.axes
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    } | dict(more)
     if handles and len(free):
         free[0].legend(handles.values(), handles, loc="center left")
     elif handles:

@@ -185,15 +185,17 @@ def shade_windows(axes: Axes, period: int, last: int) -> None:
         axes.axvspan(begin, min(begin + period, last), color=ON_SHADE, lw=0, zorder=0)
 
 
-def draw_losses(axes: Axes, series: Series) -> None:
-    """Clean training and test loss, and those of the linearised twin ("lin.")."""
+def draw_losses(axes: Axes, series: Series) -> list[str]:
+    """Clean training and test loss, and those of the linearised twin; returns the names drawn."""
     shown: list[FloatArray] = []
+    names = []
     for name, label, colour, width in LOSSES:
         values = series.get(name)
         if values is None or np.isnan(values).all():
             continue
         plot(axes, series["step"], values, color=colour, label=label, lw=pt(width))
         shown.append(values[(values > 0) & (values < LARGEST)])
+        names.append(name)
     log_values(axes)
     # The network's own losses set the lower limit; the twin's may fall below it.
     own = [values for values in shown[-2:] if values.size]
@@ -203,10 +205,11 @@ def draw_losses(axes: Axes, series: Series) -> None:
     for line in axes.get_lines():
         _, *values = np.asarray(line.get_ydata())
         if values and max(values) < axes.get_ylim()[0]:  # the line lies wholly below the axis
-            line.set_label(f"{line.get_label()} (ends at {values[-1]:.0e})")
+            line.set_label(f"{line.get_label()} → {values[-1]:.0e}")
     handles, labels = axes.get_legend_handles_labels()
     all_fell = bool(own) and all(v[-1] < 1e-3 * v[0] for v in shown if v.size)
     axes.legend(handles[::-1], labels[::-1], loc="upper right" if all_fell else "lower left")
+    return names
 
 
 def _whole_decades(axes: Axes, values: FloatArray, lowest: float) -> None:
@@ -219,19 +222,20 @@ def _whole_decades(axes: Axes, values: FloatArray, lowest: float) -> None:
             axes.set_ylim(low, 10 * high)
 
 
-def draw_norms(axes: Axes, series: Series) -> None:
-    """Draws the mean norm and, on a second axis, the mean alignment."""
+def draw_norms(axes: Axes, series: Series) -> Axes:
+    """Draws the mean norm and, on a second axis, which it returns, the mean alignment."""
     steps = series["step"]
     plot(axes, steps, series["norm_mean"], color=BLUE)
     axes.set_ylabel(f"${MEAN} {NEURON}$", color=BLUE)
     axes.tick_params(axis="y", colors=BLUE)
     axes.set_ylim(0.0, limit(series["norm_mean"]))
     right = axes.twinx()
-    plot(right, steps, series["alignment_mean"], color=VERMILION, ls="--")
+    plot(right, steps, series["alignment_mean"], color=VERMILION)
     right.set_ylabel(f"${MEAN} {alignment_symbol(series)}$", color=VERMILION)
     right.tick_params(axis="y", colors=VERMILION)
     right.set_ylim(0.0, limit(series["alignment_mean"]))
     right.spines["right"].set_visible(True)
+    return right
 
 
 def draw_path(axes: Axes, series: Series) -> None:
@@ -277,14 +281,15 @@ def _draw_bound(axes: Axes, series: Series) -> None:
     axes.axline((0.0, 0.0), slope=slope, color=BLACK, ls=":", lw=pt(0.8))
 
 
-def draw_clouds(panels: Any, series: Series) -> None:
-    """All neurons at the start, near T/32 and T/8, and at the end."""
+def draw_clouds(panels: Any, series: Series) -> list[int]:
+    """All neurons at the start, near T/32 and T/8, and at the end; returns the steps shown."""
     steps = series["cloud_step"]
     last = steps[-1]
     chosen = [int(np.argmin(np.abs(steps - last * share))) for share in (0.0, 1 / 32, 1 / 8, 1.0)]
     for panel, k in zip(panels, chosen, strict=True):
         draw_cloud(panel, series, k)
     cloud_axes(panels[0], series, np.array(chosen))
+    return [int(steps[k]) for k in chosen]
 
 
 def draw_cloud(axes: Axes, series: Series, k: int) -> Line2D:
@@ -316,30 +321,23 @@ def cloud_axes(axes: Axes, series: Series, shown: Any) -> None:
     axes.set_ylim(0.0, limit(series["cloud_alignment"][shown]))
 
 
-def draw_law(axes: Axes, series: Series, predicted: FloatArray | None, without: str) -> None:
-    """|W|_F^2 as measured and as predicted by the law of modes, or why there is no prediction."""
-    steps = series["step"]
-    plot(axes, steps, series["norm_squared"], color=SKY, lw=pt(2.4), label="measured")
-    if predicted is not None:
-        label = "law of modes"
-        plot(axes, steps, predicted, color=BLACK, lw=pt(0.9), ls="--", label=label)
-    else:
-        axes.plot([], [], " ", label=f"no law of modes:\n{without}")
+def draw_norm_squared(axes: Axes, series: Series) -> None:
+    """|W|_F^2, on a logarithmic axis where it changes by a factor of 3."""
     squares = series["norm_squared"]
+    plot(axes, series["step"], squares, color=SKY, lw=pt(2.4))
     if np.max(squares) < 3 * np.min(squares):
         axes.set_ylim(0.0, limit(squares))
     else:
         log_values(axes)
     axes.set_ylabel(r"$\|W\|_F^2$")
-    axes.legend(loc="lower left", handlelength=1.4 if predicted is not None else 0.8)
 
 
 def draw_trace(axes: Axes, series: Series, least: float) -> None:
-    """The trace of the Hessian; dashed, if it is known, its least value among interpolators."""
+    """The trace of the Hessian; dotted, if it is known, its least value among interpolators."""
     trace = series["hessian_trace"]
     plot(axes, series["step"], trace, color=GREEN)
     if np.isfinite(least) and least > 0.0:
-        axes.axhline(least, color=BLACK, ls="--", lw=pt(0.9))
+        axes.axhline(least, color=BLACK, ls=":", lw=pt(0.9))
         axes.annotate(
             "least value", (0.04, least), (0, pt(2)), xycoords=axes.get_yaxis_transform(),
             textcoords="offset points", va="bottom", fontsize=letters(8),

@@ -192,7 +192,7 @@ class Curvature:
 
     def dense(self) -> FloatArray:
         """H, (P, P).  Raises ValueError for more parameters than MOST_DENSE."""
-        check_dense(self.model)
+        check_dense(self.model, "dense takes models")
         H = np.stack([self.product(unit) for unit in np.eye(self.model.size)])
         return 0.5 * (H + H.T)
 
@@ -205,7 +205,9 @@ class Curvature:
         h_i the inputs of W_l and b_i the gradient at the outputs of W_{l+1}.  So each of m - p
         dimensions has the eigenvalues +s_k, -s_k of the singular values s_k of
         Z = (1/n) sum_i h_i b_i^T, which follow here, layer by layer, the s_k before the -s_k.
+        Raises ValueError for more parameters than MOST_DENSE.
         """
+        check_dense(self.model, "spectrum takes models")
         values = [np.linalg.eigvalsh(self.dense())[::-1]]
         layers = self.model.layers(self.X, self.slopes)
         for number, _ in widened(coordinates):
@@ -215,12 +217,14 @@ class Curvature:
         return np.concatenate(values)
 
 
-def check_dense(model: Model) -> None:
-    """Raises ValueError for a model, in the coordinates it is trained in, that is too large."""
+def check_dense(model: Model, takes: str = "hessian_spectrum takes reduced models") -> None:
+    """Raises ValueError for a model, in the coordinates it is trained in, that is too large.
+
+    `takes` begins the message: what was asked for, and of which models.
+    """
     if model.size > MOST_DENSE:
         raise ValueError(
-            f"hessian_spectrum takes models of at most {MOST_DENSE:,} parameters, reduced;"
-            f" this one has {model.size:,}"
+            f"{takes} of at most {MOST_DENSE:,} parameters; this one has {model.size:,}"
         )
 
 

@@ -67,6 +67,24 @@ STATEMENTS: dict[str, Credit] = {
         ours="The term 2L beside sigma^2, the closure for L and the second order in the"
         " fluctuations are ours.",
     ),
+    "law-of-the-cloud": Credit(
+        papers=(*_FLATTEST, "wen2022"),
+        says="the mean course of all that is recorded, and its times, without simulation",
+        theirs="That the noise carries a network along the interpolators down tr H is known for"
+        f" label noise ({short(*_FLATTEST)}) and for one-sample SAM ({short('wen2022')}).",
+        ours="The one matrix that carries every neuron, its equations with the fit before the"
+        " drift, the moments of SAM's steps, and what they give of the neurons, the losses and the"
+        " kernel are ours.",
+    ),
+    "law-of-sam": Credit(
+        papers=("wen2022",),
+        says="how fast one-sample SAM goes down tr H, and how full-batch SAM lowers the largest"
+        " eigenvalues together",
+        theirs="That one-sample SAM goes down tr H and full-batch SAM down the largest eigenvalue,"
+        f" with the rates at leading order in lr and rho, is known ({short('wen2022')}).",
+        ours="The part of SAM's own shaking in its speed, the label noise that is as fast, and the"
+        " course where several eigenvalues are the largest and lr lambda is not small are ours.",
+    ),
     "stationary-state": Credit(
         papers=(*_FLATTEST, "ziyin2023", "ziyin2024", "wen2022"),
         says="the network at rest: of rank one, |W|_F/|a| known",

@@ -131,9 +131,11 @@ def chosen(model: str, asked: str | Sequence[str], costly: Collection[str] = ())
 
     `asked`: see `named`; the names are added to the default ones; "none" leaves out the default
     ones, "all" names all.  `costly` are further ones that are not recorded by default.  Raises
-    ValueError for an unknown name and TypeError for other types.
+    ValueError for an unknown name and for "all" beside "none", and TypeError for other types.
     """
     names = set(named(asked))
+    if {ALL, NONE} <= names:
+        raise ValueError(f"measures must not have both {ALL!r} and {NONE!r}, got {asked!r}")
     rows = {row.name: row for row in measures(model)}
     for name in sorted(names - rows.keys() - {ALL, NONE}):
         known = (*rows, ALL, NONE)

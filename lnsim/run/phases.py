@@ -17,6 +17,7 @@ records between the last escape and the alignment, per step; NaN with fewer than
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,10 +78,18 @@ def _decay_rate(
 
 def _reached(steps: NDArray[np.int64], series: FloatArray, share: float) -> FloatArray:
     """The step at which each series, (..., records), has come `share` of its way up to 1."""
+    start = series[..., 0]
+    return reached(steps, series, start + share * (1.0 - start))
+
+
+def reached(steps: Any, series: FloatArray, levels: FloatArray) -> FloatArray:
+    """The first step at which each series, (..., records), is at least its level, (...).
+
+    It is interpolated between the records before and after; NaN for a series that stays below.
+    """
     rows = np.atleast_2d(series)
     result = np.full(len(rows), np.nan)
-    for i, row in enumerate(rows):
-        level = row[0] + share * (1.0 - row[0])
+    for i, (row, level) in enumerate(zip(rows, np.atleast_1d(levels), strict=True)):
         above = np.flatnonzero(row >= level)
         if above.size and above[0] > 0:
             k = above[0]

@@ -22,18 +22,9 @@ from lnsim.simulation.asked import Observable, ask
 from lnsim.simulation.model_view import ModelFrame
 from lnsim.simulation.observables import Frame
 from lnsim.simulation.replicas import Moving
-from lnsim.simulation.snapshots import (
-    WATCHED_ONLY,
-    Snapshots,
-    cloud_records,
-    watch_steps,
-    waypoint,
-    waypoint_records,
-)
+from lnsim.simulation.snapshots import Snapshots, cloud_records, waypoint, waypoint_records
 from lnsim.simulation.trajectory import Trajectory
-
-RESUMED = ("last_step", "watched_step", "watched_moved", "escape")
-"""What a recorder needs besides the records and the last weights to go on."""
+from lnsim.simulation.watch import watch_of
 
 WAYPOINTS_HOLD = 16 << 20
 """Bytes up to which the states on the way are kept."""
@@ -82,7 +73,7 @@ class Recorder:
         self._pending: list[Snapshots] = []
         self._waiting = 0
         self.count = 0
-        records = cloud_records(len(plan)) if clouds else []
+        records = sorted({*cloud_records(len(plan)), len(plan) - 1}) if clouds else []
         self._cloud_of_record = {record: cloud for cloud, record in enumerate(records)}
         each, units = (len(moving), len(plan)), frame.units
         self._of_networks = frame.formulas()
@@ -106,11 +97,7 @@ class Recorder:
         ledger = 0 if moving.ledger is None else units
         self._ledger = np.full((2, *each, ledger), np.nan)
         self._lemma_3 = np.full((2, len(moving), len(records)), np.nan)
-        watched = units if frame.lazy_radius else 0
-        self._watched = {t for t in watch_steps(plan[-1]) if t <= plan[-1] and watched}
-        self._escape = np.full((len(moving), watched), -1.0)
-        self._watched_step: NDArray[np.int64] = np.zeros(len(moving), dtype=np.int64)
-        self._watched_moved = np.zeros((len(moving), watched))
+        self._watch = watch_of(frame, len(moving), plan[-1], self._scale, self._decays)
         # The last network recorded of every replica, reduced.
         self._last_step: NDArray[np.int64] = np.zeros(len(moving), dtype=np.int64)
         self._last = [array.copy() for array in self._weights]
@@ -122,48 +109,59 @@ class Recorder:
         """The networks' reduced weights, replicas in front."""
         return [getattr(self._moving.state, name) for name in self._moving.weights]
 
+    def _scale(self, step: int, s: int) -> float:
+        """What is left of the weights of replica s that are not trained."""
+        return self._dynamics.rest_scale(step, s) if self._decays else 1.0
+
     def _resumed(self) -> dict[str, NDArray[Any]]:
         """What is needed besides the records to go on, by the name that a file has it under."""
         last = zip(self._moving.weights, self._last, strict=True)
-        needed = {name: getattr(self, f"_{name}") for name in RESUMED}
+        needed = {"last_step": self._last_step} | self._watch.arrays()
         return needed | self._frame.memory | {f"last_{name}": array for name, array in last}
 
     def events(self, step: int) -> Iterator[int]:
         """The steps from `step` on at which there is something to observe."""
         planned = set(self._plan[self.count :])
-        for t in sorted(self._watched | planned):
-            if t in planned or (t > step and (self._escape < 0).any()):
+        for t in sorted(self._watch.steps | planned):
+            if t in planned or (t > step and self._watch.any_inside):
                 yield t
 
     def observe(self, step: int) -> bool:
         """Takes down every replica that has not diverged; returns whether `step` is a record's."""
-        record = self.count if step == self._plan[self.count] else WATCHED_ONLY
-        self.count += record != WATCHED_ONLY
         state, twin, ledger = self._moving.state, self._moving.twin, self._moving.ledger
         asked = state.diverged_at < 0
-        if record == WATCHED_ONLY:
-            asked &= (self._escape < 0).any(axis=1)
+        if step in self._watch.steps:
+            self._watch.look(step, self._weights, asked)
+        record = self.count
+        if step != self._plan[record]:
+            return False
+        self.count += 1
         replicas = np.flatnonzero(asked)
         weights = [array[replicas] for array in self._weights]
-        if record != WATCHED_ONLY:
-            self._last_step[replicas] = step
-            for last, now in zip(self._last, weights, strict=True):
-                last[replicas] = now
-            if ledger is not None:
-                for s in replicas.tolist():
-                    self._ledger[:, s, record] = ledger.of_neurons(s, step)
-            if self._observables:
-                for s in replicas.tolist():
-                    self._observed[:, s, record] = self._ask(self._network(s, step))
+        self._last_step[replicas] = step
+        for last, now in zip(self._last, weights, strict=True):
+            last[replicas] = now
+        if ledger is not None:
+            for s in replicas.tolist():
+                self._ledger[:, s, record] = ledger.of_neurons(s, step)
+        if self._observables:
+            for s in replicas.tolist():
+                self._observed[:, s, record] = self._ask(self._network(s, step))
+        alike = step == 0 and isinstance(self._frame, Frame) and ledger is None
+        if alike:  # all replicas start as one network
+            replicas, weights = replicas[:1], [array[:1] for array in weights]
         theta = np.full((len(replicas), 0), np.nan) if twin is None else twin.theta[replicas]
         times = np.full((2, len(replicas)), [[record], [step]])
         self._pending.append(Snapshots(replicas, times[0], times[1], theta, weights))
         self._waiting += len(replicas)
-        if self._waiting >= self._most_waiting:
+        if alike or self._waiting >= self._most_waiting:
             self._flush()
+        if alike:
+            for array in (*self._scalars, *self._measures, *self._paths, *self._clouds):
+                array[1:, :1] = array[:1, :1]
         if record in self._waypoint_records:
             self._keep_waypoint(record)
-        return record != WATCHED_ONLY
+        return True
 
     def _keep_waypoint(self, record: int) -> None:
         """Keeps what is needed to go on from here, while there is room for it."""
@@ -180,8 +178,7 @@ class Recorder:
 
     def _network(self, s: int, step: int) -> Model:
         """Replica s after `step` steps, lifted; read-only."""
-        scale = self._dynamics.rest_scale(step, s) if self._decays else 1.0
-        return self._frame.network([array[s] for array in self._weights], scale)
+        return self._frame.network([array[s] for array in self._weights], self._scale(step, s))
 
     def _ask(self, network: Model) -> list[float]:
         """What the user's observables say of a network."""
@@ -194,9 +191,7 @@ class Recorder:
         waiting = Snapshots.together(self._pending)
         self._pending.clear()
         self._waiting = 0
-        watched = np.flatnonzero(np.isin(waiting.step, list(self._watched)))
-        recorded = np.flatnonzero(waiting.record != WATCHED_ONLY)
-        self._share(waiting, watched, self._watch, self._block, in_order=True)
+        recorded = np.arange(len(waiting.replica))
         self._share(waiting, recorded, self._keep, self._block)
         if self._of_measures:
             most, in_order = self._most_waiting, self._frame.in_order
@@ -260,22 +255,6 @@ class Recorder:
         measured = [formula(view) for formula in self._of_measures.values()]
         self._measures[:, snapshots.replica, snapshots.record] = measured
 
-    def _watch(self, snapshots: Snapshots, view: Any) -> None:
-        """Notes which neurons left the lazy radius by these steps."""
-        for b, s in enumerate(snapshots.replica.tolist()):
-            self._escaped(s, int(snapshots.step[b]), view.displacements[b])
-
-    def _escaped(self, s: int, step: int, moved: FloatArray) -> None:
-        """Notes when neurons left the lazy radius, interpolating since the last watch."""
-        escape, radius = self._escape[s], self._frame.lazy_radius
-        if not (escape < 0).any():  # what waited may be of steps after the last escape
-            return
-        escaped = (escape < 0) & (moved > radius)
-        start, moved_before = self._watched_step[s], self._watched_moved[s, escaped]
-        share = (radius - moved_before) / (moved[escaped] - moved_before)
-        escape[escaped] = start + (step - start) * share
-        self._watched_step[s], self._watched_moved[s] = step, moved
-
     def _shares(self, s: int, W: FloatArray, a: FloatArray) -> tuple[float, float]:
         """Lemma 3's probabilities at a network; of the neurons' parts that training moves."""
         assert isinstance(self._frame, Frame)
@@ -290,7 +269,7 @@ class Recorder:
         scale = np.ones(len(snapshots.replica))
         if self._decays:
             pairs = zip(snapshots.step.tolist(), snapshots.replica.tolist(), strict=True)
-            scale[:] = [self._dynamics.rest_scale(t, s) for t, s in pairs]
+            scale[:] = [self._scale(t, s) for t, s in pairs]
         return self._frame.view(snapshots.weights, scale, snapshots.twin_theta, snapshots.replica)
 
     def _recorded(self) -> Iterator[tuple[str, FloatArray]]:
@@ -318,10 +297,9 @@ class Recorder:
         }
         if clouds:
             arrays |= {name: value[:, : len(clouds)].copy() for name, value in self._of_clouds()}
-            with np.errstate(over="ignore", invalid="ignore"):  # as _compute
-                arrays |= self._last_networks(append=clouds[-1] != self.count - 1, arrays=arrays)
-        if self._escape.size:
-            arrays["lazy_escape"] = self._escape.copy()
+            arrays |= self._last_networks(append=clouds[-1] != self.count - 1, arrays=arrays)
+        if self._watch.escape.size:
+            arrays["lazy_escape"] = self._watch.escape.copy()
         if len(self._moving) == 1:
             arrays = {name: value[0] for name, value in arrays.items()}
         arrays["step"] = steps
@@ -339,30 +317,43 @@ class Recorder:
         self, append: bool, arrays: dict[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
         """The final weights; and, where `append`, the clouds with that of the last record."""
-        names = [name for name, _ in self._of_clouds()]
-        of_replicas: list[dict[str, Any]] = []
-        for s in range(len(self._moving)):
-            step = int(self._last_step[s])
-            scale = self._dynamics.rest_scale(step, s) if self._decays else 1.0
-            weights = [array[s] for array in self._last]
-            view = self._frame.view(
-                [array[None] for array in weights], np.array([scale]), _NO_TWIN, np.array([s])
-            )
-            last: list[Any] = [f(view)[0] for f in self._of_neurons.values()]
-            if self._moving.ledger is not None:
-                last += self._shares(s, *weights)
-            of_replicas.append(
-                self._frame.final(weights, scale) | dict(zip(names, last, strict=True))
-            )
-        stacked = {
-            name: np.stack([arrays_of[name] for arrays_of in of_replicas])
-            for name in of_replicas[0]
-        }
-        for name in names:
-            last_cloud = stacked.pop(name)
-            if append:
-                stacked[name] = np.append(arrays[name], last_cloud[:, None], axis=1)
-        return stacked
+        finals: dict[str, NDArray[Any]] = {}
+        clouds = [np.empty((len(self._moving), *value.shape[2:])) for _, value in self._of_clouds()]
+        count = len(self._of_neurons)
+
+        def final(s: int) -> dict[str, NDArray[Any]]:
+            return self._frame.final([array[s] for array in self._last], self._scale_at_end(s))
+
+        def some(part: slice) -> None:
+            with np.errstate(over="ignore", invalid="ignore"):  # as _compute
+                for s in range(part.start, part.stop):
+                    for name, value in final(s).items():
+                        finals[name][s] = value
+                    if not append:
+                        continue
+                    weights = [array[s] for array in self._last]
+                    view = self._frame.view(
+                        [array[None] for array in weights], np.array([self._scale_at_end(s)]),
+                        _NO_TWIN, np.array([s]),
+                    )  # fmt: skip
+                    for cloud, function in zip(clouds, self._of_neurons.values(), strict=False):
+                        cloud[s] = function(view)[0]
+                    if self._moving.ledger is not None:
+                        for cloud, share in zip(
+                            clouds[count:], self._shares(s, *weights), strict=True
+                        ):
+                            cloud[s] = share
+
+        for name, value in final(0).items():
+            finals[name] = np.empty((len(self._moving), *value.shape))
+        in_blocks(some, len(self._moving))
+        if append:
+            for (name, _), cloud in zip(self._of_clouds(), clouds, strict=True):
+                finals[name] = np.append(arrays[name], cloud[:, None], axis=1)
+        return finals
+
+    def _scale_at_end(self, s: int) -> float:
+        return self._scale(int(self._last_step[s]), s)
 
     def restore(self, earlier: Trajectory, config: Mapping[str, Any]) -> int:
         """Takes over the records of `earlier`; returns the step it ended at."""
@@ -383,8 +374,10 @@ class Recorder:
             for name, values in arrays:
                 if name in earlier.arrays:  # a quantity that was added since stays NaN
                     values[:, :taken] = replicas_in_front(name)[:, :taken]
+        self._watch.restore(earlier.state)
+        of_watch = self._watch.arrays()
         for name, value in self._resumed().items():
-            if name in self._frame.memory and name not in earlier.state:
+            if name in of_watch or (name in self._frame.memory and name not in earlier.state):
                 continue
             if earlier.state[name].shape != value.shape:
                 raise ValueError(f"cannot resume: the earlier run has another {name}")

@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray
 
-WATCHED_ONLY = -1
-"""In place of a record number: a step at which neurons are watched and nothing is recorded."""
-
 
 def cloud_records(count: int) -> list[int]:
     """The records, out of the first `count`, at which all neurons are kept: 0, 1, 2, 4, 5, 8, ...

@@ -2,8 +2,9 @@
 
 Training multiplies M = [W | a] from the right, so one matrix G(t), (r + 1, r + 1), carries every
 neuron: M(t) = M(0) G(t) exp(S(z)).  course.py has the equations for its mean course and for the
-covariance Z of the fast fluctuation z; modes.py derives the drift.  The equations have no fitted
-parameter, and no step is simulated.  To second order in z
+covariance Z of the fast fluctuation z; modes.py derives the drift; full_sam.py has those of SAM
+over all samples, which has no draws.  The equations have no fitted parameter, and no step is
+simulated save the first some hundred of full-batch SAM.  To second order in z
 
     E[M] = M(0) G (I + S(zbar) + diag(Z, tr Z)/2),
 
@@ -40,6 +41,7 @@ from lnsim.theory import (
     cloud_outputs_neurons,
     course,
     course_outputs,
+    full_sam,
     kicks,
 )
 from lnsim.theory.axes import Data
@@ -195,7 +197,11 @@ def predict(problem: Problem, network: Network, dynamics: Dynamics, times: Any) 
     data, of_steps = Data.of(problem.X), dynamics.kicks()
     M = np.column_stack([network.W @ data.basis, second.T])
     if one:
-        followed = course.follow(data, data.basis.T @ target, M, of_steps, steps)
+        theta_star = data.basis.T @ target
+        if isinstance(of_steps, kicks.FullSharp):
+            followed = full_sam.follow(data, theta_star, M, of_steps, steps)
+        else:
+            followed = course.follow(data, theta_star, M, of_steps, steps)
         return Prediction(steps, cloud_network.Mean(problem, network, data, of_steps, M, followed))
     if not isinstance(of_steps, kicks.Descent):
         raise ValueError(

@@ -13,7 +13,11 @@ mean D, plus
     2 theta^T Gamma Z Gamma theta + 2 tr(Gamma Z) theta^T Gamma theta + 8 theta^T Z Gamma^2 theta
     + 4 theta^T Z theta tr Gamma^2.
 
-A mean of a norm |v| with E|v|^2 = s is taken as sqrt(s) (1 - Var|v|^2/(8 s^2)).  The sharpness
+And the contraction itself is a sum of random steps, -(lr^2/2)(g g^T P + P g g^T) each, whose spread
+about its mean adds up (`_walk`).  It counts while few steps have been taken: it then grows as the
+number of steps, and the square of the mean change as its square.
+
+The mean of a norm |v| is that of the gamma law of |v|^2 with its mean and variance.  The sharpness
 depends on z through the residuals too; its mean is over the 2 r points z = zbar +- sqrt(r) L_j,
 L L^T = Z, exact to second order in z.
 
@@ -31,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from lnsim.base.checks import FloatArray
-from lnsim.theory import course, flatness, kicks
+from lnsim.theory import course, flatness, full_sam, kicks
 from lnsim.theory.axes import Data, boost, finite_boost
 from lnsim.theory.course import Course
 
@@ -118,10 +122,10 @@ class Mean:
     @cached_property
     def twin(self) -> Course:
         """The course of the linearised twin: delta and C count."""
-        of_start = course.follow_twin(
-            self.data, self.target, self.gram, self.dynamics, self.course.times
-        )
-        return of_start
+        start, times = (self.data, self.target, self.gram), self.course.times
+        if isinstance(self.dynamics, kicks.FullSharp):
+            return full_sam.follow_twin(*start, self.dynamics, times)
+        return course.follow_twin(*start, self.dynamics, times)
 
 
 def norm_squared(mean: Mean) -> FloatArray:
@@ -134,7 +138,7 @@ def second_layer_norm(mean: Mean) -> FloatArray:
     across = mean.gram @ G[:, :, -1, None]
     along = (np.swapaxes(G[:, :, :-1], 1, 2) @ across)[:, :, 0]  # W^T a
     variance = 4 * np.einsum("ti,tij,tj->t", along, Z, along)
-    return mean_norm(mean.second, variance)
+    return mean_power(mean.second, variance)
 
 
 def train_loss(mean: Mean) -> FloatArray:
@@ -148,18 +152,7 @@ def _loss(spectrum: FloatArray, course: Course) -> FloatArray:
 
 def test_loss(mean: Mean) -> FloatArray:
     """NaN without a test set."""
-    steps = len(mean.course.times)
-    to_rest = None
-    if mean.has_rest:
-        # rest^T a fluctuates by rest^T W z, z = A^-1 (theta - E theta).
-        across = mean.rest.T @ mean.M
-        a, W = mean.G[:, :, -1], mean.G[:, :, :-1]
-        to_rest = a @ across.T, across @ W @ np.linalg.inv(mean.A)
-    return (
-        _off_sample(mean, mean.course, to_rest)
-        if mean.problem.X_test is not None
-        else (np.full(steps, np.nan))
-    )
+    return _off_sample(mean, *_predictor(mean), mean.course)
 
 
 def linearized_train_loss(mean: Mean) -> FloatArray:
@@ -168,44 +161,51 @@ def linearized_train_loss(mean: Mean) -> FloatArray:
 
 def linearized_test_loss(mean: Mean) -> FloatArray:
     """NaN without a test set."""
-    if mean.problem.X_test is None:
-        return np.full(len(mean.course.times), np.nan)
-    to_rest = None
+    basis, twin = mean.data.basis, mean.twin
+    theta, spread = (mean.target + twin.delta) @ basis.T, basis[None]
     if mean.has_rest:
         # a - a(0) = W(0) A(0)^-1 (theta - theta(0)) in the linearised network.
         P, q, start = course.moments(mean.gram, np.eye(len(mean.gram)))
         response = mean.rest.T @ mean.M[:, :-1] @ np.linalg.inv(P + q * np.eye(len(P)))
-        moved = mean.target + mean.twin.delta - start
-        at_start = mean.rest.T @ mean.network.a
-        to_rest = at_start + moved @ response.T, response[None]
-    return _off_sample(mean, mean.twin, to_rest)
-
-
-def _off_sample(
-    mean: Mean, course: Course, to_rest: tuple[FloatArray, FloatArray] | None
-) -> FloatArray:
-    """Half the mean squared residual on the test set, (T,).
-
-    to_rest: of the predictor off the span of the inputs its mean, (T, d), and its change with the
-    predictor in the span, (T or 1, d, r).
-    """
-    X, y, basis = mean.problem.X_test, mean.problem.y_test, mean.data.basis
-    theta = (mean.target + course.delta) @ basis.T
-    spread = basis[None]
-    if to_rest is not None:
-        theta = theta + to_rest[0]
-        spread = spread + to_rest[1]
-    residuals = theta @ X.T - y
-    metric = X.T @ X / len(X)
-    of_noise = np.einsum("tij,tij->t", np.swapaxes(spread, 1, 2) @ metric @ spread, course.C)
-    return np.asarray(0.5 * ((residuals**2).mean(axis=1) + of_noise))
+        moved = mean.target + twin.delta - start
+        theta = theta + mean.rest.T @ mean.network.a + moved @ response.T
+        spread = spread + response
+    return _off_sample(mean, theta, spread, twin)
 
 
 def interpolator_distance(mean: Mean) -> FloatArray:
-    C, delta = mean.course.C, mean.course.delta
-    square = np.trace(C, axis1=1, axis2=2) + np.sum(delta**2, axis=1)
-    variance = 2 * np.einsum("tij,tij->t", C, C) + 4 * np.einsum("ti,tij,tj->t", delta, C, delta)
-    return mean_norm(square, variance)
+    theta, spread = _predictor(mean)
+    away = theta - mean.problem.theta_star
+    covariance = spread @ mean.course.C @ np.swapaxes(spread, 1, 2)
+    square = np.trace(covariance, axis1=1, axis2=2) + np.sum(away**2, axis=1)
+    variance = 2 * np.einsum("tij,tij->t", covariance, covariance)
+    variance += 4 * np.einsum("ti,tij,tj->t", away, covariance, away)
+    return mean_power(square, variance)
+
+
+def _predictor(mean: Mean) -> tuple[FloatArray, FloatArray]:
+    """The mean predictor, (T, d), and its change with that in the span of the inputs, (T, d, r)."""
+    basis = mean.data.basis
+    theta, spread = mean.theta @ basis.T, basis[None]
+    if mean.has_rest:
+        # rest^T a fluctuates by rest^T W z, and z = A^-1 (theta - E theta).
+        across = mean.rest.T @ mean.M
+        theta = theta + mean.G[:, :, -1] @ across.T
+        spread = spread + across @ mean.G[:, :, :-1] @ np.linalg.inv(mean.A)
+    return theta, spread
+
+
+def _off_sample(mean: Mean, theta: FloatArray, spread: FloatArray, course: Course) -> FloatArray:
+    """Half the mean squared residual on the test set, (T,)."""
+    X, y = mean.problem.X_test, mean.problem.y_test
+    if X is None:
+        return np.full(len(course.times), np.nan)
+    metric = X.T @ X / len(X)
+    of_noise = np.einsum("tij,tij->t", np.swapaxes(spread, 1, 2) @ metric @ spread, course.C)
+    # |theta - theta_test|^2 in the metric, for labels that may be none of a linear function's.
+    of_mean = np.einsum("ti,ij,tj->t", theta, metric, theta) - 2 * theta @ (X.T @ y / len(X))
+    of_mean += float(y @ y) / len(y)
+    return np.asarray(0.5 * (of_mean + of_noise))
 
 
 def ntk_distance(mean: Mean) -> FloatArray:
@@ -221,8 +221,39 @@ def ntk_distance(mean: Mean) -> FloatArray:
         + 2 * np.einsum("ij,tij->t", gram, Z) * np.einsum("ti,ti->t", along, theta)
         + 8 * np.einsum("ti,tij,tj->t", theta, Z, along @ gram)
         + 4 * np.einsum("ti,tij,tj->t", theta, Z, theta) * np.sum(gram**2)
+        + _walk(mean, gram)
     )
     return np.asarray(np.sqrt(square) / np.linalg.norm(start @ gram @ start @ gram, "nuc") ** 0.5)
+
+
+def _walk(mean: Mean, gram: FloatArray) -> FloatArray:
+    """The summed variance of tr(D Gamma D Gamma)^(1/2) by the steps of the contraction, (T,).
+
+    A step changes A by -(lr^2/2)(g g^T P + P g g^T), of size 2 (g.P Gamma g)^2 + 2 (g.Gamma g)
+    (g.P Gamma P g) in this metric.  g is the mean of B independent e_k x_k, of second moment S:
+    its fourth moments are those of one over B^3, and (B - 1)/B^3 times Wick's pairs of S.
+    """
+    x, lr, times = mean.data.samples, mean.dynamics.lr, mean.course.times
+    share, _ = mean.dynamics.shares(len(x))
+    rates = np.empty(len(times))
+    for t, (P, A, C, delta) in enumerate(
+        zip(mean.P, mean.A, mean.course.C, mean.course.delta, strict=True)
+    ):
+        variance = np.einsum("kr,kr->k", x @ C, x)
+        kick = mean.dynamics.kick(x @ delta, variance, np.einsum("kr,kr->k", x @ A, x))
+        across, twice = P @ gram, P @ gram @ P
+        forms = [np.einsum("kr,kr->k", x @ form, x) for form in (across, gram, twice)]
+        single = kick.fourth @ (forms[0] ** 2 + forms[1] * forms[2]) / len(x)
+        S = (x.T * kick.square) @ x / len(x)
+        crossed = (across + across.T) / 2 @ S
+        pairs = np.trace(crossed) ** 2 + 2 * np.sum(crossed * crossed.T)
+        pairs += np.sum(gram * S) * np.sum(twice * S) + 2 * np.sum((gram @ S) * (twice @ S).T)
+        drift = share * (S @ P + P @ S) @ gram
+        fourth = share**3 * single + share**2 * (1 - share) * pairs
+        rates[t] = lr**4 / 4 * (2 * fourth - np.sum(drift * drift.T))
+    spans = np.diff(times, prepend=0.0)
+    middle = np.append(rates[0], (rates[1:] + rates[:-1]) / 2)
+    return np.cumsum(spans * middle)
 
 
 def hessian_trace(mean: Mean) -> FloatArray:
@@ -232,12 +263,14 @@ def hessian_trace(mean: Mean) -> FloatArray:
 
 
 def flatness_gap(mean: Mean) -> FloatArray:
+    """The least value's 1/sqrt(theta^T Sigma theta) is averaged over a gamma law, as a norm is."""
     spectrum, theta, C = mean.data.spectrum, mean.theta, mean.course.C
     square = (theta**2 + np.einsum("tii->ti", C)) @ spectrum
-    along = theta * spectrum
-    relative = 4 * np.einsum("ti,tij,tj->t", along, C, along) / square**2
-    least = 2 * np.sqrt(spectrum.sum() * square)
-    return np.asarray(hessian_trace(mean) / least * (1 + 3 / 8 * relative))
+    along, inner = theta * spectrum, spectrum[:, None] * C
+    variance = 4 * np.einsum("ti,tij,tj->t", along, C, along)
+    variance += 2 * np.einsum("tij,tji->t", inner, inner)
+    least = 2 * np.sqrt(spectrum.sum()) / mean_power(square, variance, -0.5)
+    return np.asarray(hessian_trace(mean) / least)
 
 
 def kernel_alignment(mean: Mean) -> FloatArray:
@@ -298,10 +331,15 @@ def _sharpness(mean: Mean, t: int) -> float:
     return float(flatness.sharpness(P, theta, np.asarray(q), residual, root).mean())
 
 
-def mean_norm(square: FloatArray, variance: FloatArray) -> FloatArray:
-    """E|v| from E|v|^2 and Var|v|^2, to second order."""
-    safe = np.maximum(square, 1e-300)
-    return np.asarray(np.sqrt(square) * (1 - np.minimum(variance / (8 * safe**2), 0.5)))
+def mean_power(mean: FloatArray, variance: FloatArray, power: float = 0.5) -> FloatArray:
+    """E u^power for u of a gamma law of this mean and variance, (T,)."""
+    from scipy.special import gammaln  # a slow import
+
+    shape = mean**2 / np.where(variance > 0, variance, np.inf)
+    spread = (shape > max(0.0, -power)) & (shape < 1e6)
+    safe = np.where(spread, shape, 1.0)
+    factor = np.exp(gammaln(safe + power) - gammaln(safe)) / safe**power
+    return np.asarray(np.maximum(mean, 1e-300) ** power * np.where(spread, factor, 1.0))
 
 
 FORMULAS: dict[str, Callable[[Mean], FloatArray]] = {

@@ -35,7 +35,7 @@ import numpy as np
 from lnsim.base.checks import FloatArray
 from lnsim.theory import course_outputs, flatness
 from lnsim.theory.axes import Data, boosts
-from lnsim.theory.cloud_network import mean_norm
+from lnsim.theory.cloud_network import mean_power
 from lnsim.theory.course_outputs import Course
 
 _POINTS = 2_000_000
@@ -157,11 +157,11 @@ def norm_squared(mean: Mean) -> FloatArray:
 
 
 def second_layer_norm(mean: Mean) -> FloatArray:
-    return mean_norm(mean.size, 4 * mean.variance)
+    return mean_power(mean.size, 4 * mean.variance)
 
 
 def parameter_norm(mean: Mean) -> FloatArray:
-    return mean_norm(norm_squared(mean) + mean.size, 16 * mean.variance)
+    return mean_power(norm_squared(mean) + mean.size, 16 * mean.variance)
 
 
 def train_loss(mean: Mean) -> FloatArray:
@@ -196,7 +196,7 @@ def interpolator_distance(mean: Mean) -> FloatArray:
     C, delta = mean.course.C, mean.course.delta
     square = np.trace(mean.spread, axis1=1, axis2=2) + np.sum(delta**2, axis=(1, 2))
     along = np.einsum("tci,tcidj,tdj->t", delta, C, delta, optimize=True)
-    return mean_norm(square, 2 * np.sum(C**2, axis=(1, 2, 3, 4)) + 4 * along)
+    return mean_power(square, 2 * np.sum(C**2, axis=(1, 2, 3, 4)) + 4 * along)
 
 
 def ntk_distance(mean: Mean) -> FloatArray:

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,14 @@ FITTED = 20.0
 """The fit is over after this many times the slowest time of relaxation."""
 LARGEST_EXPANSION = 1.0
 """The theory predicts nothing where its small parameter, (4) of modes.py, is larger."""
+
+
+class BeyondExpansion(ValueError):
+    """The small parameter is too large at step `time`."""
+
+    def __init__(self, message: str, time: float) -> None:
+        super().__init__(message)
+        self.time = float(time)
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ def _fit(
     frozen: bool = False,
 ) -> Course:  # fmt: skip
     """The fit at `times`; with `frozen` that of the linearised twin, whose G stays I."""
-    from scipy.integrate import solve_ivp  # a slow import
+    from scipy.interpolate import CubicHermiteSpline  # a slow import
 
     rank, lr = len(target), dynamics.lr
     width = (rank + 1) ** 2
@@ -124,7 +133,7 @@ def _fit(
         G, C, delta = np.split(state, [width, width + rank**2])
         return G.reshape(rank + 1, rank + 1), C.reshape(rank, rank), delta
 
-    def slope(_: float, state: FloatArray) -> FloatArray:
+    def law(state: FloatArray) -> _Fit:
         G, C, delta = unpack(state)
         P, q, theta = moments(gram, G)
         A = P + q * np.eye(rank)
@@ -135,17 +144,18 @@ def _fit(
         dG[:, -1] -= lr**2 / 2 * float(K.trace()) * G[:, -1]
         if frozen:
             dG, K = np.zeros_like(G), np.zeros_like(K)
-        restoring = A @ at.restoring @ C
+        relaxing = A @ at.restoring
+        restoring = relaxing @ C
         dC = lr**2 * A @ (at.N - np.outer(at.pull, at.pull)) @ A - lr * (restoring + restoring.T)
         d_delta = -lr * A @ at.pull - lr**2 / 2 * (K @ theta + float(K.trace()) * theta)
-        return np.concatenate([dG.ravel(), dC.ravel(), d_delta])
+        return _Fit(np.concatenate([dG.ravel(), dC.ravel(), d_delta]), lr * relaxing)
 
     _, _, theta = moments(gram, np.eye(rank + 1))
     start = np.concatenate([np.eye(rank + 1).ravel(), np.zeros(rank**2), theta - target])
-    path = solve_ivp(slope, (0.0, times[-1]), start, t_eval=times, rtol=1e-6, atol=1e-9)
-    if not path.success:
-        raise ArithmeticError(f"the first transient could not be integrated: {path.message}")
-    states = [unpack(state) for state in path.y.T]
+    parts = slice(width), slice(width, width + rank**2), slice(width + rank**2, None)
+    grid, path, laws = integrate(law, start, times[-1], parts)
+    slopes = np.stack([each.slope for each in laws], axis=1)
+    states = [unpack(state) for state in CubicHermiteSpline(grid, path, slopes, axis=1)(times).T]
     G, C, delta = (np.stack(parts) for parts in zip(*states, strict=True))
     P, q, _ = moments(gram, G)
     A = P + q[:, None, None] * np.eye(rank)
@@ -223,6 +233,20 @@ class _Slow:
         return self.at.expansion
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """The equations of the fit at one state, for the integrator."""
+
+    slope: FloatArray
+    relaxing: FloatArray  # lr A R, (r, r)
+    expansion = 0.0
+
+    @cached_property
+    def stiffness(self) -> float:
+        """C relaxes at twice the largest rate of delta, which grows a little until the next."""
+        return 2.2 * float(np.abs(np.linalg.eigvals(self.relaxing)).max())
+
+
 class _Step(NamedTuple):
     """The moments of one step during the fit, in the principal axes."""
 
@@ -264,8 +288,10 @@ def moments(gram: FloatArray, G: FloatArray) -> tuple[FloatArray, Any, FloatArra
 
 
 def check_expansion(expansion: float, time: float) -> None:
+    """Raises ValueError if the small parameter at `time` is too large for the theory."""
     if expansion > LARGEST_EXPANSION:
-        raise ValueError(
+        raise BeyondExpansion(
             f"the theory predicts nothing here: its small parameter is {expansion:.3g} at step"
-            f" {time:,.0f}, and must be at most {LARGEST_EXPANSION:g}"
+            f" {time:,.0f}, and must be at most {LARGEST_EXPANSION:g}",
+            time,
         )

@@ -55,8 +55,8 @@ def integrate(
         after = chebyshev_step(lambda y: law(y).slope, state, current.slope, step, stages)
         law_after = law(after)
         defect = 0.8 * (state - after) + 0.4 * step * (current.slope + law_after.slope)
-        errors = [float(np.abs(defect[p]).max() / np.abs(after[p]).max()) for p in parts]
-        error = max(errors) / TOLERANCE
+        errors = [np.abs(defect[p]).max() / max(np.abs(after[p]).max(), 1e-300) for p in parts]
+        error = float(max(errors)) / TOLERANCE
         if error <= 1:
             time, state, current = time + step, after, law_after
             path.append((time, state, current))
@@ -65,7 +65,7 @@ def integrate(
                 return np.array(times), np.stack(states, axis=1), list(laws)
         step *= min(5.0, max(0.2, 0.8 * max(error, 1e-9) ** (-1 / 3)))
     raise ValueError(
-        f"the slow drift cannot be followed beyond step {time:.4g},"
+        f"the mean course cannot be followed beyond step {time:.4g},"
         f" where its small parameter is {current.expansion:.3g}"
     )
 

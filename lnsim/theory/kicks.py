@@ -22,7 +22,8 @@ x.C x, minus the label noise epsilon, over which nodes average.  Then, with phi 
 density and distribution,
 
     E[sign r] = 2 Phi(mu/tau) - 1,   d E[sign r]/d mu = 2 phi(mu/tau)/tau,
-    E|r| = mu E[sign r] + 2 tau phi(mu/tau).
+    E|r| = mu E[sign r] + 2 tau phi(mu/tau),
+    E|r|^3 = (mu^3 + 3 mu tau^2) E[sign r] + 2 tau (mu^2 + 2 tau^2) phi(mu/tau).
 
 The derivative is how strongly the sample restores theta (linear response of a normal variable,
 Stein's lemma: E[delta' e] = C x dE[e]/dmu).
@@ -32,7 +33,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -43,11 +44,19 @@ NODES = 12
 """Nodes of the quadrature over label noise that is not +-sigma."""
 
 
+MEAN_SIZE = math.sqrt(2 / math.pi)
+"""E|x| of a standard normal x, and twice its density at 0."""
+
+KURTOSIS = {"rademacher": 1.0, "gaussian": 3.0, "uniform": 1.8}
+"""E[epsilon^4]/sigma^4 of each law."""
+
+
 class Kick(NamedTuple):
     """The means over draws for each of n samples, each (n,)."""
 
     pull: FloatArray  # E[e]
     square: FloatArray  # E[e^2]
+    fourth: FloatArray  # E[e^4]
     restoring: FloatArray  # dE[e]/dmu
     contraction: FloatArray  # E[k]
 
@@ -72,7 +81,7 @@ class Dynamics(Protocol):
 
 @dataclass(frozen=True)
 class Descent:
-    """SGD with label noise of standard deviation sigma, any law.
+    """SGD with label noise of standard deviation sigma and any law.
 
     Of B samples with replacement E[g g^T] is E[e^2 x x^T]/B + (1 - 1/B) E[g] E[g]^T; of all of
     them, `batch_size` 0, only the noise differs from step to step.
@@ -83,6 +92,7 @@ class Descent:
     lr: float
     sigma: float
     batch_size: int = 1
+    law: str = "rademacher"
 
     def __post_init__(self) -> None:
         checks.real("lr", self.lr, above=0.0)
@@ -97,9 +107,15 @@ class Descent:
 
     def kick(self, mean: FloatArray, variance: FloatArray, size: FloatArray) -> Kick:
         """See Dynamics."""
-        of_residuals = mean**2 + variance if self.batch_size else np.zeros_like(mean)
-        square = of_residuals + self.sigma**2
-        return Kick(mean, square, np.ones_like(mean), np.zeros_like(mean))
+        if not self.batch_size:  # samples are not drawn: only the noise differs
+            mean, variance, pull = np.zeros_like(mean), np.zeros_like(mean), mean
+        else:
+            pull = mean
+        square = mean**2 + variance
+        noise = self.sigma**2
+        fourth = mean**4 + 6 * mean**2 * variance + 3 * variance**2
+        fourth = fourth + 6 * square * noise + KURTOSIS[self.law] * noise**2
+        return Kick(pull, square + noise, fourth, np.ones_like(mean), np.zeros_like(mean))
 
 
 @dataclass(frozen=True)
@@ -126,25 +142,68 @@ class Sharp:
 
     def kick(self, mean: FloatArray, variance: FloatArray, size: FloatArray) -> Kick:
         """See Dynamics."""
+        tau, s = np.sqrt(np.maximum(variance, 1e-300)), np.sqrt(size)
+        move = self.rho * s
+        if self.sigma == 0.0 and not mean.any():
+            absolute, of_sign = MEAN_SIZE * tau, np.zeros_like(mean)
+            slope, pull, square = MEAN_SIZE / tau, mean, variance
+            cubic, quartic = 2 * absolute * variance, 3 * variance**2
+        else:
+            of_sign, slope, absolute, cubic, square, quartic = self._residuals(mean, tau)
+            pull = mean + move * of_sign
+        push = move**2
+        return Kick(
+            pull=pull,
+            square=square + 2 * move * absolute + push,
+            fourth=quartic + push * (6 * square + push) + 4 * move * (cubic + push * absolute),
+            restoring=1 + move * slope,
+            contraction=self.rho**2 + self.rho * absolute / s,
+        )
+
+    def _residuals(self, mean: FloatArray, tau: FloatArray) -> tuple[FloatArray, ...]:
+        """E[sign r], d E[sign r]/d mu, E|r|, E|r|^3, E[r^2], E[r^4], (n,) each, over the noise."""
         from scipy.special import ndtr  # a slow import
 
         noise, weights = self.nodes
-        mu = mean[:, None] - noise
-        tau = np.sqrt(np.maximum(variance, 1e-300))[:, None]
-        s = np.sqrt(size)
+        mu, tau = mean[:, None] - noise, tau[:, None]
         z = np.clip(mu / tau, -40.0, 40.0)
         sign = 2 * ndtr(z) - 1
-        density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
-        of_sign = sign @ weights
-        slope = (2 * density / tau) @ weights
-        absolute = (mu * sign + 2 * tau * density) @ weights
-        square = (mu**2) @ weights + variance
-        return Kick(
-            pull=mu @ weights + self.rho * s * of_sign,
-            square=square + 2 * self.rho * s * absolute + (self.rho * s) ** 2,
-            restoring=1 + self.rho * s * slope,
-            contraction=self.rho**2 + self.rho * absolute / s,
+        twice = MEAN_SIZE * np.exp(-0.5 * z**2)
+        mu_2, tau_2 = mu**2, tau**2
+        each = (
+            sign,
+            twice / tau,
+            mu * sign + tau * twice,
+            mu * (mu_2 + 3 * tau_2) * sign + tau * (mu_2 + 2 * tau_2) * twice,
+            mu_2 + tau_2,
+            mu_2 * (mu_2 + 6 * tau_2) + 3 * tau_2**2,
         )
+        return tuple(moment @ weights for moment in each)
+
+
+@dataclass(frozen=True)
+class FullSharp:
+    """SAM of radius rho over all samples, without noise: full_sam.py has its theory.
+
+    Raises ValueError or TypeError for values out of range.
+    """
+
+    lr: float
+    rho: float
+    sigma: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        Descent(self.lr, self.sigma)
+        checks.real("rho", self.rho, above=0.0)
+
+    def shares(self, samples: int) -> tuple[float, float]:
+        """Nothing is drawn: E[g g^T] = E[g] E[g]^T."""
+        return 0.0, 1.0
+
+    def kick(self, mean: FloatArray, variance: FloatArray, size: FloatArray) -> Kick:
+        """See Dynamics: the step in (1) of full_sam.py is none of single samples; these are means
+        of powers of the residuals."""
+        return Descent(self.lr, self.sigma).kick(mean, variance, size)
 
 
 def _nodes(sigma: float, law: str) -> tuple[FloatArray, FloatArray]:

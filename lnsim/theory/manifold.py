@@ -23,6 +23,10 @@ from lnsim.theory.kicks import Descent, Dynamics
 
 SWEEPS = 1000
 """Most iterations for the covariance."""
+SECANTS = 30
+"""Iterations by secants, of which 4 to 8 are usual, before the slow but sure ones."""
+DEPTH = 2
+"""Steps before the last that are mixed with it."""
 
 
 @dataclass(frozen=True)
@@ -115,33 +119,68 @@ def _covariance(
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:  # fmt: skip
     """N, C, what contracts, all in whitened axes, and the rates of A R, at any kicks.
 
-    Fixed-point iteration: R and N at C give the next C, in the eigenbasis of A^(1/2) R A^(1/2).
+    In A's eigenbasis and with C = A^(1/2) D A^(1/2), equation (1) is R' D + D R' = lr N' with R' =
+    A^(1/2) R A^(1/2), N' alike.  As |grad f|^2/x.C x hardly varies, R' is nearly c diag(alpha), c
+    its mean, and the step D += (lr N' - R' D - D R')/(c (alpha_i + alpha_j)) nearly solves it at
+    given R' and N'.  How these depend on the size of D, as mu = 0, follows from speed law (1) of
+    sam.py, whose slope replaces c along D.  A secant takes care of the rest.
     """
-    lr, u = dynamics.lr, data.whitened
-    count = len(u)
-    root = (vectors * np.sqrt(alpha)) @ vectors.T
-    size = np.einsum("ki,ki->k", u @ ((vectors * alpha) @ vectors.T), u)
-    zero = np.zeros(count)
-    C = guess if guess is not None else 0.01 * lr * size.mean() * (root @ root)
+    lr, root = dynamics.lr, np.sqrt(alpha)
+    y = data.whitened @ (vectors * root)
+    count, rank = y.shape
+    size = np.einsum("ki,ki->k", y, y)
+    zero, sums = np.zeros(count), alpha[:, None] + alpha
+    if guess is None:
+        D = 0.01 * lr * size.mean() * np.eye(rank)
+    else:
+        D = scaled(vectors.T @ guess @ vectors, 1 / root)
     of_noise, _ = dynamics.shares(count)
-    for _ in range(SWEEPS):
-        variance = np.einsum("ki,ki->k", u @ C, u)
+    before: tuple[FloatArray, FloatArray] | None = None
+    restoring = noise = np.eye(rank)
+    for sweep in range(SWEEPS):
+        variance = np.einsum("ki,ki->k", y @ D, y)
+        if before is not None and not variance.min() > 0:  # the secant went too far
+            D, before = lr * _lyapunov(restoring, noise), None
+            continue
         kick = dynamics.kick(zero, variance, size)
-        N = of_noise * (u.T * kick.square) @ u / count
-        R = (u.T * kick.restoring) @ u / count
-        rates, axes = np.linalg.eigh(root @ R @ root)
-        into = root @ axes
-        previous, C = C, lr * into @ ((into.T @ N @ into) / (rates[:, None] + rates)) @ into.T
-        largest = float(np.abs(C).max())
-        if np.abs(C - previous).max() <= tolerance * largest:
-            contracting = N + (2 / lr) * (u.T * kick.contraction) @ u / count
-            return N, C, contracting, rates
+        restoring = (y.T * (kick.restoring / count)) @ y
+        noise = (y.T * (of_noise / count * kick.square)) @ y
+        back = restoring @ D
+        mean = float(restoring.trace() / alpha.sum())
+        step = (lr * noise - back - back.T) / (mean * sums)
+        largest = float(np.abs(D).max())
+        if np.abs(step).max() <= tolerance * largest:
+            into = vectors / root
+            N = into @ noise @ into.T
+            contraction = (y.T * (2 / (lr * count) * kick.contraction)) @ y
+            C = scaled(D, root)
+            return (
+                N,
+                vectors @ C @ vectors.T,
+                N + into @ contraction @ into.T,
+                np.linalg.eigvalsh(restoring),
+            )
         if not largest < 1e100:
             break
+        slope = max((1 + mean - lr * float(alpha.sum()) * mean) / 2, 0.2 * mean)
+        move = step + (mean / slope - 1) * float(np.sum(step * D) / np.sum(D * D)) * D
+        point, D = D, D + move
+        if sweep >= SECANTS:
+            D = lr * _lyapunov(restoring, noise)
+        elif before is not None:
+            last, change = before[0] + before[1], move - before[1]
+            D = D - float(np.sum(change * move) / max(np.sum(change**2), 1e-300)) * (D - last)
+        before = point, move
     raise ValueError(
         f"lr = {lr} is too large for a quasi-stationary state: lr tr(A Sigma) = "
         f"{lr * float(alpha.sum()):.3g} must be well below 2"
     )
+
+
+def _lyapunov(R: FloatArray, N: FloatArray) -> FloatArray:
+    """The solution D of R D + D R = N, positive definite as R and N are."""
+    rates, axes = np.linalg.eigh(R)
+    return np.asarray(axes @ ((axes.T @ N @ axes) / (rates[:, None] + rates)) @ axes.T)
 
 
 def descent_covariance(

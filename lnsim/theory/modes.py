@@ -177,7 +177,7 @@ def integrate_modes(
     data = Data.of(inputs)
     target, inside = data.basis.T @ target, first @ data.basis
     outside = float(np.sum(first**2) - np.sum(inside**2))
-    base, course = _gradient_flow(data, target, inside, second, lr, steps)
+    base, course = gradient_flow(data, target, inside, second, lr, steps)
 
     at = partial(law, data, target, dynamics)
     grid, states, laws = integrate(at, base, steps[-1] + 1, PARTS)  # not empty
@@ -217,7 +217,7 @@ def law(data: Data, target: FloatArray, dynamics: Descent, state: FloatArray) ->
     return Law(dynamics.lr**2 * np.append(half + half.T, dq), at)
 
 
-def _gradient_flow(
+def gradient_flow(
     data: Data, target: FloatArray, W: FloatArray, a: FloatArray, lr: float, steps: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """The first transient: its limit (P, q) on the manifold, and (tr P, q) less their limits.

@@ -14,7 +14,7 @@ from lnsim.base.checks import FloatArray
 from lnsim.experiments._synthetic import first_below, series, window_changes
 from lnsim.experiments.case import Case
 from lnsim.simulation.trajectory import Trajectory
-from lnsim.verdicts import judge
+from lnsim.verdicts import judge, speed
 from lnsim.verdicts.judge import BEYOND, Verdict
 
 
@@ -319,6 +319,7 @@ def flatness(noisy: Case, sam: Case, clean: Trajectory, full: Trajectory) -> lis
             note=f"{top:.3f} of lambda_max and {trace:.3f} of tr H; one-sample SAM has left"
             f" {_left_at(of_run(sam), trace):.3f} of lambda_max at that trace",
         ),
+        speed.full_batch(full),
     ]  # fmt: skip
 
 

@@ -28,6 +28,9 @@ NOT_REACHED = "not reached"
 
 BEYOND = "beyond the paper"
 
+ALLOWANCE = "plus two standard errors where one exceeds a third of that"
+"""The rule of `allowance`, in words that follow a bound."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -201,6 +204,14 @@ def descent(lr: float, theta_norm: float) -> Descent:
         paper.misalignment_order(lr),
         paper.distance_order(lr),
     )
+
+
+def allowance(bound: float, error: float) -> float:
+    """What a mean with this standard error may differ by from a prediction that is within `bound`.
+
+    It is `bound`, and two standard errors more where one exceeds a third of it: see ALLOWANCE.
+    """
+    return bound + 2 * error if error > bound / 3 else bound
 
 
 def worst_deviation(measured: FloatArray, predicted: FloatArray) -> tuple[float, int]:

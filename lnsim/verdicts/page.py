@@ -44,12 +44,14 @@ LOSSES_CAPTION = (
     "(a) losses on clean labels, with those of the linearised twin trained on the same draws"
 )
 PHASES_CAPTION = (
-    f"{LOSSES_CAPTION}; (b) mean norm (solid) and mean alignment (dashed); (c) single neurons"
+    f"{LOSSES_CAPTION}; (b) mean norm (left) and mean alignment (right); (c) single neurons"
     " from their start (dot), darker later;"
-    " (d) all neurons at four times; dotted: full alignment, which no neuron can exceed."
-    " Bands: the way out of the lazy regime, Phase I, Phase II as measured"
+    " (d) all neurons at four times; dotted: full alignment, which no neuron can exceed;"
+    " (e) |W|_F^2; (f) tr H of the training loss, dotted: its least value among interpolators."
+    " Bands: the way out of the lazy regime, Phase I, Phase II as measured."
+    " Dashed, and grey in the clouds: the law of the cloud, from the start and the data with no"
+    " fitted parameter, or above the panels why it predicts nothing"
 )
-TRACE_CAPTION = "tr H of the training loss, dashed: its least value among interpolators"
 WINDOWS_CAPTION = (
     "(b) norms of the neurons, (c) single second-layer weights. Shaded: on. Losses below 10^-12 of"
     " the largest are not shown"
@@ -65,9 +67,8 @@ def figure_2(verdicts: Sequence[Verdict]) -> Section:
         (
             (
                 "label-noise/figure.png",
-                f"{PHASES_CAPTION}. (e) |W|_F^2 measured, and as the law of modes gives it with no"
-                " fitted parameter. Its rates at leading order follow from"
-                f" {named('law-of-modes')}; the rest of it is ours. (f) {TRACE_CAPTION}.",
+                f"{PHASES_CAPTION}. Its rates at leading order follow from"
+                f" {named('law-of-modes')}; the rest of it is ours.",
             ),
             ("label-noise-clean/figure.png", "Control: the same with sigma = 0."),
         ),
@@ -86,8 +87,7 @@ def figure_4(verdicts: Sequence[Verdict]) -> Section:
         (
             (
                 "sam/figure.png",
-                f"{PHASES_CAPTION}. (e) {TRACE_CAPTION}. SAM is that of {named('foret2021')}, at"
-                " one sample a step.",
+                f"{PHASES_CAPTION}. SAM is that of {named('foret2021')}, at one sample a step.",
             ),
             ("sam-with-label-noise/figure.png", "SAM with label noise, sigma as in Figure 2."),
             ("sam-without-rho/figure.png", "Control: the same with rho = 0."),
@@ -119,8 +119,8 @@ def oscillation(verdicts: Sequence[Verdict]) -> Section:
             (
                 "oscillation/figure.png",
                 f"{LOSSES_CAPTION}, by plain descent; (b) mean norm and mean squared norm with the"
-                " level and the latest time of Lemma 4; (c) mean norm (solid) and mean alignment"
-                " (dashed); (d) four second-layer weights at the start.",
+                " level and the latest time of Lemma 4; (c) mean norm (left) and mean alignment"
+                " (right); (d) four second-layer weights at the start.",
             ),
         ),
         verdicts,
@@ -164,13 +164,15 @@ def paper_theory(verdicts: Sequence[Verdict]) -> Section:
 def our_theory(verdicts: Sequence[Verdict]) -> Section:
     return Section(
         "law-of-modes",
-        "Beyond the paper: law of modes and stationary state",
+        "Beyond the paper: law of modes, stationary state, law of the cloud",
         "The modes of W off theta* decay at rates proportional to the eigenvalues of the data's"
-        " covariance; that gives |W(t)|_F^2 with no fitted parameter (panel (e) of Figure 2). The"
-        " noise comes to rest at a rank-one network of known norms.",
+        " covariance; that gives |W(t)|_F^2 with no fitted parameter. The noise comes to rest at a"
+        " rank-one network of known norms. The law of the cloud gives the mean course of the"
+        " network (dashed in Figures 2 and 4), and so when things happen, from the data and the"
+        " start with no fitted parameter, under label noise and under one-sample SAM.",
         (),
         verdicts,
-        ("law-of-modes", "stationary-state"),
+        ("law-of-modes", "stationary-state", "law-of-the-cloud"),
     )
 
 
@@ -183,7 +185,14 @@ def flat_minima(verdicts: Sequence[Verdict]) -> Section:
         " lowers the largest eigenvalue first.",
         (),
         verdicts,
-        ("stationary-state", "hessian_trace", "flatness_gap", "sharpness", "sharpness-aware"),
+        (
+            "stationary-state",
+            "law-of-sam",
+            "hessian_trace",
+            "flatness_gap",
+            "sharpness",
+            "sharpness-aware",
+        ),
     )
 
 

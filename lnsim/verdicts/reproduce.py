@@ -28,13 +28,15 @@ from lnsim.run import experiment
 from lnsim.simulation.simulate import simulate
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
-from lnsim.verdicts import claims, judge, large_steps, networks, page
+from lnsim.verdicts import claims, cloud, judge, large_steps, networks, page
 from lnsim.verdicts.judge import Verdict
 
 SYNTHETIC = ("label-noise", "label-noise-periodic", "oscillation", "oscillation-periodic", "sam")
 """The experiments on the two-layer linear network."""
 SEEDS = 4
-"""Replicas for claims about all seeds."""
+"""Replicas for claims about all seeds of the oscillation."""
+CLOUD_SEEDS = 8
+"""Replicas for those of label noise and SAM, with twice the records: see verdicts/cloud.py."""
 RATE_SEEDS = 16
 """Replicas for the decay rates of single modes."""
 Overrides = Mapping[str, Mapping[str, Any]]
@@ -137,9 +139,9 @@ def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Sect
     """The sections of the page: a figure of the paper each, two for the theory, and large steps."""
     cases = {name: Case.of_run(run) for name, run in runs.items()}
     base = runner.config("label-noise")
-    every = max(1, min(10 * base.record_every, base.steps // 10))
-    seeds = runner.seeds("label-noise", SEEDS, {}, record_every=every, ledger=False, tracked=0)
+    seeds = _cloud_seeds(runner, "label-noise", ledger=False)
     of_seeds = Case.of_run(seeds)
+    of_sam_seeds = Case.of_run(_cloud_seeds(runner, "sam"))
     clean = runner.control("label-noise", "label-noise-clean", sigma=0.0, ledger=False,
                            **_shorter(base, 20))  # fmt: skip
     plain = runner.control("sam", "sam-without-rho", rho=0.0, **_shorter(runner.config("sam"), 10))
@@ -150,7 +152,7 @@ def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Sect
         page.figure_2(claims.two_phases("Figure 2", seeds, clean, "sigma = 0")),
         page.figure_4([
             *claims.two_phases("Figure 4", runs["sam"], plain, "rho = 0"),
-            *claims.stationary(cases["sam"], "SAM (not derived for it)"),
+            *claims.stationary(cases["sam"], "one-sample SAM"),
             *claims.escape_and_phases("SAM with label noise", noisy),
         ]),
         page.periodic(claims.windows(runs["label-noise-periodic"], "the noise")),
@@ -168,10 +170,19 @@ def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Sect
         page.our_theory([
             *_law_of_modes(runner, of_seeds),
             *claims.stationary(of_seeds, "label noise SGD"),
+            *cloud.law_of_the_cloud(of_seeds, "law of the cloud"),
+            *cloud.law_of_the_cloud(of_sam_seeds, "law of the cloud, SAM"),
         ]),
         page.flat_minima(claims.flatness(of_seeds, cases["sam"], clean, full)),
         page.large_steps(_large_steps(runner)),
     ]  # fmt: skip
+
+
+def _cloud_seeds(runner: _Runner, name: str, **changes: Any) -> Trajectory:
+    """Seeds of an experiment, recorded as the claims of verdicts/cloud.py need it."""
+    every = max(1, runner.config(name).record_every // 2)
+    return runner.seeds(name, CLOUD_SEEDS, {}, record_every=every, tracked=0,
+                        measures="none,hessian_trace", **changes)  # fmt: skip
 
 
 def _shorter(config: _synthetic.LinearConfig, share: int) -> dict[str, int]:

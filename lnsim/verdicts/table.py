@@ -23,9 +23,10 @@ import numpy as np
 from lnsim.experiments._synthetic import first_below, series
 from lnsim.experiments.case import LARGEST_EXPANSION, Case, first_replica
 from lnsim.references.credits import whose
+from lnsim.run.times import WITHIN
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import modes
-from lnsim.verdicts import judge
+from lnsim.verdicts import judge, speed
 from lnsim.verdicts.judge import FAILS, HOLDS, NOT_REACHED, VACUOUS, Statement
 
 WIDTH = 80
@@ -43,16 +44,25 @@ def table(case: Case) -> list[str]:
     return [
         *_heading(case),
         *_section("Condition 1", ("value", "threshold"), _conditions(case)),
-        *_section("Times, in steps", columns, _times(case)),
+        *_section("Times by the law of the cloud", columns, _times(case)),
+        *_section("The paper's bounds on times", ("bound", *columns[1:]), _bounds(case)),
         *_section("Bounds of the lemmas", columns, _lemmas(case)),
         *_section("Law of modes, beyond the paper", columns, _modes(case)),
-        *_credit("law-of-modes", "stationary-state"),
+        *_speed(case, columns),
+        *_credit("law-of-the-cloud", "law-of-modes", "stationary-state"),
     ]
+
+
+def _speed(case: Case, columns: tuple[str, ...]) -> list[str]:
+    rows = [_Row(label, _number(value)) for label, value in speed.rows(case)]
+    return _section(speed.TITLE, columns, rows) if rows else []
 
 
 def _credit(*statements: str) -> list[str]:
     """What is others' and what is ours of statements beyond the paper, and how to cite it."""
-    shares = [textwrap.fill(share, WIDTH) for share in whose(*statements).values()]
+    shares = [
+        textwrap.fill(share, WIDTH, break_on_hyphens=False) for share in whose(*statements).values()
+    ]
     lines = "\n".join(["", *shares, f"BibTeX: lnsim cite {' '.join(statements)}"])
     return lines.split("\n")
 
@@ -70,11 +80,14 @@ def _heading(case: Case) -> list[str]:
     config = case.config
     lines = [
         f"{case.experiment}: n = {config.samples}, d = {config.dim}, m = {config.width}, "
-        f"lr = {config.lr:g}, sigma = {config.sigma:g}, batch size {config.batch_size}",
+        f"lr = {config.lr:g}, sigma = {config.sigma:g}, batch size {config.batch_size}"
+        + (f", rho = {case.rho:g}" if case.rho else ""),
         f"|theta*| = {case.theta_norm:.4g}, seed {config.seed}, {config.steps:,} steps",
     ]
     lines += [] if case.trajectory is None else [f"the run {case.trajectory.status}"]
-    lines += [f"not covered: {', '.join(case.gaps)}"] if case.gaps else []
+    if case.gaps:
+        but = "" if isinstance(case.whole, str) else ", except for times"
+        lines.append(f"not covered{but}: {', '.join(case.gaps)}")
     return [part for line in lines for part in textwrap.wrap(line, WIDTH)]
 
 
@@ -97,7 +110,41 @@ def _conditions(case: Case) -> list[_Row]:
     ]  # fmt: skip
 
 
+TIMES = {
+    "first_escape": "first neuron not lazy",
+    "median_escape": "median neuron not lazy",
+    "last_escape": "last neuron not lazy",
+    "half_norm": "mean |w_i| half of its start",
+    "alignment": "mean |cos| half of its way to 1",
+    "convergence": "mean |cos| nine tenths of it",
+    "rest": f"|W|_F^2 within {WITHIN:.0%} of that at rest",
+}
+"""What the times of run/times.py are called in the table."""
+
+
 def _times(case: Case) -> list[_Row]:
+    """The times by the law of the cloud, whose premises are not those of the paper."""
+    whole, times = case.whole, case.predicted_times
+    rows = []
+    for name, label in TIMES.items():
+        predicted = math.nan if times is None else vars(times)[name]
+        if case.trajectory is None:
+            rows.append(_Row(label, _steps(predicted)))
+            continue
+        measured = vars(case.measured_times())[name]
+        reached = measured if math.isfinite(measured) else math.nan
+        row = replace(_compared(label, predicted, reached), predicted=_steps(predicted))
+        missing = NOT_REACHED if math.isinf(measured) else row.remark
+        rows.append(replace(row, measured=_steps(reached), remark=missing))
+    rows = [row for row in rows if (row.predicted, row.measured, row.remark) != ("-", "-", "")]
+    if isinstance(whole, str):
+        return [*rows, _Row("law of the cloud", remark="no prediction", note=whole)]
+    if whole.beyond:
+        rows.append(_Row("predicted up to", _steps(whole.until), note=whole.beyond))
+    return rows
+
+
+def _bounds(case: Case) -> list[_Row]:
     lemmas = judge.descent(case.config.lr, case.theta_norm)
     aligning, converged = case.phase("alignment"), case.phase("convergence")
     premise = [""] if case.premise else []  # the row of Phase II gives the reason
@@ -112,18 +159,13 @@ def _times(case: Case) -> list[_Row]:
     if case.trajectory is not None:
         linearized = replace(linearized, note="measured from half of the way to nine tenths")
     rows = [
-        _Row("first neuron not lazy", measured=_steps(case.phase("first_escape"))),
         _escape(case),
         _threshold(case),
-        _Row("mean |cos| half of its way to 1", measured=_steps(aligning)),
-        _Row("mean |cos| nine tenths of it", measured=_steps(converged)),
         printed,
         linearized,
         _Row("T3: converged, after T2 (Lemma 6)", _steps(lemmas.converging),
              remark=VACUOUS if premise else ""),
     ]  # fmt: skip
-    if case.trajectory is None:
-        rows = [row for row in rows if row.predicted != "-" or row.remark]
     return [_uncovered(row) if case.gaps and row.predicted != "-" else row for row in rows]
 
 

@@ -268,6 +268,8 @@ def test_one_line_for_what_argparse_and_files_get_wrong(tmp_path, capsys):
         (["run", "--resume", "--out", str(tmp_path)], "is not a run folder"),
         (["theory", str(tmp_path)], "is not a run folder"),
         (["theory", "--set", "sigma=-1"], "sigma must be"),
+        (["theory", "sam", "--set", "rho=-1"], "rho must be"),
+        (["theory", "oscillation"], "no theory is derived for the dynamics of oscillation"),
     ):
         try:
             code = main(arguments)
@@ -297,3 +299,18 @@ def test_theory_beside_runs_of_other_dynamics(tmp_path, capsys):
         lines = capsys.readouterr().out.splitlines()
         assert f"the dynamics of {name}" in " ".join(lines)
         assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.small
+def test_theory_of_sam_where_a_folder_has_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["width=30", "dim=4", "samples=20", "steps=60", "record_every=20"]
+    assert main(["theory", "sam", "--set", *small, "rho=0.2"]) == 0
+    setting = capsys.readouterr().out
+    assert setting.startswith("sam: ") and "measured" not in setting
+    assert main(["run", "sam", "--out", "sam", "--set", *small, "rho=0.2"]) == 0
+    capsys.readouterr()
+    assert main(["theory", "sam"]) == 0
+    assert "measured" in capsys.readouterr().out
+    assert main(["theory", "sam", "--set", *small, "rho=0.2"]) == 0
+    assert capsys.readouterr().out == setting

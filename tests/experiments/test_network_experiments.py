@@ -54,7 +54,7 @@ def test_sam_shrinks_the_first_layer_and_moves_the_kernel(data, wide):
 
 def test_the_forms_of_sam_are_keys_that_an_earlier_run_does_without(data, tmp_path):
     """A run in the default form has the configuration of a run before there were others."""
-    setting = small_wide(data, wide_resnet_sam.Config, steps=20)
+    setting = small_wide(data, wide_resnet_sam.Config, steps=20, curvature_every=0)
     run = wide_resnet_sam.run(setting)
     forms = {"normalized": False, "micro_batch": 5, "perturbation": "process"}
     assert not forms.keys() & run.config.keys()
@@ -197,13 +197,13 @@ def test_arms_stopped_side_by_side_go_on_to_the_same_bits(
     again = experiment.run(setting(data), resume=stopped, checkpoint=kept.append,
                            checkpoint_every=0.0)  # fmt: skip
     assert same(again, whole)
-    for earlier in kept:
+    for earlier in (kept[0], kept[len(kept) // 2], kept[-1]):
         earlier.save(tmp_path, "checkpoint.npz")
         loaded = Trajectory.load(tmp_path, "checkpoint.npz")
         assert same(experiment.run(setting(data), resume=loaded), whole)
 
 
-@pytest.mark.parametrize("cores", [1, 2, 3])
+@pytest.mark.parametrize("cores", [1, 3])  # of 2: see above
 @pytest.mark.parametrize(
     ("experiment", "setting"), [(wide_resnet, small_wide), (resnet, small_resnet)]
 )
@@ -230,7 +230,7 @@ def test_arms_after_one_that_diverges_are_dropped_and_those_before_it_are_not(da
     found = []
     for cores in (1, 3):
         monkeypatch.setattr(threads, "number", lambda cores=cores: cores)
-        found.append(resnet.run(small_resnet(data, tau=[0.0, 0.5, 0.6])))
+        found.append(resnet.run(small_resnet(data, tau=[0.0, 0.5, 0.6], curvature_every=0)))
         assert found[-1].status == Status("DIVERGED", 20)
         loss = found[-1]["test_loss"]
         assert np.isfinite(loss[0]).all()
@@ -266,15 +266,14 @@ def test_an_arm_that_fails_stops_the_others(data, monkeypatch):
 
 def test_progress_counts_the_steps_of_all_arms(data, monkeypatch):
     seen, numbers = [], iter((1, 2))
+    setting = small_wide(data, curvature_every=0)
     for number in numbers:
         monkeypatch.setattr(threads, "number", lambda number=number: number)
         seen.clear()
-        stopped = wide_resnet.run(
-            small_wide(data), progress=seen.append, stop=lambda: len(seen) >= 50
-        )
+        stopped = wide_resnet.run(setting, progress=seen.append, stop=lambda: len(seen) >= 50)
         assert seen == list(range(1, len(seen) + 1))
         assert stopped.status.code == "STOPPED" and len(seen) < 80
-        wide_resnet.run(small_wide(data), progress=seen.append, resume=stopped)
+        wide_resnet.run(setting, progress=seen.append, resume=stopped)
         assert seen == list(range(1, 81))
 
 

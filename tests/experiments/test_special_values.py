@@ -13,30 +13,39 @@ from lnsim.figures import curves
 from lnsim.models.problems import gaussian_regression
 from lnsim.run import experiment as experiments
 
-pytestmark = pytest.mark.small
-
 IMAGES, TEST_IMAGES = 12, 11
 SYNTHETIC = ("label-noise", "label-noise-periodic", "oscillation", "oscillation-periodic", "sam")
 ANY_MODEL = ("two-layer", "diagonal", "deep", "relu")
 ON_IMAGES = ("linearization", "wide-resnet", "wide-resnet-sam", "resnet")
 NEED_TORCH = ON_IMAGES[1:]
 
+
+def small_but_for_torch(*cases):
+    """Parameters, of which the first names an experiment; torch's networks are no small cases."""
+    return [
+        pytest.param(*case, marks=[] if case[0] in NEED_TORCH else pytest.mark.small)
+        for case in cases
+    ]
+
+
 TINY = {
     "synthetic": {"samples": 8, "test_samples": 5, "dim": 3, "width": 4, "lr": 0.02, "steps": 6,
                   "record_every": 2, "tracked": 1, "sigma": 0.0, "period": 2},
     "linearization": {"samples": 6, "test_samples": 5, "width": 5, "steps": 4, "record_every": 2},
     "wide-resnet": {"samples": 6, "test_samples": 5, "steps": 2, "record_every": 1,
-                    "kernel_every": 1, "curvature_every": 2, "lr": 0.5},
+                    "kernel_every": 1, "curvature_every": 0, "lr": 0.5},
     "resnet": {"samples": 6, "test_samples": 5, "width": 1, "epochs": 2, "record_every": 1,
                "batch_size": 3, "train_measured": 4, "tau": [0.5], "kept_percent": [100, 50],
-               "curvature_every": 2},
+               "curvature_every": 0},
 }  # fmt: skip
 TINY["wide-resnet-sam"] = TINY["wide-resnet"]
+CURVED = {"curvature_every": 2}
+"""Measures the curvature too, which is most of the time of a run on images."""
 
 SAME_AS = {
     ("linearization", "samples"): {"samples": IMAGES},
     ("linearization", "test_samples"): {"test_samples": TEST_IMAGES},
-    ("wide-resnet", "samples"): {"samples": IMAGES},
+    ("wide-resnet", "samples"): {"samples": IMAGES, **CURVED},
     ("wide-resnet", "test_samples"): {"test_samples": TEST_IMAGES},
     ("wide-resnet-sam", "samples"): {"samples": IMAGES},
     ("wide-resnet-sam", "test_samples"): {"test_samples": TEST_IMAGES},
@@ -44,7 +53,7 @@ SAME_AS = {
     ("resnet", "samples"): {"samples": IMAGES},
     ("resnet", "test_samples"): {"test_samples": TEST_IMAGES},
     ("resnet", "batch_size"): {"batch_size": 6},
-    ("resnet", "train_measured"): {"train_measured": 6},
+    ("resnet", "train_measured"): {"train_measured": 6, **CURVED},
 }
 """What a special value 0 is by another name: both give the same bits."""
 
@@ -112,6 +121,7 @@ def documented():
                 yield name, field.name
 
 
+@pytest.mark.small
 def test_every_special_value_is_tested():
     tested = {
         pair for pair in {**SAME_AS, **OTHERS} if pair[0] not in NEED_TORCH or find_spec("torch")
@@ -119,9 +129,10 @@ def test_every_special_value_is_tested():
     assert set(documented()) == tested
 
 
-@pytest.mark.parametrize(("name", "key"), SAME_AS, ids=map("-".join, SAME_AS))
+@pytest.mark.parametrize(("name", "key"), small_but_for_torch(*SAME_AS))
 def test_0_is_all_of_them(run, name, key):
-    zero, named = run(name, **{key: 0}), run(name, **SAME_AS[name, key])
+    same_as = SAME_AS[name, key]
+    zero, named = run(name, **{**same_as, key: 0}), run(name, **same_as)
     assert zero.config.get(key, 0) == 0
     assert zero.arrays.keys() == named.arrays.keys() and zero.state.keys() == named.state.keys()
     for there, here in ((zero.arrays, named.arrays), (zero.state, named.state)):
@@ -129,9 +140,11 @@ def test_0_is_all_of_them(run, name, key):
             np.testing.assert_array_equal(values, here[array], err_msg=array)
 
 
-@pytest.mark.parametrize("name", ["wide-resnet", "wide-resnet-sam"])
-def test_a_kernel_that_is_never_measured_is_left_out_and_changes_nothing(run, name):
-    never, always = run(name, kernel_every=0), run(name)
+@pytest.mark.parametrize(
+    ("name", "more", "panels"), [("wide-resnet", CURVED, 6), ("wide-resnet-sam", {}, 4)]
+)
+def test_a_kernel_that_is_never_measured_is_left_out_and_changes_nothing(run, name, more, panels):
+    never, always = run(name, kernel_every=0, **more), run(name, **more)
     kernel = {array for array in always.arrays if array.endswith("ntk_distance")}
     assert len(kernel) == 2
     for array, values in always.arrays.items():
@@ -142,18 +155,18 @@ def test_a_kernel_that_is_never_measured_is_left_out_and_changes_nothing(run, na
     assert kernel <= always.summary()["first_and_last"].keys()
     assert not kernel & never.summary()["first_and_last"].keys()
     assert not any("kernel" in line for line in experiments.load(name).report(never))
-    assert len(always.plot().axes) == 6
+    assert len(always.plot().axes) == panels
     labels = [axes.get_ylabel() for axes in never.plot().axes]
-    assert len(labels) == 5 and not any("kernel" in label for label in labels)
+    assert len(labels) == panels - 1 and not any("kernel" in label for label in labels)
     with pytest.raises(ValueError, match="no curve 'ntk_distance' in this trajectory"):
         never.plot("ntk_distance")
     both = curves.figure([never, always], ["never", "always"])  # what both have
     assert not any("K_0" in axes.get_ylabel() for axes in both.axes)
 
 
-@pytest.mark.parametrize("name", ON_IMAGES)
+@pytest.mark.parametrize("name", small_but_for_torch(*((name,) for name in ON_IMAGES)))
 def test_a_curvature_that_is_never_measured_is_left_out_and_changes_nothing(run, name):
-    never, always = run(name, curvature_every=0), run(name)
+    never, always = run(name, curvature_every=0), run(name, **CURVED)
     added = always.arrays.keys() - never.arrays.keys()
     names = {"curvature_step"} | {
         array
@@ -174,7 +187,11 @@ def test_a_curvature_that_is_never_measured_is_left_out_and_changes_nothing(run,
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("linearization", "samples"), ("wide-resnet", "kernel_every"), ("resnet", "curvature_every")],
+    small_but_for_torch(
+        ("linearization", "samples"),
+        ("wide-resnet", "kernel_every"),
+        ("resnet", "curvature_every"),
+    ),
 )
 def test_the_commands_take_it(data, tmp_path, capsys, name, key):
     if name in NEED_TORCH:
@@ -186,6 +203,7 @@ def test_the_commands_take_it(data, tmp_path, capsys, name, key):
     assert "all the same" in capsys.readouterr().out
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("name", SYNTHETIC)
 def test_labels_are_as_drawn_for_theta_norm_0(run, name):
     as_drawn = gaussian_regression(8, 3, 0, test_samples=5).theta_star
@@ -211,6 +229,7 @@ def descended(config, rho):
     return W, a
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("name", ["label-noise", "label-noise-periodic", "sam"])
 def test_a_step_is_on_all_samples_for_batch_size_0(run, name):
     trajectory = run(name, batch_size=0)
@@ -220,6 +239,7 @@ def test_a_step_is_on_all_samples_for_batch_size_0(run, name):
     np.testing.assert_allclose(trajectory["final_a"], a, rtol=1e-10)
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("name", ["oscillation", "oscillation-periodic"])
 def test_an_amplitude_that_is_left_out_follows_the_learning_rate(run, name):
     assert run(name, lr=0.0625).config["amplitude"] == pytest.approx(0.5)

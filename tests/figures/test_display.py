@@ -335,7 +335,7 @@ def test_how_a_run_ended_stands_in_the_figure_and_covers_nothing(name, style):
 def test_a_twin_outside_the_axes_says_where_it_ends(single):
     falling = np.geomspace(1.0, 1e-28, single.steps.size)
     fallen = np.where(single.steps > 0, 1e-9 * falling, 1.0)
-    for values, end in ((falling, ""), (fallen, " (ends at 1e-37)")):
+    for values, end in ((falling, ""), (fallen, " → 1e-37")):
         arrays = {**single.arrays, "linearized_train_loss": values}
         bare = dataclasses.replace(single, arrays=arrays)
         figure = experiments.load("label-noise").figures(bare)["figure"]

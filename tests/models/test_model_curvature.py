@@ -47,10 +47,13 @@ def test_a_model_that_does_not_fit_is_refused(network, message):
         lnsim.Curvature(network, PROBLEM)
 
 
-def test_a_hessian_that_is_too_large_is_refused():
+@pytest.mark.parametrize("asked", ["dense", "spectrum"])
+def test_a_hessian_that_is_too_large_is_refused_by_the_name_of_what_was_asked(asked):
     network = lnsim.ntk_init(3_000, 3)
-    with pytest.raises(ValueError, match=r"at most 6,000 parameters, reduced; this one has 12,000"):
-        lnsim.Curvature(network, PROBLEM).dense()
+    arguments = {"dense": (), "spectrum": (network.reduced(PROBLEM.X, hidden=False, inputs=False),)}
+    says = f"^{asked} takes models of at most 6,000 parameters; this one has 12,000$"
+    with pytest.raises(ValueError, match=says):
+        getattr(lnsim.Curvature(network, PROBLEM), asked)(*arguments[asked])
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_a_hessian_that_is_too_large_is_refused():
 )
 def test_its_spectrum_is_refused_before_the_first_step(network):
     problem, begun = lnsim.gaussian_regression(100, 80), []
-    with pytest.raises(ValueError, match="hessian_spectrum takes models of at most 6,000"):
+    with pytest.raises(ValueError, match="hessian_spectrum takes reduced models of at most 6,000"):
         lnsim.simulate(
             problem, network, lnsim.GD(1e-3), steps=10, record_every=1,
             measures="hessian_spectrum", progress=begun.append,
@@ -71,9 +74,11 @@ def test_its_spectrum_is_refused_before_the_first_step(network):
     [
         ("sharpnes", "measures has no 'sharpnes' for this model: did you mean 'sharpness'"),
         ("support", "measures has no 'support' for this model"),
+        ("all,none", "measures must not have both 'all' and 'none', got"),
+        (["none", "sharpness", "all"], "measures must not have both 'all' and 'none'"),
     ],
 )
-def test_an_unknown_measure_is_refused(asked, message):
+def test_measures_that_cannot_be_are_refused(asked, message):
     with pytest.raises(ValueError, match=message):
         lnsim.simulate(PROBLEM, NETWORK, lnsim.GD(1e-2), steps=1, record_every=1, measures=asked)
 

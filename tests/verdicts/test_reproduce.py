@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_once import drawn_once
 
 from lnsim.references.papers import PAPERS
 from lnsim.run import experiment
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
-from lnsim.verdicts import judge, page
+from lnsim.verdicts import cloud, judge, page
 from lnsim.verdicts.reproduce import SYNTHETIC, reproduce
 
 TINY = {"samples": 12, "dim": 4, "width": 10, "lr": 1e-2, "steps": 400, "record_every": 7}
@@ -31,7 +32,8 @@ SECTIONS = ["figure-2", "figure-4", "label-noise-periodic", "oscillation", "osci
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce")
     begun = []
-    verdicts = reproduce(folder, progress=begun.append, overrides=OVERRIDES)
+    with drawn_once():
+        verdicts = reproduce(folder, progress=begun.append, overrides=OVERRIDES)
     return folder, verdicts, begun
 
 
@@ -91,6 +93,24 @@ def test_sam_with_label_noise_stands_beside_sam_alone(made):
     assert claims["SAM with label noise"] == claims["Figure 4"][:4]
     text = (folder / "index.html").read_text(encoding="utf-8")
     assert "SAM with label noise, σ as in Figure 2." in text
+
+
+def test_the_law_of_the_cloud_is_judged_for_label_noise_and_sam(made):
+    _, verdicts, begun = made
+    claims = [
+        [v for v in verdicts if v.source == source]
+        for source in ("law of the cloud", "law of the cloud, SAM")
+    ]
+    courses = [f"{curve.says} over time" for curve in cloud.CURVES]
+    steps = [f"the step at which {says}" for says in cloud.TIMES.values()]
+    for made_of in claims:
+        said = [v.claim for v in made_of]
+        assert said[-len(courses) :] == courses and set(said) <= {*steps, *courses}
+        assert set(steps[3:]) <= set(said)  # those before are predicted or not
+    for name in ("label-noise", "sam"):
+        assert f"{name}, 8 seeds" in begun
+    for verdict in (*claims[0], *claims[1]):
+        assert verdict.rule.count("8 seeds") == 1 and judge.ALLOWANCE in verdict.rule
 
 
 def test_the_norm_identity_holds_whatever_the_size(made):

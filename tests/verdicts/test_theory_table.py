@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import lnsim
-from lnsim.experiments import label_noise
+from lnsim.experiments import label_noise, sam
 from lnsim.experiments.case import Case
 from lnsim.experiments.label_noise import Config
+from lnsim.theory.cloud import Prediction
 from lnsim.verdicts import table as tables
 
 SHORT = Config(
@@ -23,6 +24,9 @@ def table(config):
 
 def table_of(run):
     return tables.table(Case.of_run(run))
+
+
+SAM = sam.Config(samples=60, test_samples=10, dim=5, width=40, rho=0.2, steps=1000)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,71 @@ def test_figures_setting_without_a_run():
     assert number(lines, "Phase I decay rate", "predicted") == pytest.approx(2.11e-5, rel=0.01)
     assert number(lines, "|W|_F^2 at rest", "predicted") == pytest.approx(21.0, rel=0.01)
     assert number(lines, "|W|_F^2 at step 40,000", "predicted") == pytest.approx(410, rel=0.01)
+
+
+def test_predicted_times_stand_beside_the_bounds():
+    lines = table(SHORT)
+    times = Case.of_setting(SHORT).predicted_times
+    for label, step in (
+        ("mean |w_i| half", times.half_norm),
+        ("mean |cos| half", times.alignment),
+        ("mean |cos| nine tenths", times.convergence),
+        ("|W|_F^2 within 5%", times.rest),
+    ):
+        assert number(lines, label, "predicted") == pytest.approx(step, abs=0.5)
+    assert not any("not lazy" in line for line in lines)  # nothing predicts the escape
+    at = [k for k, line in enumerate(lines) if line.startswith(("Times by", "The paper's bounds"))]
+    assert len(at) == 2 and lines[at[0]].endswith("predicted") and lines[at[1]].endswith("bound")
+
+
+def test_the_escape_is_in_the_table_once_it_is_predicted(run, monkeypatch):
+    """The stand-in predicts that every tenth neuron stays lazy."""
+    escape = np.arange(50) + 100.0
+    escape[::10] = np.inf
+    ask = Prediction.__getitem__
+    monkeypatch.setattr(
+        Prediction, "__getitem__", lambda p, name: escape if name == "lazy_escape" else ask(p, name)
+    )
+    for lines in (table(SHORT), table_of(run)):
+        assert number(lines, "first neuron not lazy", "predicted") == 101
+        assert number(lines, "median neuron not lazy", "predicted") == pytest.approx(127, abs=1)
+        assert "never" in row(lines, "last neuron not lazy")[0]
+    middle = float(np.median(run["lazy_escape"]))
+    assert number(lines, "median neuron not lazy", "measured") == pytest.approx(middle, abs=0.5)
+
+
+def test_measured_times_stand_beside_predicted_ones(run, lines):
+    half = np.interp(-run["norm_mean"][0] / 2, -run["norm_mean"], run.steps)
+    assert number(lines, "mean |w_i| half", "measured") == pytest.approx(half, abs=0.5)
+    predicted = number(lines, "mean |w_i| half", "predicted")
+    line, _ = row(lines, "mean |w_i| half")
+    assert line.endswith(f"{round(half / predicted - 1, 3):+.1%}")
+    aligned = float(run.phases().alignment)
+    assert number(lines, "mean |cos| half", "measured") == pytest.approx(aligned, abs=0.5)
+    line, _ = row(lines, "mean |cos| nine tenths")
+    assert line.endswith("-  not reached") and number([line], "mean", "predicted") > SHORT.steps
+
+
+def test_sam_has_times_and_no_bounds():
+    lines = tables.table(Case.of_setting(SAM, "sam"))
+    assert max(map(len, lines)) <= 80
+    assert "not covered, except for times: the dynamics of sam" in lines
+    assert "rho = 0.2" in " ".join(lines[:2])
+    assert number(lines, "|W|_F^2 within 5%", "predicted") > 1000
+    assert row(lines, "T1")[0].endswith("not covered")
+
+
+def test_outside_its_premises_the_law_of_the_cloud_says_why(run):
+    line, note = row(table(replace(SHORT, lr=0.1)), "law of the cloud")
+    assert line.endswith("no prediction") and note.startswith("lr = 0.1 is too large")
+    weak = table(replace(SHORT, theta_norm=0.01))
+    line, note = row(weak, "predicted up to")
+    assert "its small parameter is" in note
+    assert number(weak, "mean |w_i| half", "predicted") < number([line], "predicted", "predicted")
+    assert not any("|W|_F^2 within 5%" in line for line in weak)
+    other = table_of(replace(run, config={**run.config, "momentum": 0.1}))
+    assert number(other, "mean |w_i| half", "measured") > 0
+    assert "momentum 0.1" in row(other, "law of the cloud")[1]
 
 
 def test_a_bound_longer_than_the_run_is_vacuous():

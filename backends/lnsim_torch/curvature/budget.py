@@ -10,14 +10,14 @@ workspace.
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from lnsim_torch.watching import Watching
 
 
 def samples_at_a_time(compute: Callable[[int], object], samples: int, memory: int) -> int:
@@ -38,17 +38,12 @@ def samples_at_a_time(compute: Callable[[int], object], samples: int, memory: in
 
 def peak_bytes(compute: Callable[[], object]) -> int:
     """The largest number of bytes that results of operations in `compute` hold at a time."""
-    with _ALONE, _Living() as living:
+    with _Living() as living:
         compute()
     return living.peak
 
 
-_ALONE = Lock()
-"""Held while a mode is on: torch keeps for the whole process whether one is, and two threads that
-left theirs in another order than they entered them would leave it wrong."""
-
-
-class _Living(TorchDispatchMode):
+class _Living(Watching):
     """Counts the bytes of the storages that operations make while it is on."""
 
     def __init__(self) -> None:
@@ -57,21 +52,13 @@ class _Living(TorchDispatchMode):
         self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
         self._bytes = 0  # of _storages, dead ones that were not yet noticed among them
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here; True would import torch's compiler, which is slow
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def after(self, func: Any, result: Any) -> None:
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
                 self._add(tensor.untyped_storage())
         if self._bytes > self.peak:
             self._forget_the_dead()
             self.peak = max(self.peak, self._bytes)
-        return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         # A weak reference keeps the address taken, so a known address is the same storage.
