@@ -171,32 +171,39 @@ def train_loss(mean: Mean) -> FloatArray:
 
 def test_loss(mean: Mean) -> FloatArray:
     """NaN without a test set."""
-    X, basis = mean.problem.X_test, mean.data.basis
+    X = mean.problem.X_test
     if X is None:
         return np.full(len(mean.course.times), np.nan)
     y = mean.problem.y_test.reshape(len(X), -1)
-    metric = X.T @ X / len(X)
-    theta = (mean.target + mean.course.delta) @ basis.T
-    of_noise = np.einsum("tij,ij->t", mean.spread, basis.T @ metric @ basis)
-    if mean.has_rest:
-        # The predictor off the inputs, A rest, fluctuates by z W^T rest, z = T^-1[D].
-        A, W = mean.M @ mean.G[:, :, mean.rank :], mean.M @ mean.G[:, :, : mean.rank]
-        theta = theta + np.swapaxes(A, 1, 2) @ mean.rest
-        response = np.swapaxes(W, 1, 2) @ mean.rest  # (T, r, d)
-        with_metric = response @ metric
-        of_noise = of_noise + 2 * np.einsum(
-            "tcicj,tji->t", mean.moved, with_metric @ basis, optimize=True
-        )
-        of_noise += np.einsum("tij,tji->t", mean.inner, with_metric @ np.swapaxes(response, 1, 2))
+    theta, of_noise = _predictor(mean, X.T @ X / len(X))
     residuals = theta @ X.T - y.T
     return np.asarray(0.5 * ((residuals**2).sum(axis=1).mean(axis=1) + of_noise))
 
 
+def _predictor(mean: Mean, metric: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The mean of Theta, (T, C, d), and of tr(D metric D^T), (T,), of its fluctuation D."""
+    basis = mean.data.basis
+    theta = (mean.target + mean.course.delta) @ basis.T
+    square = np.einsum("tij,ij->t", mean.spread, basis.T @ metric @ basis)
+    if mean.has_rest:
+        # Off the inputs Theta is A rest, which fluctuates by z W^T rest.
+        A, W = mean.M @ mean.G[:, :, mean.rank :], mean.M @ mean.G[:, :, : mean.rank]
+        theta = theta + np.swapaxes(A, 1, 2) @ mean.rest
+        response = np.swapaxes(W, 1, 2) @ mean.rest  # (T, r, d)
+        of_both, of_rest = response @ metric @ basis, response @ metric
+        square = square + 2 * np.einsum("tcicj,tji->t", mean.moved, of_both)
+        square += np.einsum("tij,tji->t", mean.inner, of_rest @ np.swapaxes(response, 1, 2))
+    return theta, square
+
+
 def interpolator_distance(mean: Mean) -> FloatArray:
-    C, delta = mean.course.C, mean.course.delta
-    square = np.trace(mean.spread, axis1=1, axis2=2) + np.sum(delta**2, axis=(1, 2))
-    along = np.einsum("tci,tcidj,tdj->t", delta, C, delta, optimize=True)
-    return mean_power(square, 2 * np.sum(C**2, axis=(1, 2, 3, 4)) + 4 * along)
+    C = mean.course.C
+    theta, square = _predictor(mean, np.eye(mean.theta_star.shape[1]))
+    away = theta - mean.theta_star
+    inside = away @ mean.data.basis
+    along = np.einsum("tci,tcidj,tdj->t", inside, C, inside, optimize=True)
+    variance = 2 * np.sum(C**2, axis=(1, 2, 3, 4)) + 4 * along
+    return mean_power(square + np.sum(away**2, axis=(1, 2)), variance)
 
 
 def ntk_distance(mean: Mean) -> FloatArray:
@@ -327,5 +334,5 @@ FORMULAS: dict[str, Callable[[Mean], FloatArray]] = {
 }  # fmt: skip
 """Each gives one number for every time, (T,)."""
 
-OF_TRAINED_PART = ("effective_rank", "balancedness", "predictor_rank", "interpolator_distance")
+OF_TRAINED_PART = ("effective_rank", "balancedness", "predictor_rank")
 """Those that would need the part of W off the inputs too."""

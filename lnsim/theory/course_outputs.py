@@ -71,8 +71,8 @@ def follow(
     to the slowest; the last time hardly matters.
 
     Raises ValueError if there is no quasi-stationary state, if the small parameter exceeds
-    LARGEST_EXPANSION of course.py up to the last time, or if C r > MOST; ArithmeticError if the
-    fit cannot be integrated.
+    LARGEST_EXPANSION of course.py up to the last time, if C r > MOST, or if the equations cannot
+    be followed; ArithmeticError if the fit would not end.
     """
     if target.size > MOST:
         raise ValueError(
@@ -106,7 +106,7 @@ def _fit(
     data: Data, target: FloatArray, gram: FloatArray, dynamics: Descent, times: FloatArray
 ) -> Course:
     """The fit at `times`."""
-    from scipy.integrate import solve_ivp  # a slow import
+    from scipy.interpolate import CubicHermiteSpline  # a slow import
 
     shape, rank, lr = target.shape, target.shape[1], dynamics.lr
     ends = np.cumsum([gram.size, target.size**2])
@@ -117,35 +117,43 @@ def _fit(
         # Rounding errors that are not symmetric would grow: they are left out.
         return G.reshape(gram.shape), (Z + _transposed(Z)) / 2, delta.reshape(shape)
 
-    def slope(_: float, state: FloatArray) -> FloatArray:
+    def law(state: FloatArray) -> _Law:
         G, Z, delta = unpack(state)
         gram_at = G.T @ gram @ G
         P, q, theta = gram_at[:rank, :rank], gram_at[rank:, rank:], gram_at[rank:, :rank]
         pull = delta * data.spectrum
         moved = tangent(P, q, Z)
         N = step_square(data, dynamics, _transposed(tangent(P, q, _transposed(moved))), delta)
-        K = contraction(N, Z, _centre(data, P, q, theta, Z))
+        at = Tangent.of(data, P, q)
+        K = contraction(N, Z, _centre(at, theta, Z))
         dG = -lr * G @ boosts(pull) - lr**2 / 2 * G @ K
         restored = data.spectrum[:, None, None] * moved
         noise = N - pull[:, :, None, None] * pull
         dZ = lr**2 * noise - lr * (restored + _transposed(restored))
         contracted = (gram_at @ K)[rank:, :rank] + (gram_at @ K)[:rank, rank:].T
         d_delta = -lr * (q @ pull + pull @ P) - lr**2 / 2 * contracted
-        return np.concatenate([dG.ravel(), dZ.ravel(), d_delta.ravel()])
+        # Z relaxes at twice the largest rate of D, which grows a little until the next step.
+        fastest = 2.2 * lr * float(at.alpha.max())
+        return _Law(np.concatenate([dG.ravel(), dZ.ravel(), d_delta.ravel()]), fastest, 0.0)
 
     _, _, theta = moments(gram, np.eye(len(gram)), rank)
     start = np.concatenate(
         [np.eye(len(gram)).ravel(), np.zeros(target.size**2), (theta - target).ravel()]
     )
-    path = solve_ivp(slope, (0.0, times[-1]), start, t_eval=times, rtol=1e-6, atol=1e-9)
-    if not path.success:
-        raise ArithmeticError(f"the first transient could not be integrated: {path.message}")
-    states = [unpack(state) for state in path.y.T]
+    parts = slice(ends[0]), slice(*ends), slice(ends[1], None)
+    grid, path, laws = integrate(law, start, times[-1], parts)
+    slopes = np.stack([each.slope for each in laws], axis=1)
+    states = [unpack(state) for state in CubicHermiteSpline(grid, path, slopes, axis=1)(times).T]
     G, Z, delta = (np.stack(parts) for parts in zip(*states, strict=True))
     P, q, theta = moments(gram, G, rank)
     whole = np.kron(np.eye(len(target)), P) + np.kron(q, np.eye(rank))
     C = (whole @ Z.reshape(-1, target.size, target.size) @ whole).reshape(Z.shape)
-    zbar = np.stack([_centre(data, *each) for each in zip(P, q, theta, Z, strict=True)])
+    zbar = np.stack(
+        [
+            _centre(Tangent.of(data, *weights), *each)
+            for weights, *each in zip(zip(P, q, strict=True), theta, Z, strict=True)
+        ]
+    )
     return Course(times, G, delta, Z, zbar, C, np.zeros(len(times)), times[-1])
 
 
@@ -162,20 +170,21 @@ def _slow(
         P, q, theta = moments(gram, G, rank)
         G = G @ finite_boosts(Tangent.of(data, P, q).solve(target - theta))
 
-    def law(state: FloatArray) -> _Slow:
+    def law(state: FloatArray) -> _Law:
         G = state.reshape(gram.shape)
         P, q, theta = moments(gram, G, rank)
         at = drift(data, target, dynamics, P, q)
         # Rounding and the integrator's errors move Theta away: turn it back at the largest rate.
         back = Tangent.of(data, P, q).solve(target - theta)
         hold = at.hold + at.stiffness / (4 * lr**2) * back
-        return _Slow((lr**2 * G @ (boosts(hold) - at.K / 2)).ravel(), at)
+        slope = lr**2 * G @ (boosts(hold) - at.K / 2)
+        return _Law(slope.ravel(), at.stiffness, at.expansion, at)
 
     end = max(times[-1] - begin, 0.0) + 1 if len(times) else 1.0  # + 1 avoids an empty interval
     index = np.arange(gram.size).reshape(gram.shape)
     parts = index[:, :rank].ravel(), index[:, rank:].ravel()
     grid, states, laws = integrate(law, G.ravel(), end, parts)
-    drifts = [each.at for each in laws]
+    drifts = [each.at for each in laws if each.at is not None]
     for time, at in zip(grid, drifts, strict=True):
         check_expansion(at.expansion, begin + time)
     at_times = np.append(0.0, times - begin)
@@ -196,19 +205,13 @@ def _slow(
 
 
 @dataclass(frozen=True)
-class _Slow:
-    """The slow equation at one state, for the integrator."""
+class _Law:
+    """The equations of the fit or the drift at one state, for the integrator."""
 
     slope: FloatArray
-    at: Drift
-
-    @property
-    def stiffness(self) -> float:
-        return self.at.stiffness
-
-    @property
-    def expansion(self) -> float:
-        return self.at.expansion
+    stiffness: float
+    expansion: float
+    at: Drift | None = None
 
 
 def step_square(data: Data, dynamics: Descent, C: FloatArray, delta: FloatArray) -> FloatArray:
@@ -237,11 +240,9 @@ def contraction(N: FloatArray, Z: FloatArray, zbar: FloatArray) -> FloatArray:
     return np.block([[K_W, w.T], [-w, K_A]])
 
 
-def _centre(
-    data: Data, P: FloatArray, q: FloatArray, theta: FloatArray, Z: FloatArray
-) -> FloatArray:
+def _centre(at: Tangent, theta: FloatArray, Z: FloatArray) -> FloatArray:
     """zbar during the fit: the mean of Theta is that of M(0) G."""
-    return -Tangent.of(data, P, q).solve(second_order(theta, Z))
+    return -at.solve(second_order(theta, Z))
 
 
 def second_order(theta: FloatArray, Z: FloatArray) -> FloatArray:
