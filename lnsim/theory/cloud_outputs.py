@@ -19,7 +19,8 @@ Flatness.  tr H over its least value 2 sqrt(C tr Sigma) n, n = |Theta Sigma^1/2|
     is that over the 2 C r points Theta +- sqrt(C r) L_j, L L^T = C, about the mean of Theta, exact
     to second order; so is that of the effective rank of Theta where its singular values are far
     from 0.  n changes by <U V^T Sigma^1/2, D>, U and V the singular vectors of Theta Sigma^1/2, and
-    tr H by 2 <C Theta Sigma + tr Sigma Theta, z>: E[D z] = T Z gives their covariance.
+    tr H by 2 <C Theta Sigma + tr Sigma Theta, z>: E[D z] = T Z gives their covariance.  n is not
+    smooth where a singular value of Theta* is 0; there the quotient was 1 to 3% too high.
 """
 
 from __future__ import annotations

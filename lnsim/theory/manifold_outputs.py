@@ -57,7 +57,9 @@ Rest
     At leading order K = sigma^2 diag(C Sigma, tr Sigma I).  With Theta* Sigma^1/2 = U s V^T the
     flattest interpolator, (3) of flatness.py, has q = (C/tr Sigma)^1/2 U s U^T and P = (tr Sigma/
     C)^1/2 Sigma^-1/2 V s V^T Sigma^-1/2.  There l = (sigma^2/2) (C tr Sigma)^1/2 U V^T Sigma^1/2
-    undoes the contraction of P, of q and of Theta: the drift is at rest.
+    undoes the contraction of P, of q and of Theta: the drift is at rest.  Where the rank of Theta*
+    is below both C and r, P and q are both singular there, T is not invertible, and the small
+    parameter grows without bound: the law is refused from some step on.
 """
 
 from __future__ import annotations

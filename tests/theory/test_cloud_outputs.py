@@ -272,3 +272,6 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"must be at most 256, got 30 x 9"):
         many = lnsim.gaussian_regression(20, 9, outputs=30)
         cloud.predict(many, lnsim.ntk_init(40, 9, outputs=30), lnsim.SGD(1e-3, noise), times)
+    with pytest.raises(ValueError, match="small parameter"):  # rank 1 of 2: T becomes singular
+        low = lnsim.low_rank_teacher(40, 3, 2, [3.0])
+        cloud.predict(low, network, lnsim.SGD(2e-3, noise), [0.0, 1e7])
