@@ -58,3 +58,18 @@ def finite_boost(z: FloatArray) -> FloatArray:
     first = np.where(small, 1 + square / 6, np.sinh(safe) / safe)
     second = np.where(small, 0.5 + square / 24, (np.cosh(safe) - 1) / safe**2)
     return np.asarray(np.eye(S.shape[-1]) + first * S + second * (S @ S))
+
+
+def boosts(z: FloatArray) -> FloatArray:
+    """S(z) = [[0, z^T], [z, 0]] of z : (..., C, r), shape (..., r + C, r + C)."""
+    outputs, rank = z.shape[-2:]
+    S = np.zeros((*z.shape[:-2], rank + outputs, rank + outputs))
+    S[..., rank:, :rank] = z
+    S[..., :rank, rank:] = np.swapaxes(z, -1, -2)
+    return S
+
+
+def finite_boosts(z: FloatArray) -> FloatArray:
+    """exp(S(z)) of z : (..., C, r), shape (..., r + C, r + C)."""
+    values, vectors = np.linalg.eigh(boosts(z))
+    return np.asarray((vectors * np.exp(values)[..., None, :]) @ np.swapaxes(vectors, -1, -2))

@@ -16,15 +16,15 @@ cloud_neurons.py.
     prediction = cloud.predict(problem, network, SGD(1e-3, LabelNoise(4.0)), times)
     prediction["norm_mean"], prediction["train_loss"], prediction["lazy_escape"]
 
-It covers one output under the squared loss, labels X theta_star, and the dynamics that say so
-(`Dynamics.kicks`).  For C outputs the product from the right still holds (models/two_layer.py), but
-the fluctuation of the predictor then has a covariance of (C d)^2 numbers, whose equations are not
-derived here: it refuses.
+It covers the squared loss, labels X theta_star, and the dynamics that say so (`Dynamics.kicks`).
+With an A : (C, m) in place of a the quantities are those of course_outputs.py, cloud_outputs.py and
+cloud_outputs_neurons.py, by the same names.  There only label noise SGD is covered, not SAM, whose
+kick to C outputs is not a function of one normal variable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -34,9 +34,17 @@ import numpy as np
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.base.config import nearest
-from lnsim.theory import cloud_network, cloud_neurons, course, full_sam, kicks
+from lnsim.theory import (
+    cloud_network,
+    cloud_neurons,
+    cloud_outputs,
+    cloud_outputs_neurons,
+    course,
+    course_outputs,
+    full_sam,
+    kicks,
+)
 from lnsim.theory.axes import Data
-from lnsim.theory.cloud_network import Mean
 
 CONSISTENT = 1e-8
 """Largest |X theta_star - y| over the largest |y| for labels that theta_star interpolates."""
@@ -75,6 +83,33 @@ class Dynamics(Protocol):
 
 
 @dataclass(frozen=True)
+class Formulas:
+    """What is computed from a mean network: of one output, or of several."""
+
+    network: Mapping[str, Callable[[Any], FloatArray]]
+    of_trained_part: tuple[str, ...]  # left out where W has a part off the inputs
+    over_time: Callable[[Any], dict[str, FloatArray]]
+    paths: Callable[[Any, Any], dict[str, FloatArray]]
+    neurons: Callable[[Any, int], tuple[FloatArray, FloatArray, FloatArray]]
+
+
+ONE_OUTPUT = Formulas(
+    cloud_network.FORMULAS,
+    cloud_network.OF_TRAINED_PART,
+    cloud_neurons.over_time,
+    cloud_neurons.paths,
+    cloud_neurons.neurons,
+)
+OUTPUTS = Formulas(
+    cloud_outputs.FORMULAS,
+    cloud_outputs.OF_TRAINED_PART,
+    cloud_outputs_neurons.over_time,
+    cloud_outputs_neurons.paths,
+    cloud_outputs_neurons.neurons,
+)
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The predicted course at `times` : (T,), asked by the names of the record's arrays.
 
@@ -85,7 +120,8 @@ class Prediction:
     """
 
     times: FloatArray
-    mean: Mean = field(repr=False)
+    mean: cloud_network.Mean | cloud_outputs.Mean = field(repr=False)
+    formulas: Formulas = field(default=ONE_OUTPUT, repr=False)
     _known: dict[str, FloatArray] = field(default_factory=dict, repr=False)
 
     @property
@@ -102,19 +138,19 @@ class Prediction:
         return [*self._network, *cloud_neurons.FORMULAS]
 
     @cached_property
-    def _network(self) -> dict[str, Callable[[Mean], FloatArray]]:
+    def _network(self) -> dict[str, Callable[[Any], FloatArray]]:
         whole = not self.mean.has_rest
         return {
             name: formula
-            for name, formula in cloud_network.FORMULAS.items()
-            if whole or name not in cloud_network.OF_TRAINED_PART
+            for name, formula in self.formulas.network.items()
+            if whole or name not in self.formulas.of_trained_part
         }
 
     def __getitem__(self, name: str) -> FloatArray:
         """A quantity, (T,), or (m,) for lazy_escape.  Raises KeyError for one that is unknown."""
         if name not in self._known:
             if name in cloud_neurons.FORMULAS:
-                self._known.update(cloud_neurons.over_time(self.mean))
+                self._known.update(self.formulas.over_time(self.mean))
             elif name in self._network:
                 self._known[name] = self._network[name](self.mean)
             else:
@@ -127,11 +163,11 @@ class Prediction:
 
     def paths(self, neurons: Any) -> dict[str, FloatArray]:
         """tracked_norm, tracked_alignment, tracked_second_layer of these neurons, (T, k) each."""
-        return cloud_neurons.paths(self.mean, np.asarray(neurons, dtype=np.int64))
+        return self.formulas.paths(self.mean, np.asarray(neurons, dtype=np.int64))
 
     def cloud(self, k: int) -> tuple[FloatArray, FloatArray]:
         """The expected norm and alignment of every neuron at the k-th time, (m,) each."""
-        norms, alignments, _ = cloud_neurons.neurons(self.mean, k)
+        norms, alignments, _ = self.formulas.neurons(self.mean, k)
         return norms, alignments
 
 
@@ -148,23 +184,34 @@ def predict(problem: Problem, network: Network, dynamics: Dynamics, times: Any) 
         raise ValueError("times must ascend, from 0 or later")
     if problem.loss != "squared":
         raise ValueError(f"the theory of the cloud is of the squared loss, got {problem.loss!r}")
-    if problem.y.ndim != 1 or network.a.ndim != 1:
-        raise ValueError("the theory of the cloud is of one output: a must have shape (m,)")
     theta_star = problem.theta_star
     if theta_star is None:
         raise ValueError("the theory of the cloud needs theta_star: the problem has none")
-    error = float(np.abs(problem.X @ theta_star - problem.y).max())
-    if error > CONSISTENT * max(float(np.abs(problem.y).max()), 1e-300):
+    one = problem.y.ndim == 1 and network.a.ndim == 1
+    target = theta_star if one else np.atleast_2d(theta_star)
+    y = problem.y if one else problem.y.reshape(len(problem.X), -1)
+    second = network.a if one else np.atleast_2d(network.a)
+    checks.shape("a", second, (*target.shape[:-1], len(network.W)), f"y has shape {y.shape}")
+    error = float(np.abs(problem.X @ target.T - y).max())
+    if error > CONSISTENT * max(float(np.abs(y).max()), 1e-300):
         raise ValueError(
             f"the theory of the cloud needs labels that theta_star interpolates: they differ from"
             f" X theta_star by up to {error:.3g}"
         )
-    data = Data.of(problem.X)
-    M = np.column_stack([network.W @ data.basis, network.a])
-    of_steps = dynamics.kicks()
-    target = data.basis.T @ theta_star
-    if isinstance(of_steps, kicks.FullSharp):
-        followed = full_sam.follow(data, target, M, of_steps, steps)
-    else:
-        followed = course.follow(data, target, M, of_steps, steps)
-    return Prediction(steps, Mean(problem, network, data, of_steps, M, followed))
+    data, of_steps = Data.of(problem.X), dynamics.kicks()
+    M = np.column_stack([network.W @ data.basis, second.T])
+    if one:
+        theta_star = data.basis.T @ target
+        if isinstance(of_steps, kicks.FullSharp):
+            followed = full_sam.follow(data, theta_star, M, of_steps, steps)
+        else:
+            followed = course.follow(data, theta_star, M, of_steps, steps)
+        return Prediction(steps, cloud_network.Mean(problem, network, data, of_steps, M, followed))
+    if not isinstance(of_steps, kicks.Descent):
+        raise ValueError(
+            f"the theory of the cloud with a second layer (C, m) is of SGD with label noise, got"
+            f" {type(dynamics).__name__}: SAM kicks C outputs along e/|grad l|, e their residuals,"
+            f" and the mean of that is not derived"
+        )
+    of_outputs = course_outputs.follow(data, target @ data.basis, M, of_steps, steps)
+    return Prediction(steps, cloud_outputs.Mean(problem, network, data, M, of_outputs), OUTPUTS)

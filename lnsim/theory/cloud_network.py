@@ -142,7 +142,7 @@ def second_layer_norm(mean: Mean) -> FloatArray:
     across = mean.gram @ G[:, :, -1, None]
     along = (np.swapaxes(G[:, :, :-1], 1, 2) @ across)[:, :, 0]  # W^T a
     variance = 4 * np.einsum("ti,tij,tj->t", along, Z, along)
-    return _mean_power(mean.second, variance)
+    return mean_power(mean.second, variance)
 
 
 def train_loss(mean: Mean) -> FloatArray:
@@ -184,7 +184,7 @@ def interpolator_distance(mean: Mean) -> FloatArray:
     square = np.trace(covariance, axis1=1, axis2=2) + np.sum(away**2, axis=1)
     variance = 2 * np.einsum("tij,tij->t", covariance, covariance)
     variance += 4 * np.einsum("ti,tij,tj->t", away, covariance, away)
-    return _mean_power(square, variance)
+    return mean_power(square, variance)
 
 
 def _predictor(mean: Mean) -> tuple[FloatArray, FloatArray]:
@@ -273,7 +273,7 @@ def flatness_gap(mean: Mean) -> FloatArray:
     along, inner = theta * spectrum, spectrum[:, None] * C
     variance = 4 * np.einsum("ti,tij,tj->t", along, C, along)
     variance += 2 * np.einsum("tij,tji->t", inner, inner)
-    least = 2 * np.sqrt(spectrum.sum()) / _mean_power(square, variance, -0.5)
+    least = 2 * np.sqrt(spectrum.sum()) / mean_power(square, variance, -0.5)
     return np.asarray(hessian_trace(mean) / least)
 
 
@@ -335,7 +335,7 @@ def _sharpness(mean: Mean, t: int) -> float:
     return float(flatness.sharpness(P, theta, np.asarray(q), residual, root).mean())
 
 
-def _mean_power(mean: FloatArray, variance: FloatArray, power: float = 0.5) -> FloatArray:
+def mean_power(mean: FloatArray, variance: FloatArray, power: float = 0.5) -> FloatArray:
     """E u^power for u of a gamma law of this mean and variance, (T,)."""
     from scipy.special import gammaln  # a slow import
 

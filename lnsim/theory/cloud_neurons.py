@@ -61,10 +61,10 @@ def neurons(
     radial = np.einsum("mr,mr->m", w @ Z, w) / np.where(square > 0, square, 1.0)
     norms = np.sqrt(square + a**2 * np.maximum(float(Z.trace()) - radial, 0.0))
     spread = np.abs(a) * math.sqrt(max(float(mean.target @ Z @ mean.target), 0.0))
-    return norms, _folded(inside, spread), a
+    return norms, folded(inside, spread), a
 
 
-def _folded(mean: FloatArray, spread: FloatArray) -> FloatArray:
+def folded(mean: FloatArray, spread: FloatArray) -> FloatArray:
     """E|x| of normal x."""
     from scipy.special import ndtr  # a slow import
 
