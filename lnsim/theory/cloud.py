@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -41,45 +41,11 @@ from lnsim.theory import (
     cloud_outputs_neurons,
     course,
     course_outputs,
+    escape,
     full_sam,
     kicks,
 )
-from lnsim.theory.axes import Data
-
-CONSISTENT = 1e-8
-"""Largest |X theta_star - y| over the largest |y| for labels that theta_star interpolates."""
-
-
-class Problem(Protocol):
-    """The data, as lnsim.Problem has them."""
-
-    @property
-    def loss(self) -> str: ...
-    @property
-    def X(self) -> FloatArray: ...
-    @property
-    def y(self) -> FloatArray: ...
-    @property
-    def theta_star(self) -> FloatArray | None: ...
-    @property
-    def X_test(self) -> FloatArray | None: ...
-    @property
-    def y_test(self) -> FloatArray | None: ...
-
-
-class Network(Protocol):
-    """The network at the start, as lnsim.Network has it."""
-
-    @property
-    def W(self) -> FloatArray: ...
-    @property
-    def a(self) -> FloatArray: ...
-
-
-class Dynamics(Protocol):
-    """A dynamics that says what its steps do in the mean, as those of lnsim.dynamics."""
-
-    def kicks(self) -> kicks.Dynamics: ...
+from lnsim.theory.setting import Dynamics, Network, Problem, Setting
 
 
 @dataclass(frozen=True)
@@ -135,7 +101,16 @@ class Prediction:
     @property
     def names(self) -> list[str]:
         """The quantities over time that can be asked for."""
-        return [*self._network, *cloud_neurons.FORMULAS]
+        lazy = [] if self._start is None else ["lazy_fraction"]
+        return [*self._network, *cloud_neurons.FORMULAS, *lazy]
+
+    @cached_property
+    def _start(self) -> Setting | None:
+        """The start, where the escape of its neurons is covered (escape.py)."""
+        if not isinstance(self.mean, cloud_network.Mean):
+            return None
+        start = self.mean.start
+        return start if escape.covers(start) else None
 
     @cached_property
     def _network(self) -> dict[str, Callable[[Any], FloatArray]]:
@@ -147,19 +122,28 @@ class Prediction:
         }
 
     def __getitem__(self, name: str) -> FloatArray:
-        """A quantity, (T,), or (m,) for lazy_escape.  Raises KeyError for one that is unknown."""
+        """A quantity, (T,), or (m,) for lazy_escape.  Raises KeyError for one that is unknown.
+
+        lazy_escape has the medians over the noise, -1 after the last time; it and lazy_fraction are
+        of SGD with one sample a step and one output alone.
+        """
         if name not in self._known:
             if name in cloud_neurons.FORMULAS:
                 self._known.update(self.formulas.over_time(self.mean))
             elif name in self._network:
                 self._known[name] = self._network[name](self.mean)
+            elif name == "lazy_escape" and self._start is not None:
+                last = int(self.times[-1])
+                self._known[name] = escape.first_passage(self._start, last).median
+            elif name == "lazy_fraction" and self._start is not None:
+                self._known[name] = escape.share_inside(self._start, self.times)
             else:
                 raise KeyError(f"no prediction of {name!r}: {nearest(name, self.names)}")
         return self._known[name]
 
     def at(self, chosen: Any) -> Prediction:
         """The prediction at some of its times, an array of their indices, ascending."""
-        return Prediction(self.times[chosen], self.mean.at(chosen))
+        return Prediction(self.times[chosen], self.mean.at(chosen), self.formulas)
 
     def paths(self, neurons: Any) -> dict[str, FloatArray]:
         """tracked_norm, tracked_alignment, tracked_second_layer of these neurons, (T, k) each."""
@@ -182,30 +166,13 @@ def predict(problem: Problem, network: Network, dynamics: Dynamics, times: Any) 
     steps = checks.array("times", times, 1)
     if steps[0] < 0 or not np.all(np.diff(steps) > 0):
         raise ValueError("times must ascend, from 0 or later")
-    if problem.loss != "squared":
-        raise ValueError(f"the theory of the cloud is of the squared loss, got {problem.loss!r}")
-    theta_star = problem.theta_star
-    if theta_star is None:
-        raise ValueError("the theory of the cloud needs theta_star: the problem has none")
-    one = problem.y.ndim == 1 and network.a.ndim == 1
-    target = theta_star if one else np.atleast_2d(theta_star)
-    y = problem.y if one else problem.y.reshape(len(problem.X), -1)
-    second = network.a if one else np.atleast_2d(network.a)
-    checks.shape("a", second, (*target.shape[:-1], len(network.W)), f"y has shape {y.shape}")
-    error = float(np.abs(problem.X @ target.T - y).max())
-    if error > CONSISTENT * max(float(np.abs(y).max()), 1e-300):
-        raise ValueError(
-            f"the theory of the cloud needs labels that theta_star interpolates: they differ from"
-            f" X theta_star by up to {error:.3g}"
-        )
-    data, of_steps = Data.of(problem.X), dynamics.kicks()
-    M = np.column_stack([network.W @ data.basis, second.T])
-    if one:
-        theta_star = data.basis.T @ target
+    start = Setting.of(problem, network, dynamics)
+    data, target, M, of_steps = start.data, start.target, start.M, start.kicks
+    if start.scalar:
         if isinstance(of_steps, kicks.FullSharp):
-            followed = full_sam.follow(data, theta_star, M, of_steps, steps)
+            followed = full_sam.follow(data, target, M, of_steps, steps)
         else:
-            followed = course.follow(data, theta_star, M, of_steps, steps)
+            followed = course.follow(data, target, M, of_steps, steps)
         return Prediction(steps, cloud_network.Mean(problem, network, data, of_steps, M, followed))
     if not isinstance(of_steps, kicks.Descent):
         raise ValueError(
@@ -213,5 +180,5 @@ def predict(problem: Problem, network: Network, dynamics: Dynamics, times: Any) 
             f" {type(dynamics).__name__}: SAM kicks C outputs along e/|grad l|, e their residuals,"
             f" and the mean of that is not derived"
         )
-    of_outputs = course_outputs.follow(data, target @ data.basis, M, of_steps, steps)
+    of_outputs = course_outputs.follow(data, target, M, of_steps, steps)
     return Prediction(steps, cloud_outputs.Mean(problem, network, data, M, of_outputs), OUTPUTS)

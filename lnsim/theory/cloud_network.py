@@ -38,6 +38,7 @@ from lnsim.base.checks import FloatArray
 from lnsim.theory import course, flatness, full_sam, kicks
 from lnsim.theory.axes import Data, boost, finite_boost
 from lnsim.theory.course import Course
+from lnsim.theory.setting import Setting
 
 SHARPNESSES = 48
 """Times at which the sharpness is computed; between them its logarithm is interpolated."""
@@ -53,6 +54,11 @@ class Mean:
     dynamics: kicks.Dynamics
     M: FloatArray  # [W | a] at the start, (m, r + 1)
     course: Course
+
+    @property
+    def start(self) -> Setting:
+        """Its start."""
+        return Setting(self.problem, self.network, self.data, self.dynamics, self.M, self.target)
 
     def at(self, chosen: Any) -> Mean:
         """The mean network at some of the times, an array of their indices."""

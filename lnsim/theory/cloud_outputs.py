@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +52,10 @@ class Mean:
     data: Data
     M: FloatArray  # [W | A^T] at the start, (m, r + C)
     course: Course
+
+    def at(self, chosen: Any) -> Mean:
+        """The mean network at some of the times, an array of their indices."""
+        return replace(self, course=self.course.at(chosen))
 
     @cached_property
     def theta_star(self) -> FloatArray:

@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -74,8 +74,16 @@ class Course:
 
     def at(self, chosen: Any) -> Course:
         """The course at some of its times, an array of their indices."""
-        parts = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "fitted"}
-        return replace(self, **parts)
+        return at_times(self, chosen)
+
+
+C = TypeVar("C", bound=Any)
+
+
+def at_times(course: C, chosen: Any) -> C:
+    """A course of one output or of several at some of its times, an array of their indices."""
+    parts = {f.name: getattr(course, f.name)[chosen] for f in fields(course) if f.name != "fitted"}
+    return replace(course, **parts)
 
 
 def follow(
@@ -102,10 +110,9 @@ def follow(
     early = times[times < fitted]
     fit = _fit(data, target, gram, dynamics, np.append(early, fitted))
     slow = _slow(data, target, gram, dynamics, fit, times[len(early) :])
-    rest = fit.Z[:-1].trace(axis1=1, axis2=2) / max(float(fit.Z[-1].trace()), 1e-300)
     return Course(
         times=times,
-        zbar=np.concatenate([rest[:, None] * slow.zbar[0], slow.zbar[1:]]),
+        zbar=np.concatenate([fit.zbar[:-1], slow.zbar[1:]]),
         expansion=np.concatenate([np.full(len(early), slow.expansion[0]), slow.expansion[1:]]),
         fitted=fitted,
         **{
@@ -174,8 +181,12 @@ def _fit(
     A = P + q[:, None, None] * np.eye(rank)
     inverse = np.linalg.inv(A)
     N = np.stack([of_step.noise(*each) for each in zip(A, C, delta, strict=True)])
-    none = np.zeros_like(delta)
-    return Course(times, G, delta, inverse @ C @ inverse, none, C, N, none[:, 0], times[-1])
+    Z = inverse @ C @ inverse
+    # delta is the mean predictor's: what Z adds to that of M(0) G to second order, zbar takes away.
+    mean = (target + delta)[:, :, None]
+    second = (3 * Z @ mean + np.trace(Z, axis1=1, axis2=2)[:, None, None] * mean) / 2
+    zbar = -(inverse @ second)[:, :, 0]
+    return Course(times, G, delta, Z, zbar, C, N, np.zeros(len(times)), times[-1])
 
 
 def _slow(

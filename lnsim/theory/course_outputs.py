@@ -30,12 +30,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
 from lnsim.theory.axes import Data, boosts, finite_boosts
-from lnsim.theory.course import FITTED, check_expansion
+from lnsim.theory.course import FITTED, at_times, check_expansion
 from lnsim.theory.integrator import integrate
 from lnsim.theory.kicks import Descent
 from lnsim.theory.manifold_outputs import Drift, Tangent, drift
@@ -60,6 +61,10 @@ class Course:
     C: FloatArray  # covariance of Theta, (T, C, r, C, r)
     expansion: FloatArray  # (T,)
     fitted: float  # the time at which the fit is over
+
+    def at(self, chosen: Any) -> Course:
+        """The course at some of its times, an array of their indices."""
+        return at_times(self, chosen)
 
 
 def follow(

@@ -38,13 +38,13 @@ import numpy as np
 
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
-from lnsim.theory import cloud, course
-from lnsim.theory.axes import Data
+from lnsim.theory import course
 from lnsim.theory.cloud_network import Mean
 from lnsim.theory.displacement import Displacements
 from lnsim.theory.kicks import Descent
 from lnsim.theory.manifold import drift
 from lnsim.theory.passage import Watch
+from lnsim.theory.setting import Dynamics, Network, Problem, Setting
 
 FIT_TIMES = 64
 """Times between the first step and the end of the fit at which its noise is followed."""
@@ -66,7 +66,7 @@ class Escape:
 
 
 def predict(
-    problem: cloud.Problem, network: cloud.Network, dynamics: cloud.Dynamics, steps: int,
+    problem: Problem, network: Network, dynamics: Dynamics, steps: int,
     seed: int = 0,
 ) -> Escape:  # fmt: skip
     """The escape of every neuron from `network` within `steps` steps of `dynamics`.
@@ -78,8 +78,18 @@ def predict(
     parameter exceeds 1, and if lr is too large for a stationary loss.
     """
     steps = checks.integer("steps", steps, 1, checks.MOST_STEPS)
-    looks = np.array(looks_of(steps), dtype=np.float64)
-    mean = _mean(problem, network, dynamics, looks)
+    return first_passage(_start(problem, network, dynamics), steps, seed)
+
+
+def covers(start: Setting) -> bool:
+    """Whether the theory of escape covers it."""
+    return start.scalar and isinstance(start.kicks, Descent) and start.kicks.batch_size == 1
+
+
+def first_passage(start: Setting, steps: int, seed: int = 0) -> Escape:
+    """As `predict`, from a start that is covered."""
+    looks = np.array(looks_of(max(steps, 1)), dtype=np.float64)
+    mean = _mean(start, looks)
     path = Displacements(mean, looks)
     radius = 1 / math.sqrt(len(mean.M))
     watch = Watch(len(mean.M), radius, len(mean.target), seed)
@@ -95,9 +105,7 @@ def predict(
     )
 
 
-def lazy_fraction(
-    problem: cloud.Problem, network: cloud.Network, dynamics: cloud.Dynamics, times: Any
-) -> FloatArray:
+def lazy_fraction(problem: Problem, network: Network, dynamics: Dynamics, times: Any) -> FloatArray:
     """The expected share of neurons with |w_i - w_i(0)| <= 1/sqrt(m) at `times` : (T,), ascending.
 
     This is the record's lazy_fraction: of the neurons at the time itself, whenever they first
@@ -106,8 +114,13 @@ def lazy_fraction(
     at = checks.array("times", times, 1)
     if at[0] < 0 or not np.all(np.diff(at) > 0):
         raise ValueError("times must ascend, from 0 or later")
+    return share_inside(_start(problem, network, dynamics), at)
+
+
+def share_inside(start: Setting, at: FloatArray) -> FloatArray:
+    """As `lazy_fraction`, from a start that is covered."""
     looks = np.array(looks_of(math.floor(at[-1])), dtype=np.float64)
-    mean = _mean(problem, network, dynamics, np.union1d(at, looks))
+    mean = _mean(start, np.union1d(at, looks))
     path = Displacements(mean, np.union1d(at, looks))
     everyone, radius = np.arange(len(mean.M)), 1 / math.sqrt(len(mean.M))
     share, wanted = {0.0: 1.0}, set(at.tolist())
@@ -123,21 +136,23 @@ def looks_of(steps: int) -> list[int]:
     return sorted(look for look in looks if look <= steps)
 
 
-def _mean(
-    problem: cloud.Problem, network: cloud.Network, dynamics: cloud.Dynamics, at: FloatArray
-) -> Mean:
+def _start(problem: Problem, network: Network, dynamics: Dynamics) -> Setting:
+    start = Setting.of(problem, network, dynamics)
+    if not covers(start):
+        raise ValueError(
+            "the theory of escape is of one output and SGD with one sample a step, got a second"
+            f" layer of shape {network.a.shape} and {dynamics!r}"
+        )
+    return start
+
+
+def _mean(start: Setting, at: FloatArray) -> Mean:
     """The mean course at 0, at `at`, and at enough times between while the labels are fitted."""
-    kicks = dynamics.kicks()
-    if not isinstance(kicks, Descent) or kicks.batch_size != 1:
-        raise ValueError(f"the theory of escape is of SGD with one sample a step, got {dynamics!r}")
-    if problem.theta_star is None or problem.theta_star.ndim != 1 or network.a.ndim != 1:
-        raise ValueError("the theory of escape needs theta_star, and one output")
-    data = Data.of(problem.X)
-    M = np.column_stack([network.W @ data.basis, network.a])
+    data, M, kicks = start.data, start.M, start.kicks
     P, q, _ = course.moments(M.T @ M, np.eye(M.shape[1]))
-    slowest = drift(data, data.basis.T @ problem.theta_star, kicks, P, q).slowest
-    fitted = course.FITTED / slowest
+    fitted = course.FITTED / drift(data, start.target, kicks, P, q).slowest
     fastest = kicks.lr * float(data.spectrum @ np.diag(P) + q * data.spectrum.sum())
     fit = np.geomspace(min(0.3 / fastest, fitted / 2), fitted, FIT_TIMES)
     times = np.unique(np.concatenate([[0.0], fit[fit < min(fitted, at[-1])], at]))
-    return cloud.predict(problem, network, dynamics, times).mean
+    followed = course.follow(data, start.target, M, kicks, times)
+    return Mean(start.problem, start.network, data, kicks, M, followed)

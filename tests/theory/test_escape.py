@@ -7,9 +7,10 @@ import pytest
 
 import lnsim
 from lnsim.simulation.snapshots import watch_steps
-from lnsim.theory import escape
+from lnsim.theory import cloud, escape
 from lnsim.theory.displacement import Displacements
 from lnsim.theory.passage import Law, Watch
+from lnsim.theory.setting import Setting
 from tests import naive_escape as naive
 
 
@@ -88,7 +89,9 @@ def test_law_of_the_displacement():
         replicas=400,
     )  # fmt: skip
     D = nets[..., :-1] - network.W
-    mean = escape._mean(problem, network, dynamics(lr, sigma), np.array(at, dtype=float))
+    mean = escape._mean(
+        Setting.of(problem, network, dynamics(lr, sigma)), np.array(at, dtype=float)
+    )
     for k, time in enumerate(path := Displacements(mean, np.array(at, dtype=float))):
         law = path.law(np.arange(60))
         assert time == at[k]
@@ -129,7 +132,7 @@ def test_area_of_one_neuron():
     """_area against the sum over pairs of its docstring."""
     problem, network = start(40, 4, samples=30)
     at = np.array([200.0])
-    path = Displacements(escape._mean(problem, network, dynamics(2e-3, 2.0), at), at)
+    path = Displacements(escape._mean(Setting.of(problem, network, dynamics(2e-3, 2.0)), at), at)
     next(iter(path))
     rng = np.random.default_rng(0)
     axes, rates = rng.standard_normal((4, 4)), np.array([0.01, 0.03, 0.1, 0.2])
@@ -151,7 +154,7 @@ def test_excess_of_the_fourth_moment():
     problem, network = start(150, 5)
     A = network.W.T @ network.W + network.a @ network.a * np.eye(5)
     lr, at = 2e-3, np.array([4000.0])
-    path = Displacements(escape._mean(problem, network, dynamics(lr, 1.0), at), at)
+    path = Displacements(escape._mean(Setting.of(problem, network, dynamics(lr, 1.0)), at), at)
     next(iter(path))
     path._fit_ends = 10**6  # so that A and C are those of the end of the fit
     excess, _, _ = path._memory_of_loss()
@@ -296,3 +299,20 @@ def test_times_must_ascend():
     problem, network = start(100, 5)
     with pytest.raises(ValueError, match="times must ascend"):
         escape.lazy_fraction(problem, network, dynamics(1e-3, 1.0), [2, 1])
+
+
+def test_the_law_of_the_cloud_has_the_escapes():
+    problem, network = start(60, 4)
+    rule = dynamics(2e-3, 2.0)
+    times = np.array([0.0, 100.0, 1000.0, 5000.0])
+    prediction = cloud.predict(problem, network, rule, times)
+    expected = escape.predict(problem, network, rule, 5000).median
+    np.testing.assert_array_equal(prediction["lazy_escape"], expected)
+    shares = escape.lazy_fraction(problem, network, rule, times)
+    np.testing.assert_array_equal(prediction["lazy_fraction"], shares)
+    assert shares[0] == 1.0
+    assert "lazy_fraction" in prediction.names
+    of_sam = cloud.predict(problem, network, lnsim.SAM(1e-3, 0.05), times)
+    assert "lazy_fraction" not in of_sam.names
+    with pytest.raises(KeyError, match="no prediction of 'lazy_escape'"):
+        of_sam["lazy_escape"]
