@@ -313,8 +313,7 @@ def _write_run(
 def _theory(arguments: argparse.Namespace) -> int:
     folder, assignments = arguments.folder, arguments.assignments
     name = "label-noise" if folder is None else str(folder)
-    named = name in experiment.names() and (assignments or not folder.exists())
-    if folder is None or named:
+    if folder is None or (name in experiment.names() and (assignments or not folder.exists())):
         values = dict(configs.parse_assignment(text) for text in assignments)
         case = Case.of_setting(configs.build(experiment.load(name).Config, values), name)
     else:
