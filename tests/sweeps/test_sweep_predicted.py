@@ -66,6 +66,27 @@ def test_a_row_is_the_prediction_of_the_point(tmp_path):
     assert fallen == pytest.approx(prediction["norm_squared"][0] / np.e, rel=0.01)
 
 
+def test_escapes_are_those_of_the_root_mean_square_neuron_by_neuron():
+    case = Case.of_setting(label_noise.Config(**BASE, lr=4e-3, sigma=3.0))
+    prediction = case.predict(predicted.looks(4000))
+    mean, radius = prediction.mean, 1 / np.sqrt(100)
+    found = predicted.escapes(prediction)
+    assert np.isfinite(found).any() and np.isinf(found).any()
+    for i in range(0, 100, 7):
+        moved = []
+        for k in range(len(prediction.times)):
+            now = mean.M[i] @ mean.G[k]
+            away = now[:-1] - mean.M[i, :-1]
+            moved.append(np.sqrt(away @ away + now[-1] ** 2 * np.trace(mean.course.Z[k])))
+        out = np.flatnonzero(np.array(moved) > radius)
+        if out.size:
+            k = out[0]
+            at = np.interp(radius, moved[k - 1 : k + 1], prediction.times[k - 1 : k + 1])
+            assert found[i] == pytest.approx(at, rel=1e-9)
+        else:
+            assert np.isinf(found[i])
+
+
 def test_what_theory_refuses_has_its_reason_and_no_values(tmp_path):
     rows = foretold(tmp_path, {"momentum": [0.0, 0.5]}, base={**BASE, "sigma": 2.0}).rows
     assert rows[0]["regime"] == "rich" or rows[0]["regime"] == "lazy"
