@@ -53,7 +53,10 @@ def test_a_row_is_the_prediction_of_the_point(tmp_path):
     case = Case.of_setting(label_noise.Config(**BASE, lr=4e-3, sigma=4.0))
     steps = np.unique([*range(0, 4001, 100), *predicted.looks(4000)]).astype(float)
     prediction = case.predict(steps)
-    last = {name: float(prediction[name][-1]) for name in prediction.names}
+    names = [name for name in prediction.names if name not in predicted.LEFT_OUT]
+    assert len(names) < len(prediction.names)
+    assert all(row[name] is None for name in predicted.LEFT_OUT)
+    last = {name: float(prediction[name][-1]) for name in names}
     shared = set(last) & set(sweep_points.recorded(quantities.TWO_LAYER))
     assert {"train_loss", "norm_mean", "sharpness", "cosine_mean"} <= shared
     for name in shared:
