@@ -87,8 +87,8 @@ class SAM(Dynamics):
         if self.batch_size == FULL_BATCH and sigma == 0.0:
             return kicks.FullSharp(lr, rho)
         raise ValueError(
-            "theory is derived for SAM with one sample a step, or with all of them and no noise:"
-            f" batch_size must be 1, or 0 with sigma 0, got {self.batch_size} with {sigma:g}"
+            "theory is derived for SAM with one sample a step, or with all of them and sigma 0: got"
+            f" batch_size {self.batch_size}"
         )
 
     def off(self) -> Dynamics:

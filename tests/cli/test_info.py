@@ -123,7 +123,7 @@ def test_the_cache_is_where_the_kernels_are():
         lnsim.gaussian_regression(3, 2), lnsim.ntk_init(4, 2), lnsim.GD(1e-3),
         steps=1, record_every=1,
     )  # fmt: skip
-    assert list(Path(folder).glob("lnsim.simulation.neuron_loop.measure_neurons-*.nbc"))
+    assert list(Path(folder).glob("lnsim.simulation.neuron_loop.measure_rows-*.nbc"))
 
 
 @pytest.mark.skipif(
