@@ -55,22 +55,19 @@ class Formulas:
     network: Mapping[str, Callable[[Any], FloatArray]]
     of_trained_part: tuple[str, ...]  # left out where W has a part off the inputs
     over_time: Callable[[Any], dict[str, FloatArray]]
-    paths: Callable[[Any, Any], dict[str, FloatArray]]
-    neurons: Callable[[Any, int], tuple[FloatArray, FloatArray, FloatArray]]
+    neurons: Callable[[Any, int, Any], tuple[FloatArray, FloatArray, FloatArray]]
 
 
 ONE_OUTPUT = Formulas(
     cloud_network.FORMULAS,
     cloud_network.OF_TRAINED_PART,
     cloud_neurons.over_time,
-    cloud_neurons.paths,
     cloud_neurons.neurons,
 )
 OUTPUTS = Formulas(
     cloud_outputs.FORMULAS,
     cloud_outputs.OF_TRAINED_PART,
     cloud_outputs_neurons.over_time,
-    cloud_outputs_neurons.paths,
     cloud_outputs_neurons.neurons,
 )
 
@@ -147,11 +144,14 @@ class Prediction:
 
     def paths(self, neurons: Any) -> dict[str, FloatArray]:
         """tracked_norm, tracked_alignment, tracked_second_layer of these neurons, (T, k) each."""
-        return self.formulas.paths(self.mean, np.asarray(neurons, dtype=np.int64))
+        chosen = np.asarray(neurons, dtype=np.int64)
+        rows = [self.formulas.neurons(self.mean, k, chosen) for k in range(len(self.times))]
+        names = ("tracked_norm", "tracked_alignment", "tracked_second_layer")
+        return {name: np.stack([row[j] for row in rows]) for j, name in enumerate(names)}
 
     def cloud(self, k: int) -> tuple[FloatArray, FloatArray]:
         """The expected norm and alignment of every neuron at the k-th time, (m,) each."""
-        norms, alignments, _ = self.formulas.neurons(self.mean, k)
+        norms, alignments, _ = self.formulas.neurons(self.mean, k, None)
         return norms, alignments
 
 

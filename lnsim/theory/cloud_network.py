@@ -38,14 +38,14 @@ from lnsim.base.checks import FloatArray
 from lnsim.theory import course, flatness, full_sam, kicks
 from lnsim.theory.axes import Data, boost, finite_boost
 from lnsim.theory.course import Course
-from lnsim.theory.setting import Setting
+from lnsim.theory.setting import Lifted, Setting
 
 SHARPNESSES = 48
 """Times at which the sharpness is computed; between them its logarithm is interpolated."""
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Lifted):
     """The mean network at every time.  Arrays are in the principal axes of the data."""
 
     problem: Any
@@ -70,18 +70,6 @@ class Mean:
         return np.asarray(self.data.basis.T @ self.problem.theta_star)
 
     @cached_property
-    def rest(self) -> FloatArray:
-        """The part of W that does not move, (m, d)."""
-        basis = self.data.basis
-        return np.asarray(self.network.W - self.network.W @ basis @ basis.T)
-
-    @property
-    def has_rest(self) -> bool:
-        """Whether the inputs do not span the whole space."""
-        d, r = self.data.basis.shape
-        return r < d
-
-    @cached_property
     def G(self) -> FloatArray:
         """G with E[M] = M(0) G, (T, r + 1, r + 1)."""
         Z, zbar = self.course.Z, self.course.zbar
@@ -89,11 +77,6 @@ class Mean:
         second[:, :-1, :-1] = Z / 2
         second[:, -1, -1] = np.trace(Z, axis1=1, axis2=2) / 2
         return self.course.G + self.course.G @ second
-
-    @cached_property
-    def gram(self) -> FloatArray:
-        """M(0)^T M(0)."""
-        return self.M.T @ self.M
 
     @cached_property
     def _moments(self) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -157,7 +140,7 @@ def train_loss(mean: Mean) -> FloatArray:
 
 def _loss(spectrum: FloatArray, course: Course) -> FloatArray:
     square = np.einsum("tii->ti", course.C) + course.delta**2
-    return np.asarray(0.5 * square @ spectrum)
+    return np.maximum(0.5 * square @ spectrum, 0.0)  # where C is 0 but for rounding
 
 
 def test_loss(mean: Mean) -> FloatArray:

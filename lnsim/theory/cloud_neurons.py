@@ -38,13 +38,6 @@ def over_time(mean: Mean) -> dict[str, FloatArray]:
     return result
 
 
-def paths(mean: Mean, chosen: NDArray[np.int64]) -> dict[str, FloatArray]:
-    """tracked_norm, tracked_alignment, tracked_second_layer : (T, k) of the neurons `chosen`."""
-    rows = [neurons(mean, k, chosen) for k in range(len(mean.course.times))]
-    names = ("tracked_norm", "tracked_alignment", "tracked_second_layer")
-    return {name: np.stack([row[j] for row in rows]) for j, name in enumerate(names)}
-
-
 def neurons(
     mean: Mean, k: int, chosen: NDArray[np.int64] | None = None
 ) -> tuple[FloatArray, FloatArray, FloatArray]:

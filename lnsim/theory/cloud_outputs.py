@@ -38,13 +38,14 @@ from lnsim.theory import course_outputs, flatness
 from lnsim.theory.axes import Data, boosts
 from lnsim.theory.cloud_network import mean_power
 from lnsim.theory.course_outputs import Course
+from lnsim.theory.setting import Lifted
 
 _POINTS = 2_000_000
 """Most numbers in the points at which one nuclear norm is averaged, at a time."""
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Lifted):
     """The mean network at every time.  Arrays are in the principal axes of the data."""
 
     problem: Any
@@ -73,18 +74,6 @@ class Mean:
         return self.target.shape[1]
 
     @cached_property
-    def rest(self) -> FloatArray:
-        """The part of W that does not move, (m, d)."""
-        basis = self.data.basis
-        return np.asarray(self.network.W - self.network.W @ basis @ basis.T)
-
-    @property
-    def has_rest(self) -> bool:
-        """Whether the inputs do not span the whole space."""
-        d, r = self.data.basis.shape
-        return r < d
-
-    @cached_property
     def inner(self) -> FloatArray:
         """E[z^T z], (T, r, r)."""
         return np.asarray(np.einsum("tcicj->tij", self.course.Z))
@@ -101,11 +90,6 @@ class Mean:
         second[:, : self.rank, : self.rank] = self.inner / 2
         second[:, self.rank :, self.rank :] = self.outer / 2
         return self.course.G + self.course.G @ second
-
-    @cached_property
-    def gram(self) -> FloatArray:
-        """M(0)^T M(0)."""
-        return self.M.T @ self.M
 
     @cached_property
     def moments(self) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -96,30 +96,44 @@ def follow(
     """
     gram, rank = M.T @ M, len(target)
     P, q, theta = moments(gram, np.eye(rank + 1))
-    if np.abs(theta - target).max() > math.sqrt(DIVERGED_ABOVE):
-        raise ArithmeticError("theta_star is so large that a run diverges at once")
+    check_start(theta, target)
     first = drift(data, target, dynamics, P, q)
     if isinstance(dynamics, Descent) and dynamics.sigma == 0:
         # Without label noise C = 0, but the residuals of the start still amplify themselves where
         # any noise does: (1) is linear in sigma^2.
         drift(data, target, replace(dynamics, sigma=1.0), P, q)
     check_expansion(first.expansion, 0.0)
-    fitted = FITTED / first.slowest if first.slowest > 0 else math.inf
-    if math.isinf(fitted):
-        raise ArithmeticError("lr is too small for the first transient to end")
+    fitted = end_of_fit(first.slowest)
     early = times[times < fitted]
     fit = _fit(data, target, gram, dynamics, np.append(early, fitted))
     slow = _slow(data, target, gram, dynamics, fit, times[len(early) :])
-    return Course(
-        times=times,
-        zbar=np.concatenate([fit.zbar[:-1], slow.zbar[1:]]),
-        expansion=np.concatenate([np.full(len(early), slow.expansion[0]), slow.expansion[1:]]),
-        fitted=fitted,
-        **{
-            name: np.concatenate([getattr(fit, name)[:-1], getattr(slow, name)[1:]])
-            for name in ("G", "delta", "Z", "C", "N")
-        },
-    )
+    return joined(fit, slow)
+
+
+def check_start(theta: FloatArray, target: FloatArray) -> None:
+    """Raises ArithmeticError if a run from the predictor `theta` diverges at once."""
+    if np.abs(theta - target).max() > math.sqrt(DIVERGED_ABOVE):
+        raise ArithmeticError("theta_star is so large that a run diverges at once")
+
+
+def end_of_fit(slowest: float) -> float:
+    """The time at which the fit is over.  Raises ArithmeticError if there is none."""
+    fitted = FITTED / slowest if slowest > 0 else math.inf
+    if math.isinf(fitted):
+        raise ArithmeticError("lr is too small for the first transient to end")
+    return fitted
+
+
+def joined(fit: C, slow: C) -> C:
+    """The course of the fit, but for its last time, and then `slow`, but for its first."""
+    parts = {
+        f.name: np.concatenate([getattr(fit, f.name)[:-1], getattr(slow, f.name)[1:]])
+        for f in fields(fit)
+        if f.name != "fitted"
+    }
+    # The small parameter is of the drift, which begins when the fit ends.
+    parts["expansion"][: len(fit.times) - 1] = slow.expansion[0]
+    return replace(slow, **parts)
 
 
 def follow_twin(
@@ -260,7 +274,7 @@ def _slow(
         return whole
 
     return Course(
-        times=begin + at_times,
+        times=np.append(begin, times),
         G=G.reshape(-1, rank + 1, rank + 1),
         delta=np.zeros((len(at_times), rank)),
         fitted=begin,

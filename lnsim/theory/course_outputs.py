@@ -28,15 +28,14 @@ from the G of the fit, moved onto Theta = Theta* by a boost.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
+from lnsim.base.checks import FloatArray
 from lnsim.theory.axes import Data, boosts, finite_boosts
-from lnsim.theory.course import FITTED, at_times, check_expansion
+from lnsim.theory.course import at_times, check_expansion, check_start, end_of_fit, joined
 from lnsim.theory.integrator import integrate
 from lnsim.theory.kicks import Descent
 from lnsim.theory.manifold_outputs import Drift, Tangent, drift
@@ -86,25 +85,14 @@ def follow(
         )
     gram, rank = M.T @ M, target.shape[1]
     P, q, theta = moments(gram, np.eye(len(gram)), rank)
-    if np.abs(theta - target).max() > math.sqrt(DIVERGED_ABOVE):
-        raise ArithmeticError("theta_star is so large that a run diverges at once")
+    check_start(theta, target)
     first = drift(data, target, dynamics, P, q)
     check_expansion(first.expansion, 0.0)
-    fitted = FITTED / first.slowest if first.slowest > 0 else math.inf
-    if math.isinf(fitted):
-        raise ArithmeticError("lr is too small for the first transient to end")
+    fitted = end_of_fit(first.slowest)
     early = times[times < fitted]
     fit = _fit(data, target, gram, dynamics, np.append(early, fitted))
     slow = _slow(data, target, gram, dynamics, fit, times[len(early) :])
-    return Course(
-        times=times,
-        expansion=np.concatenate([np.full(len(early), slow.expansion[0]), slow.expansion[1:]]),
-        fitted=fitted,
-        **{
-            name: np.concatenate([getattr(fit, name)[:-1], getattr(slow, name)[1:]])
-            for name in ("G", "delta", "Z", "zbar", "C")
-        },
-    )
+    return joined(fit, slow)
 
 
 def _fit(
@@ -201,7 +189,7 @@ def _slow(
         return np.asarray(PchipInterpolator(grid, values)(at_times))
 
     return Course(
-        times=begin + at_times,
+        times=np.append(begin, times),
         G=G.reshape(-1, *gram.shape),
         delta=np.zeros((len(at_times), *target.shape)),
         fitted=begin,

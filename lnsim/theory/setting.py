@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +47,31 @@ class Dynamics(Protocol):
     """A dynamics that says what its steps do in the mean, as those of lnsim.dynamics."""
 
     def kicks(self) -> kicks.Dynamics: ...
+
+
+class Lifted:
+    """What a network in the principal axes has besides: the part of W off the inputs."""
+
+    network: Any
+    data: Data
+    M: FloatArray
+
+    @cached_property
+    def rest(self) -> FloatArray:
+        """The part of W that does not move, (m, d)."""
+        basis = self.data.basis
+        return np.asarray(self.network.W - self.network.W @ basis @ basis.T)
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether the inputs do not span the whole space."""
+        d, r = self.data.basis.shape
+        return r < d
+
+    @cached_property
+    def gram(self) -> FloatArray:
+        """M(0)^T M(0)."""
+        return self.M.T @ self.M
 
 
 @dataclass(frozen=True)
