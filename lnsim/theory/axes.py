@@ -41,6 +41,15 @@ def scaled(matrix: FloatArray, weights: FloatArray) -> FloatArray:
     return weights[:, None] * matrix * weights
 
 
+def direction(vector: FloatArray) -> FloatArray:
+    """vector/|vector|, also where the square would overflow or vanish.  ValueError for 0."""
+    largest = float(np.abs(vector).max())
+    if largest == 0.0:
+        raise ValueError("theta_star must not be 0 on the training inputs")
+    scaled_vector = vector / largest
+    return np.asarray(scaled_vector / np.linalg.norm(scaled_vector))
+
+
 def boost(z: FloatArray) -> FloatArray:
     """S(z) = [[0, z], [z^T, 0]] of z : (..., r), shape (..., r + 1, r + 1)."""
     S = np.zeros((*z.shape[:-1], z.shape[-1] + 1, z.shape[-1] + 1))

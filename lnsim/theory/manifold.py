@@ -181,13 +181,16 @@ def _covariance(
         if not largest < 1e100:
             break
         slope = max((1 + mean - lr * float(alpha.sum()) * mean) / 2, 0.2 * mean)
-        move = step + (mean / slope - 1) * float(np.sum(step * D) / np.sum(D * D)) * D
+        unit = D / largest  # as squares of a small D would be 0
+        along = float(np.sum(step / largest * unit) / np.sum(unit * unit))
+        move = step + (mean / slope - 1) * along * D
         point, D = D, D + move
         if sweep >= SECANTS:
             D = lr * _lyapunov(restoring, noise)
         elif before is not None:
             last, change = before[0] + before[1], move - before[1]
-            D = D - float(np.sum(change * move) / max(np.sum(change**2), 1e-300)) * (D - last)
+            change, moved = change / largest, move / largest
+            D = D - float(np.sum(change * moved) / max(np.sum(change**2), 1e-300)) * (D - last)
         before = point, move
     raise NoStationaryState(
         f"lr = {lr} is too large for a quasi-stationary state: lr tr(A Sigma) = "

@@ -47,7 +47,7 @@ import numpy as np
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.theory import cloud, paper
-from lnsim.theory.axes import Data
+from lnsim.theory.axes import Data, direction
 from lnsim.theory.kicks import MEAN_SIZE, Descent, Dynamics, Sharp
 from lnsim.theory.manifold import drift
 from lnsim.theory.modes import gradient_flow
@@ -120,7 +120,7 @@ def at_rest(X: FloatArray, theta_star: FloatArray) -> State:
     data = Data.of(X)
     target = data.basis.T @ theta_star
     along, q = paper.stationary_norms(target, np.diag(data.spectrum))
-    u = target / np.linalg.norm(target)
+    u = direction(target)
     return State(data, target, along * np.outer(u, u), q)
 
 

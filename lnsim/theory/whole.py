@@ -14,7 +14,7 @@ import numpy as np
 
 from lnsim.base.checks import MOST_STEPS, FloatArray
 from lnsim.theory import cloud, course, full_sam, kicks, paper
-from lnsim.theory.axes import Data
+from lnsim.theory.axes import Data, direction
 from lnsim.theory.course import BeyondExpansion
 from lnsim.theory.manifold import Drift, drift
 
@@ -74,9 +74,10 @@ def _horizon(problem: cloud.Problem, network: cloud.Network, dynamics: cloud.Dyn
     rates = [_contraction(of_steps.lr, start)]
     first, second = paper.stationary_norms(target, np.diag(data.spectrum))
     try:
-        P = first * np.outer(target, target) / (target @ target)
+        unit = direction(target)
+        P = first * np.outer(unit, unit)
         rates.append(_contraction(of_steps.lr, drift(data, target, of_steps, P, second)))
-    except ValueError:  # no stationary loss there: the course ends before
+    except ValueError:  # no stationary loss there: the course ends before; or theta_star is 0
         pass
     slow = max((DECAYS / rate for rate in rates if rate > 0), default=0.0)
     return min(max(slow, 2 * course.FITTED / max(start.slowest, 1e-300)), float(MOST_STEPS))

@@ -212,7 +212,6 @@ def test_of_an_ensemble_the_mean_is_predicted_for_the_first_replica():
 
 @pytest.mark.small
 def test_a_chosen_curve_of_a_run_has_its_prediction(tmp_path, monkeypatch):
-    """The share of lazy neurons has none."""
     saved = []
     monkeypatch.setattr(canvas, "save", lambda figure, *rest: saved.append(figure))
     trajectory = run(steps=400)
@@ -221,16 +220,16 @@ def test_a_chosen_curve_of_a_run_has_its_prediction(tmp_path, monkeypatch):
     assert main(["plot", str(tmp_path), "--column", *names]) == 0
     (figure,) = saved
     prediction = Case.of_run(trajectory).drawn
-    for axes, name in zip(figure.axes, names[:2], strict=False):
+    for axes, name in zip(figure.axes, names, strict=False):
         measured, line = axes.get_lines()
         np.testing.assert_array_equal(measured.get_ydata(), trajectory[name])
         np.testing.assert_array_equal(line.get_ydata(), prediction[name])
         assert line.get_linestyle() == "--"
-    assert not dashed(figure.axes[2]) and entries(figure) == [predicted.LABEL]
+    assert entries(figure) == [predicted.LABEL]
     assert main(["plot", str(tmp_path), str(tmp_path), "--column", "norm_mean"]) == 0
     assert not any(line.get_color() == style.BLACK for line in saved[1].axes[0].get_lines())
     assert main(["plot", str(tmp_path), "--column", "lazy_fraction"]) == 0
-    assert len(saved) == 3 and entries(saved[2]) == []
+    assert len(saved) == 3 and entries(saved[2]) == [predicted.LABEL]
 
 
 @pytest.mark.small
