@@ -64,7 +64,7 @@ def of_course(steps: Any, series: Callable[[str], FloatArray], at_rest: float) -
     escape = np.where(escape < 0, np.inf, escape)
     norm, cosine = quantity("norm_mean"), quantity("cosine_mean")
     half, most = (float(cosine[0] + share * (1 - cosine[0])) for share in (0.5, 0.9))
-    from_rest = np.abs(quantity("norm_squared") / at_rest - 1)
+    from_rest = np.abs(quantity("norm_squared") - at_rest)
     return Times(
         first_escape=float(escape.min()),
         median_escape=float(np.median(escape)),
@@ -72,5 +72,5 @@ def of_course(steps: Any, series: Callable[[str], FloatArray], at_rest: float) -
         half_norm=first(-norm, -float(norm[0]) / 2),
         alignment=first(cosine, half),
         convergence=first(cosine, most),
-        rest=first(-from_rest, -WITHIN),
+        rest=first(-from_rest, -WITHIN * at_rest),
     )
