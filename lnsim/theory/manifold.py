@@ -78,6 +78,8 @@ def drift(
     rank, total = len(target), float(data.spectrum.sum())
     A = P + q * np.eye(rank)
     alpha, vectors = np.linalg.eigh(scaled(A, data.root))
+    if not alpha[-1] * 1e-12 > 0:
+        raise ValueError("W^T W + |a|^2 I must not be 0 on the span of the data")
     alpha = np.maximum(alpha, 1e-12 * alpha[-1])  # a trial step of the integrator may overshoot
     inverse = scaled((vectors / alpha) @ vectors.T, data.root)
     start = None if guess is None else scaled(guess, data.root)
