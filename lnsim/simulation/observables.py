@@ -26,7 +26,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lnsim.base import threads
 from lnsim.base.checks import FloatArray
 from lnsim.models.curvature import check_dense
 from lnsim.models.problem import Problem
@@ -37,9 +36,6 @@ from lnsim.run import quantities
 from lnsim.run.quantities import Axis
 from lnsim.simulation import measures
 from lnsim.simulation.measures import Constants, Measured
-
-ROWS = 2048
-"""Neurons lifted at a time."""
 
 
 class Frame:
@@ -132,32 +128,6 @@ class Frame:
         W, a = weights
         return View(self, W, a, scale, twin)
 
-    def measure_neurons(self, W: FloatArray) -> FloatArray:
-        """|w_i|^2, <w_i, theta_star>, |w_i - w_i(0)|^2 of the trained part, (3, B, m).
-
-        W : (B, p, r).  The rows are lifted ROWS at a time, which stay in the cache; where there is
-        one network its rows are shared among threads.
-        """
-        # Imported here, as Numba takes most of a second to import.
-        from lnsim.simulation.neuron_loop import measure_rows
-
-        Q, start, direction = self.reduction.Q, self.trained_start, self.reduced_theta_star
-        result = np.empty((3, len(W), self.width))
-
-        def some(blocks: slice) -> None:
-            lifted = None if Q is None else np.empty((min(ROWS, self.width), W.shape[2]))
-            for first in range(blocks.start * ROWS, min(blocks.stop * ROWS, self.width), ROWS):
-                rows = slice(first, min(first + ROWS, self.width))
-                for b, reduced in enumerate(W):
-                    if lifted is None or Q is None:
-                        of_rows = reduced[rows]
-                    else:
-                        of_rows = np.matmul(Q[rows], reduced, out=lifted[: rows.stop - first])
-                    measure_rows(of_rows, start[rows], direction, result[:, b, rows])
-
-        threads.in_blocks(some, -(-self.width // ROWS))
-        return result
-
     def network(self, weights: list[FloatArray], scale: float) -> Network:
         """The full network, read-only, from reduced weights W : (p, r), a : (p,)."""
         reduced_W, reduced_a = weights
@@ -232,8 +202,13 @@ class View:
 
     @cached_property
     def _neurons(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        # Imported here, as Numba takes most of a second to import.
+        from lnsim.simulation.neuron_loop import measure_neurons
+
         frame = self.frame
-        norm_squared, alignment, moved_squared = frame.measure_neurons(self.reduced_W)
+        norm_squared, alignment, moved_squared = measure_neurons(
+            frame.reduction.Q, self.reduced_W, frame.trained_start, frame.reduced_theta_star
+        )
         if frame.reduction.rest is not None:
             scale = self.scale[:, None]
             norm_squared += scale**2 * frame.rest_norm_squared
