@@ -212,7 +212,7 @@ def _verdicts(judged: list[Row], best: list[Row], unsettled: int) -> list[str]:
         parts.append(
             f"**Where the small parameter is above {SMALL:g}**, {_count(large)}: "
             + "; ".join(f"{_name(r)}, parameter {r.expansion:.2f}: {_ratio(r)}" for r in large)
-            + ". Terms of higher order make the medians a few per cent too early."
+            + "."
         )
     if heavy:
         parts.append(
@@ -222,12 +222,12 @@ def _verdicts(judged: list[Row], best: list[Row], unsettled: int) -> list[str]:
             " the fourth moment does not exist. Most runs have less noise than the mean, so that"
             " the median comes later than predicted. The error shrinks as runs get longer (small"
             " σ), as the tail then averages out. Whatever the small parameter says, the excess"
-            " warns of it: it is a field of the prediction."
+            " warns of it: `cloud.predict` then gives no escapes, and `escape.predict` an infinite"
+            " excess."
         )
     parts.append(
-        f"**Where there is no prediction.** At m = 4,000 and η = 0.001 ({unsettled} settings)"
-        " η tr(AΣ) is about 4: no loss is stationary, and runs diverge (all 32 at σ = 4)."
-        " The prediction refuses with a ValueError."
+        f"**Where there is no prediction** ({unsettled} settings, at m = 4,000 and η = 0.001), η"
+        " is too large for a stationary loss: the prediction refuses with a ValueError."
     )
     return parts
 

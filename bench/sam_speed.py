@@ -240,11 +240,9 @@ standard deviation of the label noise that takes as long: measured, by the law, 
 The leading order in lr, 2 lr ρ² λ (Wen, Ma, Li 2022), is the closed form at v = 0: it is too slow
 by the factor 1 + 2bv + v². The closed form takes all samples alike and leaves out the second order
 in the fluctuation; both are in the law. The law fails as its small parameter grows, equation (4) of
-`lnsim/theory/modes.py`, here the largest up to the end of the passage: at ρ = 0.5 and lr = 10⁻³ it
-is 0.13 and the rate is off by 4 %. The label noise that is as fast has a larger one, given last,
-and fails sooner. It takes residuals as normal, as sums of many kicks. At rest a single kick moves
-one by more than its spread: at d = 5, lr = 10⁻³ and ρ = 0.1 the loss there, 4.7·10⁻⁶, is 8 % above
-the law (4 seeds, standard error 1 %).
+`lnsim/theory/modes.py`, here the largest up to the end of the passage. The label noise that is as
+fast has a larger one, given last, and fails sooner. The law takes residuals as normal, as sums of
+many kicks; at rest in few dimensions a single kick moves one by more than its spread.
 
 The default of the experiment `sam` is ρ = {default:g}: at the figures' setting (lr = 10⁻³) it takes
 |W|² to 1/e of its start in the same time as label noise of σ = 4 does (`radius_over_phase` gives

@@ -44,6 +44,13 @@ class Schedule(ABC):
         """Raises ValueError unless every scalar has one value, or one for each replica."""
         self.at(0)[0].check_replicas(replicas)
 
+    def kicks(self) -> kicks.Dynamics:
+        """What its steps do in the mean, for lnsim.theory.  Raises ValueError if none is derived.
+
+        A dynamics whose steps the theory covers overrides it.
+        """
+        raise ValueError(f"no theory is derived for {type(self).__name__}")
+
     def factors(self, first_step: int, count: int) -> tuple[FloatArray | None, FloatArray | None]:
         """What lr and the noise are multiplied by at each of `count` steps, where they change.
 
@@ -183,13 +190,6 @@ class Dynamics(Schedule):
     def rest_scale(self, steps: int, replica: int) -> float:
         """What is left of a weight that has no gradient after `steps` steps, per unit of it."""
         return 1.0
-
-    def kicks(self) -> kicks.Dynamics:
-        """What its steps do in the mean, for lnsim.theory.  Raises ValueError if none is derived.
-
-        A dynamics whose steps the theory covers overrides it.
-        """
-        raise ValueError(f"no theory is derived for {type(self).__name__}")
 
     def off(self) -> Dynamics:
         """The same steps on the same draws, without the noise."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 LABEL = "predicted"
+ROUGH = 0.2
+"""The small parameter above which the legend entry has it (docs/predictions.md)."""
 GREY = "#ABABAB"
 BENEATH = 1.5
 """Height of the grey points: above shades, below the measured points and lines."""
@@ -70,7 +72,9 @@ def entry(prediction: Prediction | str, across: int) -> tuple[Line2D, str]:
     """
     if isinstance(prediction, str):
         return Line2D([], [], ls=""), textwrap.fill(f"no prediction: {prediction}", across)
-    return Line2D([], [], **_dashes()), LABEL
+    expansion = float(prediction.expansion.max())
+    label = LABEL if expansion <= ROUGH else f"{LABEL}, roughly: small parameter {expansion:.2g}"
+    return Line2D([], [], **_dashes()), label
 
 
 def legend(figure: Figure, prediction: Prediction | str, left: float, beside: str = "") -> None:

@@ -24,6 +24,7 @@ kick to C outputs is not a function of one normal variable.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,6 +47,9 @@ from lnsim.theory import (
     kicks,
 )
 from lnsim.theory.setting import Dynamics, Network, Problem, Setting
+
+LAZY = ("lazy_escape", "lazy_fraction")
+"""What escape.py predicts."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,34 @@ class Prediction:
         return start if escape.covers(start) else None
 
     @cached_property
+    def escape(self) -> escape.Escape | None:
+        """The escape of every neuron up to the last time, where it is covered (escape.py)."""
+        if self._start is None:
+            return None
+        return escape.first_passage(self._start, int(self.times[-1]))
+
+    @cached_property
+    def unescaped(self) -> str:
+        """Why the escape of neurons is not predicted, or ""."""
+        if self.escape is None or not isinstance(self.mean, cloud_network.Mean):
+            return "it is derived for one output and label noise SGD with one sample a step"
+        if math.isinf(self.escape.excess) and self.mean.start.kicks.sigma > 0:
+            return "the loss has no variance, so that a median would be too early"
+        return ""
+
+    def _reason(self, name: str) -> str:
+        """Why a quantity cannot be asked for."""
+        if name in LAZY:
+            return self.unescaped
+        if name.startswith(("tracked_", "cloud_")):
+            return "single neurons are asked of `paths` and `cloud`"
+        if name in cloud_network.FORMULAS:
+            return (
+                "it is not derived for several outputs, or where the inputs do not span the space"
+            )
+        return nearest(name, self.names)
+
+    @cached_property
     def _network(self) -> dict[str, Callable[[Any], FloatArray]]:
         whole = not self.mean.has_rest
         return {
@@ -121,21 +153,22 @@ class Prediction:
     def __getitem__(self, name: str) -> FloatArray:
         """A quantity, (T,), or (m,) for lazy_escape.  Raises KeyError for one that is unknown.
 
-        lazy_escape has the medians over the noise, -1 after the last time; it and lazy_fraction are
-        of SGD with one sample a step and one output alone.
+        lazy_escape has the medians over the noise, -1 after the last time; `unescaped` says where
+        there is none, and lazy_fraction is NaN.
         """
         if name not in self._known:
             if name in cloud_neurons.FORMULAS:
                 self._known.update(self.formulas.over_time(self.mean))
             elif name in self._network:
                 self._known[name] = self._network[name](self.mean)
-            elif name == "lazy_escape" and self._start is not None:
-                last = int(self.times[-1])
-                self._known[name] = escape.first_passage(self._start, last).median
+            elif name == "lazy_escape" and self.escape is not None and not self.unescaped:
+                self._known[name] = self.escape.median
             elif name == "lazy_fraction" and self._start is not None:
-                self._known[name] = escape.share_inside(self._start, self.times)
+                self._known[name] = np.full(len(self.times), np.nan)
+                if not self.unescaped:
+                    self._known[name] = escape.share_inside(self._start, self.times)
             else:
-                raise KeyError(f"no prediction of {name!r}: {nearest(name, self.names)}")
+                raise KeyError(f"no prediction of {name!r}: {self._reason(name)}")
         return self._known[name]
 
     def at(self, chosen: Any) -> Prediction:
@@ -143,8 +176,13 @@ class Prediction:
         return Prediction(self.times[chosen], self.mean.at(chosen), self.formulas)
 
     def paths(self, neurons: Any) -> dict[str, FloatArray]:
-        """tracked_norm, tracked_alignment, tracked_second_layer of these neurons, (T, k) each."""
-        chosen = np.asarray(neurons, dtype=np.int64)
+        """tracked_norm, tracked_alignment, tracked_second_layer of these neurons, (T, k) each.
+
+        `neurons` : (k,) are their numbers, whole ones: TypeError for others.
+        """
+        chosen = np.asarray(neurons)
+        if chosen.dtype.kind not in "iu":
+            raise TypeError(f"neurons must be whole numbers, got {neurons!r}")
         rows = [self.formulas.neurons(self.mean, k, chosen) for k in range(len(self.times))]
         names = ("tracked_norm", "tracked_alignment", "tracked_second_layer")
         return {name: np.stack([row[j] for row in rows]) for j, name in enumerate(names)}

@@ -229,11 +229,11 @@ def _slow(
     def law(state: FloatArray) -> _Slow:
         nonlocal guess
         if isinstance(dynamics, Descent):
-            slope, fields, found = descent.slow_slope(
+            slope, fields, settled = descent.slow_slope(
                 state, gram, data.whitened, data.spectrum, target, lr, *of_label, guess,
                 TOLERANCE, SWEEPS,
             )  # fmt: skip
-            at = drift_of_fields(data, dynamics, fields, found)
+            at = drift_of_fields(data, dynamics, fields, settled)
             guess = at.C
             return _Slow(slope, at)
         G = state.reshape(rank + 1, rank + 1)

@@ -42,7 +42,7 @@ def covariance(  # type: ignore[no-untyped-def]
         label_trace += gain[i, i] * of_label
         if guess[0, 0] == 0.0:
             C[i, i] = gain[i, i] * of_label
-    found, growing = False, 0
+    settled, growing = False, 0
     for _ in range(sweeps):
         product = np.dot(samples, C)
         for k in range(count):
@@ -68,12 +68,12 @@ def covariance(  # type: ignore[no-untyped-def]
                 largest = max(largest, abs(new))
                 change = max(change, abs(new - old))
         if change <= tolerance * largest:
-            found = True
+            settled = True
             break
         if growing > GROWING or not largest < LARGEST:
             break
     N = np.dot(vectors, np.dot(C / gain, vectors.T))
-    return N, np.dot(vectors, np.dot(C, vectors.T)), found
+    return N, np.dot(vectors, np.dot(C, vectors.T)), settled
 
 
 @compiled(nogil=True, error_model="numpy")
@@ -95,7 +95,7 @@ def drift(  # type: ignore[no-untyped-def]
     alpha, vectors = np.linalg.eigh(scaled)
     for i in range(rank):
         alpha[i] = max(alpha[i], 1e-12 * alpha[-1])
-    noise, whitened_C, found = covariance(
+    noise, whitened_C, settled = covariance(
         whitened, alpha, vectors, lr, of_label, of_square, of_mean, start, tolerance, sweeps
     )
     inverse = np.dot(vectors / alpha, vectors.T)
@@ -128,7 +128,7 @@ def drift(  # type: ignore[no-untyped-def]
         lr * max(alpha[0], 1e-3 * alpha[-1]),
         1.3 * lr**2 * nu,
     )  # fmt: skip
-    return fields, inverse, found
+    return fields, inverse, settled
 
 
 @compiled(nogil=True, error_model="numpy")
@@ -141,7 +141,7 @@ def slow_slope(  # type: ignore[no-untyped-def]
     G = state.copy().reshape(rank + 1, rank + 1)
     product = np.dot(G.T, np.dot(gram, G))
     P, theta = product[:rank, :rank].copy(), product[:rank, rank].copy()
-    fields, inverse, found = drift(
+    fields, inverse, settled = drift(
         whitened, spectrum, target, lr, of_label, of_square, of_mean, P, product[rank, rank], guess,
         tolerance, sweeps,
     )  # fmt: skip
@@ -153,7 +153,7 @@ def slow_slope(  # type: ignore[no-untyped-def]
     turning[:rank, rank] = held - w / 2
     turning[rank, :rank] = held + w / 2
     turning[rank, rank] = -K_a / 2
-    return lr**2 * np.dot(G, turning).ravel(), fields, found
+    return lr**2 * np.dot(G, turning).ravel(), fields, settled
 
 
 @compiled(nogil=True, error_model="numpy")

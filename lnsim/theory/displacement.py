@@ -90,7 +90,7 @@ class Displacements:
         """The largest excess of the fourth moment of the residuals up to now."""
         inside = int(np.sum(path.times < path.fitted))
         self._fit_ends = min(inside, len(path.times) - 1)
-        fit = Fit(mean.data, mean.target, mean.dynamics.lr, _first(path, self._fit_ends + 1),
+        fit = Fit(mean.data, mean.target, mean.dynamics.lr, path.at(slice(self._fit_ends + 1)),
                   mean.gram)  # fmt: skip
         assert isinstance(mean.dynamics, Descent)
         self._kurtosis = KURTOSIS[mean.dynamics.law]
@@ -254,18 +254,3 @@ class Displacements:
 def _dot(first: FloatArray, second: FloatArray) -> FloatArray:
     """The products of rows, (k,)."""
     return np.asarray(np.einsum("kr,kr->k", first, second))
-
-
-def _first(path: course.Course, count: int) -> course.Course:
-    """The course at its first `count` times."""
-    return course.Course(
-        times=path.times[:count],
-        G=path.G[:count],
-        delta=path.delta[:count],
-        Z=path.Z[:count],
-        zbar=path.zbar[:count],
-        C=path.C[:count],
-        N=path.N[:count],
-        expansion=path.expansion[:count],
-        fitted=path.fitted,
-    )

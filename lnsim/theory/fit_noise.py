@@ -218,8 +218,8 @@ class Fit:
         count = int(np.clip(NUMBERS // max(rank, 1) ** 3, 4, SOURCES))
         last = max(times[1], LAST_SOURCE * times[-1])
         wanted = np.append(0.0, np.geomspace(times[1], last, count - 1))
-        found = np.searchsorted(times, wanted * (1 - 1e-9))
-        return sorted({int(k) for k in found if k < len(times) - 1})
+        places = np.searchsorted(times, wanted * (1 - 1e-9))
+        return sorted({int(k) for k in places if k < len(times) - 1})
 
 
 def _weights(times: FloatArray) -> FloatArray:

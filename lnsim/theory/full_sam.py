@@ -386,5 +386,5 @@ def _projected(Y: FloatArray) -> FloatArray:
     excess = np.cumsum(values[::-1]) - 1
     level = excess / np.arange(1, len(values) + 1)
     count = int(np.flatnonzero(values[::-1] > level)[-1])
-    kept = np.maximum(values - level[count], 0.0)
-    return (vectors * kept) @ vectors.T
+    excess = np.maximum(values - level[count], 0.0)
+    return (vectors * excess) @ vectors.T

@@ -201,8 +201,7 @@ class FullSharp:
         return 0.0, 1.0
 
     def kick(self, mean: FloatArray, variance: FloatArray, size: FloatArray) -> Kick:
-        """See Dynamics: the step in (1) of full_sam.py is none of single samples; these are means
-        of powers of the residuals."""
+        """The means of powers of the residuals alone: full_sam.py has the step, (1) there."""
         return Descent(self.lr, self.sigma).kick(mean, variance, size)
 
 

@@ -26,8 +26,6 @@ SWEEPS = 1000
 """Most iterations for the covariance."""
 SECANTS = 30
 """Iterations by secants, of which 4 to 8 are usual, before the slow but sure ones."""
-DEPTH = 2
-"""Steps before the last that are mixed with it."""
 TOLERANCE = 1e-5
 """Relative error allowed in the covariance."""
 
@@ -72,14 +70,14 @@ def drift(
 
     `guess`: C at a state close by.  Raises NoStationaryState if there is no quasi-stationary state.
     """
+    if not 1e-12 * (float(P.trace()) + q) > 0:
+        raise ValueError("W^T W + |a|^2 I must not be 0 on the span of the data")
     if isinstance(dynamics, Descent):
         return _of_descent(data, target, dynamics, P, q, guess, tolerance)
     lr = dynamics.lr
     rank, total = len(target), float(data.spectrum.sum())
     A = P + q * np.eye(rank)
     alpha, vectors = np.linalg.eigh(scaled(A, data.root))
-    if not alpha[-1] * 1e-12 > 0:
-        raise ValueError("W^T W + |a|^2 I must not be 0 on the span of the data")
     alpha = np.maximum(alpha, 1e-12 * alpha[-1])  # a trial step of the integrator may overshoot
     inverse = scaled((vectors / alpha) @ vectors.T, data.root)
     start = None if guess is None else scaled(guess, data.root)
@@ -126,11 +124,11 @@ def _of_descent(
 
     of_label, of_square, of_mean = shares(data, dynamics)
     start = np.zeros_like(P) if guess is None else guess
-    fields, _, found = descent.drift(
+    fields, _, settled = descent.drift(
         data.whitened, data.spectrum, target, dynamics.lr, of_label, of_square, of_mean,
         np.ascontiguousarray(P), float(q), start, tolerance, SWEEPS,
     )  # fmt: skip
-    return drift_of_fields(data, dynamics, fields, found)
+    return drift_of_fields(data, dynamics, fields, settled)
 
 
 def _covariance(
@@ -214,11 +212,11 @@ def descent_covariance(
 
     alpha, vectors = eigen
     of_label, of_square, of_mean = shares(data, dynamics)
-    N, C, found = descent.covariance(
+    N, C, settled = descent.covariance(
         data.whitened, alpha, np.ascontiguousarray(vectors), dynamics.lr, of_label, of_square,
         of_mean, np.zeros_like(vectors), tolerance, SWEEPS,
     )  # fmt: skip
-    if not found:
+    if not settled:
         raise _too_large(dynamics, dynamics.lr * float(alpha.sum()), of_square or of_mean)
     return N, C
 
@@ -230,10 +228,10 @@ def shares(data: Data, dynamics: Descent) -> tuple[float, float, float]:
     return of_noise * dynamics.sigma**2, of_square, of_mean
 
 
-def drift_of_fields(data: Data, dynamics: Descent, fields: Any, found: bool) -> Drift:
+def drift_of_fields(data: Data, dynamics: Descent, fields: Any, settled: bool) -> Drift:
     """The Drift that a compiled loop has computed.  Raises NoStationaryState if it has none."""
     drift = Drift(*fields)
-    if not found:
+    if not settled:
         _, of_square, of_mean = shares(data, dynamics)
         raise _too_large(dynamics, drift.relaxation * len(drift.w), of_square or of_mean)
     return drift

@@ -95,6 +95,8 @@ class Setting:
         theta_star = problem.theta_star
         if theta_star is None:
             raise ValueError("the theory of the cloud needs theta_star: the problem has none")
+        expected = (len(network.W), problem.X.shape[1])
+        checks.shape("W", network.W, expected, f"X has {expected[1]} columns")
         one = problem.y.ndim == 1 and network.a.ndim == 1
         target = theta_star if one else np.atleast_2d(theta_star)
         y = problem.y if one else problem.y.reshape(len(problem.X), -1)

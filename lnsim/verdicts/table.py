@@ -139,6 +139,9 @@ def _times(case: Case) -> list[_Row]:
     rows = [row for row in rows if (row.predicted, row.measured, row.remark) != ("-", "-", "")]
     if isinstance(whole, str):
         return [*rows, _Row("law of the cloud", remark="no prediction", note=whole)]
+    if whole.prediction.unescaped:
+        reason = f"neurons not lazy: {whole.prediction.unescaped}"
+        rows.append(_Row("law of the cloud", remark="no escapes", note=reason))
     if whole.beyond:
         rows.append(_Row("predicted up to", _steps(whole.until), note=whole.beyond))
     return rows
