@@ -137,14 +137,16 @@ class ReducedWatch(Watch):
             self._Q, self._size, self._order, W, self._start, self._before, self._older,
             self._radius, step, self.step, self.escape, self.inside,
         )  # fmt: skip
+
+        def some(of: NDArray[np.int64], part: slice, whole: bool) -> None:
+            with np.errstate(over="ignore", invalid="ignore"):  # of what is about to diverge
+                look(of, part.start, part.stop, whole, *arrays)
+
         if self._Q.size * replicas.size < SHARED or replicas.size >= threads.number():
-            threads.in_blocks(
-                lambda part: look(replicas[part], 0, neurons, True, *arrays), replicas.size
-            )
+            everyone = slice(0, neurons)
+            threads.in_blocks(lambda part: some(replicas[part], everyone, True), replicas.size)
         else:
-            threads.in_blocks(
-                lambda part: look(replicas, part.start, part.stop, False, *arrays), neurons
-            )
+            threads.in_blocks(lambda part: some(replicas, part, False), neurons)
             self.inside[replicas] = (self.escape[replicas] < 0).sum(axis=1)
             self.step[replicas] = step
             self._before[replicas] = W[replicas]

@@ -68,8 +68,11 @@ def drift(
 ) -> Drift:
     """The drift at P = W^T W : (r, r), q = |a|^2, theta = `target` : (r,).
 
-    `guess`: C at a state close by.  Raises NoStationaryState if there is no quasi-stationary state.
+    `guess`: C at a state close by.  Raises NoStationaryState if there is no quasi-stationary state,
+    ArithmeticError if the square of lr is 0.
     """
+    if dynamics.lr**2 == 0.0:
+        raise ArithmeticError(f"lr = {dynamics.lr} is too small: its square is 0")
     if not 1e-12 * (float(P.trace()) + q) > 0:
         raise ValueError("W^T W + |a|^2 I must not be 0 on the span of the data")
     if isinstance(dynamics, Descent):
