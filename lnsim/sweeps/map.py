@@ -165,7 +165,7 @@ def _draw_predicted(axes: Axes, sweep: Table, x: Axis, y: Axis, cells: Any) -> l
         lines.set_path_effects(_outline())
     share = f"agreement {100 * theory.agreement:.0f} %, {theory.count:,} points"
     label = f"predicted\n({share})"
-    return [Line2D([], [], color=BLACK, ls="--", lw=pt(1.1) if drawn else 0, label=label)]
+    return [Line2D([], [], color=BLACK, ls="--" if drawn else "", lw=pt(1.1), label=label)]
 
 
 def _outline() -> list[Any]:
