@@ -204,7 +204,7 @@ def _verdicts(judged: list[Row], best: list[Row], unsettled: int) -> list[str]:
         f"**Where it holds.** Of the {len(judged)} settings with a stationary loss,"
         f" {_count(judged)}"
         + (f"; with the {again} rows that were measured again, {_count(best)}. " if again else ". ")
-        + f"Where the small parameter is at most {SMALL:g} and the loss has a variance,"
+        + f"Where the small parameter is at most {SMALL:g} and the variance of the loss is finite,"
         f" {len(small)} settings, {_count(small)}. The largest error of a median is"
         f" {abs(worst.ratio[1] - 1):.1%} there ({_name(worst)}).",
     ]
@@ -216,7 +216,7 @@ def _verdicts(judged: list[Row], best: list[Row], unsettled: int) -> list[str]:
         )
     if heavy:
         parts.append(
-            "**Where the loss has no variance** (excess infinite), it fails: "
+            "**Where the variance of the loss is infinite** (excess infinite), it fails: "
             + "; ".join(f"{_name(r)}: {_ratio(r)}" for r in heavy)
             + ". With η tr(AΣ) above 1 and few dimensions the residuals have so heavy a tail that"
             " the fourth moment does not exist. Most runs have less noise than the mean, so that"

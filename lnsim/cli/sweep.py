@@ -66,5 +66,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     print(f"points        {len(result.rows):,}, {result.new:,} of them {verb} now{earlier}")
     counts = Counter(row["regime"] or "not predicted" for row in result.rows)
     print(f"regimes       {', '.join(f'{word} {counts[word]:,}' for word in sorted(counts))}")
+    refused = Counter(row["status"] for row in result.rows if row["regime"] is None)
+    for reason, count in refused.most_common(1):
+        print(f"not predicted {count:,} for this reason: {reason}")
     print(f"sweep folder  {arguments.out}; draw it with: lnsim plot {in_shell(arguments.out)}")
     return 0

@@ -11,7 +11,7 @@ import numpy as np
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.base.config import key, recorded
-from lnsim.dynamics import SGD, LabelNoise, Schedule
+from lnsim.dynamics import SAM, SGD, LabelNoise, Schedule
 from lnsim.models.problem import Problem
 from lnsim.models.problems import gaussian_regression
 from lnsim.models.two_layer import Network, ntk_init
@@ -115,6 +115,12 @@ def label_noise_sgd(config: NoisyConfig) -> SGD:
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
+
+
+def sam(config: Any, rho: float) -> SAM:
+    """SAM of radius rho, with the label noise of `config`, one with lr, sigma, law, batch_size."""
+    noise = LabelNoise(config.sigma, config.law)
+    return SAM(config.lr, rho, noise, batch_size=config.batch_size)
 
 
 def train(

@@ -1,7 +1,8 @@
 """A setting of the two-layer linear network, its start, and the predictions of theory for it.
 
-The theory is about label noise SGD, and every setting is read as such: without label noise sigma
-is 0.  `gaps`, `beyond_noise` and `covered_noise` say which settings the statements do not cover.
+The paper's statements and the law of modes are about label noise SGD, as which they read every
+setting: without label noise sigma is 0.  `gaps`, `beyond_noise` and `covered_noise` say which
+settings they do not cover.  The law of the cloud takes `dynamics`, SAM too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
-from lnsim.dynamics import SAM, LabelNoise, Schedule
+from lnsim.dynamics import Schedule
 from lnsim.experiments import _synthetic
 from lnsim.experiments._synthetic import LinearConfig, NoisyConfig, config_of, series
 from lnsim.models.problem import Problem
@@ -255,9 +256,10 @@ class Case:
         if self.experiment == "label-noise":
             return _synthetic.label_noise_sgd(config)
         if self.experiment == "sam":
-            noise = LabelNoise(config.sigma, config.law)
-            return SAM(config.lr, self.rho, noise, batch_size=config.batch_size)
-        raise ValueError(f"no theory is derived for the dynamics of {self.experiment}")
+            return _synthetic.sam(config, self.rho)
+        raise ValueError(
+            f"no theory is derived for the dynamics of {self.experiment}: take label-noise or sam"
+        )
 
     def predict(self, times: ArrayLike) -> cloud.Prediction:
         """The law of the cloud at `times` : (T,).  Raises ValueError or ArithmeticError if none."""
@@ -324,7 +326,7 @@ class Case:
             return None
         course = self.whole.prediction
         times = of_course(course.times, course.__getitem__, self.stationary[0])
-        return times.known_until() if self.whole.beyond else times
+        return times.without_never() if self.whole.beyond else times
 
     def measured_times(self, replica: int = 0) -> Times:
         """The same times of the run, or of one replica; infinite for what it does not reach."""

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lnsim.base.config import key
-from lnsim.dynamics import SAM, LabelNoise
 from lnsim.experiments import _synthetic
 from lnsim.experiments.case import Case
 from lnsim.run.experiment import Experiment
@@ -47,8 +46,7 @@ def run(config: Config, *, backend: str = "numba", device: str = "", **driver: A
 
     Raises ValueError or TypeError for values out of range.
     """
-    noise = LabelNoise(config.sigma, config.law)
-    dynamics = SAM(config.lr, config.rho, noise, batch_size=config.batch_size)
+    dynamics = _synthetic.sam(config, config.rho)
     return _synthetic.train("sam", config, dynamics, backend, device, **driver)
 
 

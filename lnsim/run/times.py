@@ -38,7 +38,7 @@ class Times:
     convergence: float
     rest: float
 
-    def known_until(self) -> Times:
+    def without_never(self) -> Times:
         """The times of a course that ends before all has happened: NaN in place of infinite."""
         return Times(*(t if math.isfinite(t) else math.nan for t in vars(self).values()))
 

@@ -191,31 +191,29 @@ class Recorder:
         waiting = Snapshots.together(self._pending)
         self._pending.clear()
         self._waiting = 0
-        recorded = np.arange(len(waiting.replica))
-        self._share(waiting, recorded, self._keep, self._block)
+        self._share(waiting, self._keep, self._block)
         if self._of_measures:
             most, in_order = self._most_waiting, self._frame.in_order
-            self._share(waiting, recorded, self._measure, most, in_order=in_order)
+            self._share(waiting, self._measure, most, in_order=in_order)
 
     def _share(
         self,
         waiting: Snapshots,
-        numbers: NDArray[np.int64],
         keep: Callable[[Snapshots, Any], None],
         block: int,
         *,
         in_order: bool = False,
     ) -> None:
-        """Observes the waiting networks of these numbers on all threads.
+        """Observes the waiting networks on all threads.
 
         Each takes any part of them, or, `in_order`, all of some replicas.
         """
-        of = waiting.replica[numbers]
+        of, numbers = waiting.replica, np.arange(len(waiting.replica))
         together = numbers[np.argsort(of, kind="stable")] if in_order else numbers
         ends = np.arange(1, numbers.size)
         if in_order:
             ends = np.flatnonzero(np.diff(np.sort(of))) + 1
-        parts = np.split(together, ends) if numbers.size else []
+        parts = np.split(together, ends)
         in_blocks(lambda some: self._compute(waiting, parts[some], keep, block), len(parts))
 
     def _compute(

@@ -72,7 +72,7 @@ def predict(experiment: str, cells: Rows, shape: Cell) -> Predicted:
     oracle = _Oracle(experiment, cells, rows, columns)
     words, delay = fill((len(rows), len(columns)), oracle, stride)
     measured = {
-        (i, j): _usual(row["regime"] for row in cells[rows[i], columns[j]])
+        (i, j): usual(row["regime"] for row in cells[rows[i], columns[j]])
         for i, j in np.argwhere(words != "").tolist()
         if (rows[i], columns[j]) in cells
     }
@@ -87,7 +87,8 @@ def _thinned(size: int, most: int) -> list[int]:
     return [int(index) for index in np.linspace(0, size - 1, count).round()]
 
 
-def _usual(words: Iterable[str]) -> str:
+def usual(words: Iterable[str]) -> str:
+    """The most frequent word, the word of a cell; of a tie the first."""
     return Counter(words).most_common(1)[0][0]
 
 
@@ -106,9 +107,10 @@ class _Oracle:
         if rows is None:
             return "", math.nan
         keys = min(rows, key=lambda row: row["seed"])
-        size = tuple(keys[k] for k in ("samples", "test_samples", "dim", "width", "theta_norm"))
-        case = Case.of_keys(self._experiment, keys, self._starts.get((*size, keys["seed"])))
-        self._starts[*size, keys["seed"]] = case.start
+        names = ("samples", "test_samples", "dim", "width", "theta_norm", "seed")
+        start = tuple(keys[name] for name in names)
+        case = Case.of_keys(self._experiment, keys, self._starts.get(start))
+        self._starts[start] = case.start
         try:
             return _judged(case)
         except NoStationaryState:

@@ -79,6 +79,8 @@ def draw(axes: Axes, sweep: Table, column: str = "") -> None:
         draw_map(axes, sweep, column)
     else:
         draw_curve(axes, sweep, column)
+    if sweep.predicted:
+        axes.set_title("predicted, nothing trained")
 
 
 def _check(sweep: Table, column: str) -> None:
@@ -123,7 +125,7 @@ def draw_curve(axes: Axes, sweep: Table, column: str) -> None:
     axes.set_ylabel(name_of(column))
     if not x.words and positive and (x.log or points.has_theory(sweep.experiment)):
         _draw_power_law(axes, places, samples)
-    if not x.words:
+    if not x.words and not sweep.predicted:
         _draw_predicted(axes, sweep, x, column, places)
     _mark_missing(axes, sweep, x, set(range(len(values))) - set(complete))
     handles, names = axes.get_legend_handles_labels()

@@ -14,6 +14,7 @@ from lnsim.base.checks import FloatArray
 from lnsim.figures.style import BLACK, ORANGE, SKY, pt
 from lnsim.sweeps import boundary, points
 from lnsim.sweeps.axis import Axis, name_of
+from lnsim.sweeps.predicted import PREDICTED
 from lnsim.sweeps.table import Table
 
 if TYPE_CHECKING:
@@ -28,9 +29,12 @@ BOUNDARIES = (
 DIVERGED, NO_VALUE = "#404040", "#F4F4F4"
 """Colours of cells that diverged, and of cells without a value."""
 
+NOT_PREDICTED = "not predicted"
+"""What stands for the reason of a cell that theory refuses."""
+
 WORD_COLOURS = {
     "lazy": "#DDDDDD", "rich": SKY, "collapsed": ORANGE, "diverged": DIVERGED, "OK": SKY,
-    "DIVERGED": DIVERGED, "trained": SKY,
+    "DIVERGED": DIVERGED, "trained": SKY, PREDICTED: SKY, NOT_PREDICTED: NO_VALUE,
 }  # fmt: skip
 
 
@@ -45,17 +49,13 @@ def draw_map(axes: Axes, sweep: Table, column: str) -> None:
         legend += _draw_words(axes, x, y, cells, column)
     else:
         legend += _draw_numbers(axes, x, y, cells, column)
-    if any(row["regime"] is None for row in sweep.rows):
-        legend.append(Patch(fc=NO_VALUE, ec=BLACK, lw=pt(0.4), label="not predicted"))
     if len(cells) < len(x.values) * len(y.values):
         legend.append(Patch(fc="white", ec=BLACK, lw=pt(0.4), label="not run"))
     for key, scale, axis in ((x, axes.set_xscale, axes.xaxis), (y, axes.set_yscale, axes.yaxis)):
         key.label(axis, scale)
     axes.set_xlim(*x.borders[[0, -1]])
     axes.set_ylim(*y.borders[[0, -1]])
-    if sweep.predicted:
-        axes.set_title("predicted, nothing trained")
-    else:
+    if not sweep.predicted:
         legend += _draw_predicted(axes, sweep, x, y, cells)
     legend += _draw_boundaries(axes, sweep, x, y, cells)
     if legend:
@@ -68,19 +68,21 @@ def draw_map(axes: Axes, sweep: Table, column: str) -> None:
 
 
 def _draw_words(axes: Axes, x: Axis, y: Axis, cells: Any, column: str) -> list[Any]:
-    """Draws the most frequent word of every cell; of a tie the first in WORD_COLOURS."""
+    """Draws the most frequent word of every cell."""
     order = list(WORD_COLOURS)
     image = np.full((y.places.size, x.places.size), np.nan)
     for place, rows in cells.items():
-        words = [row[column] for row in rows if row[column] in order]
-        if words:
-            image[place] = order.index(max(order, key=words.count))
+        words = (row[column] if row[column] in order else NOT_PREDICTED for row in rows)
+        image[place] = order.index(boundary.usual(words))
     axes.pcolormesh(
         x.borders, y.borders, image, cmap=ListedColormap(list(WORD_COLOURS.values())),
         vmin=-0.5, vmax=len(order) - 0.5, rasterized=True,
     )  # fmt: skip
     shown = [word for i, word in enumerate(order) if (image == i).any()]
-    return [Patch(fc=WORD_COLOURS[word], label=word) for word in shown]
+    return [
+        Patch(fc=colour, ec=BLACK if colour == NO_VALUE else None, lw=pt(0.4), label=word)
+        for word, colour in ((word, WORD_COLOURS[word]) for word in shown)
+    ]
 
 
 def _draw_numbers(axes: Axes, x: Axis, y: Axis, cells: Any, column: str) -> list[Any]:
@@ -106,7 +108,7 @@ def _draw_numbers(axes: Axes, x: Axis, y: Axis, cells: Any, column: str) -> list
     drawn = axes.get_figure()
     assert drawn is not None
     drawn.colorbar(colours, ax=axes, pad=0.02, aspect=30, label=name_of(column))
-    states = ((0.0, NO_VALUE, "not reached"), (1.0, DIVERGED, "diverged"))
+    states = ((0.0, NO_VALUE, "no value"), (1.0, DIVERGED, "diverged"))
     return [
         Patch(fc=colour, ec=BLACK, lw=pt(0.4), label=name)
         for value, colour, name in states
@@ -128,19 +130,13 @@ def _draw_boundaries(axes: Axes, sweep: Table, x: Axis, y: Axis, cells: Any) -> 
     """Draws where each prediction equals its level, if that is within the map; returns a legend."""
     legend: list[Any] = []
     shape = (y.places.size, x.places.size)
-    if min(shape) < 2:
-        return legend
     boundaries = BOUNDARIES if points.has_theory(sweep.experiment) else ()
     for column, level_key, style, name in boundaries:
         predicted = _medians(cells, column, shape)
         level = _medians(cells, level_key, shape) if level_key else np.ones(shape)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.ma.masked_invalid(np.log(predicted / level))
-        if ratio.count() and ratio.min() < 0 < ratio.max():
-            lines = axes.contour(
-                x.places, y.places, ratio, [0.0], colors=BLACK, linestyles=style, linewidths=pt(1.1)
-            )
-            lines.set_path_effects(_outline())
+        if _draw_line(axes, x.places, y.places, ratio, style):
             legend.append(Line2D([], [], color=BLACK, ls=style, label=name))
     return legend
 
@@ -156,18 +152,20 @@ def _draw_predicted(axes: Axes, sweep: Table, x: Axis, y: Axis, cells: Any) -> l
     if theory.without:
         return [Line2D([], [], lw=0, label=f"no prediction {theory.without}")]
     across, up = x.places[theory.columns], y.places[theory.rows]
-    delay = np.ma.masked_invalid(theory.delay)
-    drawn = min(delay.shape) > 1 and delay.count() and delay.min() < 0 < delay.max()
-    if drawn:
-        lines = axes.contour(
-            across, up, delay, [0.0], colors=BLACK, linestyles="--", linewidths=pt(1.1)
-        )
-        lines.set_path_effects(_outline())
+    drawn = _draw_line(axes, across, up, np.ma.masked_invalid(theory.delay), "--")
     share = f"agreement {100 * theory.agreement:.0f} %, {theory.count:,} points"
     label = f"predicted\n({share})"
     return [Line2D([], [], color=BLACK, ls="--" if drawn else "", lw=pt(1.1), label=label)]
 
 
-def _outline() -> list[Any]:
-    """A white border, which keeps a line legible over any colour."""
-    return [withStroke(linewidth=pt(2.2), foreground="white")]
+def _draw_line(axes: Axes, across: FloatArray, up: FloatArray, values: Any, style: str) -> bool:
+    """Draws where the masked values : (Y, X) are 0, if that is in the map; returns whether it is.
+
+    A white border keeps the line legible over any colour.
+    """
+    if min(values.shape) < 2 or not values.count() or not values.min() < 0 < values.max():
+        return False
+    lines = axes.contour(across, up, values, [0.0], colors=BLACK, linestyles=style,
+                         linewidths=pt(1.1))  # fmt: skip
+    lines.set_path_effects([withStroke(linewidth=pt(2.2), foreground="white")])
+    return True

@@ -112,7 +112,7 @@ def _summary(case: Case, measured: str) -> Summary:
         "step": records,
         "diverged_at": np.array([-1]),
         "theta_star": case.start.theta_star,
-        "lazy_escape": np.nan_to_num(escapes(prediction), posinf=-1.0),
+        "lazy_escape": np.nan_to_num(escapes(prediction), nan=-1.0, posinf=-1.0),
         "norm_squared": series["norm_squared"],
         "second_layer_norm": series["second_layer_norm"],
         "cosine_mean": _cosine(series),

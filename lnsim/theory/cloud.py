@@ -126,7 +126,10 @@ class Prediction:
         if self.escape is None or not isinstance(self.mean, cloud_network.Mean):
             return "it is derived for one output and label noise SGD with one sample a step"
         if math.isinf(self.escape.excess) and self.mean.start.kicks.sigma > 0:
-            return "the loss has no variance, so that a median would be too early"
+            return (
+                "the variance of the loss is infinite, which makes medians too early: take a"
+                " smaller lr"
+            )
         return ""
 
     def _reason(self, name: str) -> str:

@@ -22,6 +22,9 @@ interpolators (manifold.py),
 from the G of the fit, moved onto theta = theta_star by one boost.  The corrections of second order
 in z in K are left out during the fit, of which they are a small part.
 
+A step is taken as a differential, so a mode of rate b a step decays too slowly by a share of about
+b/2: what is left of the labels after many such times, as without noise, is too large.
+
 The twin, linearised at the start, has the same two equations with A frozen.
 """
 

@@ -22,7 +22,7 @@ passage.py takes the first passage over the looks, by a sum over fixed paths.
 
 What it leaves out.  Laws are taken from their first moments; fluctuations of z are of first order
 about the mean course, which holds while the small parameter, (4) of modes.py, is small; `excess` is
-a second one: where it is infinite, the loss has no variance, and the median comes too early.
+a second one: where it is infinite, so is the variance of the loss, and the median too early.
 docs/escape.md has both, and the errors, at 54 settings.
 
 It covers label noise SGD with one sample a step, and any law of the noise.
@@ -57,7 +57,7 @@ class Escape:
     median: of `lazy_escape` over the noise, in steps, -1 where it is after the last step; (m,)
     expansion: the largest small parameter, (4) of modes.py, up to the last of them
     excess: that of the fourth moment of the residuals over a normal law's, relatively; infinite
-        where the loss has no variance (displacement.py): then the medians are too early
+        where the variance of the loss is (displacement.py): then the medians are too early
     """
 
     median: FloatArray

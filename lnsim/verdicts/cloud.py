@@ -102,7 +102,7 @@ def courses(case: Case, source: str) -> list[Verdict]:
         verdicts.append(
             judge.judge(
                 f"{curve.says} over time", source, "at most", allowed, worst,
-                f"largest {kind} of a mean over {len(np.atleast_2d(run[curve.name]))} seeds and a"
+                f"largest {kind} of a mean over {_seeds(run)} seeds and a"
                 f" window, of {WINDOWS} that halve the run; at most {size}, {judge.ALLOWANCE}",
                 note=note, vacuous=vacuous,
             )
@@ -123,8 +123,8 @@ def _worst(run: Trajectory, curve: Curve, predicted: FloatArray) -> tuple[float,
         deviation = measured / predicted - 1 if curve.relative else measured - predicted
     worst = (math.nan, curve.bound, "")
     for window in windows(len(run.steps)):
-        of_seeds = deviation[:, window].mean(axis=1)
-        mean, error = abs(float(of_seeds.mean())), _standard_error(of_seeds)
+        values = deviation[:, window].mean(axis=1)
+        mean, error = abs(float(values.mean())), _standard_error(values)
         allowed = judge.allowance(curve.bound, error)
         if not mean / allowed <= worst[0] / worst[1]:
             first, last = run.steps[window][[0, -1]]

@@ -151,8 +151,8 @@ def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Sect
     return [
         page.figure_2(claims.two_phases("Figure 2", seeds, clean, "sigma = 0")),
         page.figure_4([
-            *claims.two_phases("Figure 4", runs["sam"], plain, "rho = 0"),
-            *claims.stationary(cases["sam"], "one-sample SAM"),
+            *claims.two_phases("Figure 4", claims.of_run(of_sam_seeds), plain, "rho = 0"),
+            *claims.stationary(of_sam_seeds, "one-sample SAM"),
             *claims.escape_and_phases("SAM with label noise", noisy),
         ]),
         page.periodic(claims.windows(runs["label-noise-periodic"], "the noise")),

@@ -41,6 +41,8 @@ def table(case: Case) -> list[str]:
     Raises ValueError for sizes out of range, and for lr of 1 or more.
     """
     columns = ("predicted",) if case.trajectory is None else ("predicted", "measured")
+    speeds = [_Row(label, _number(value)) for label, value in speed.rows(case)]
+    of_speeds = ["law-of-sam"] if speeds else []
     return [
         *_heading(case),
         *_section("Condition 1", ("value", "threshold"), _conditions(case)),
@@ -48,14 +50,9 @@ def table(case: Case) -> list[str]:
         *_section("The paper's bounds on times", ("bound", *columns[1:]), _bounds(case)),
         *_section("Bounds of the lemmas", columns, _lemmas(case)),
         *_section("Law of modes, beyond the paper", columns, _modes(case)),
-        *_speed(case, columns),
-        *_credit("law-of-the-cloud", "law-of-modes", "stationary-state"),
+        *(_section(speed.TITLE, columns, speeds) if speeds else []),
+        *_credit("law-of-the-cloud", "law-of-modes", "stationary-state", *of_speeds),
     ]
-
-
-def _speed(case: Case, columns: tuple[str, ...]) -> list[str]:
-    rows = [_Row(label, _number(value)) for label, value in speed.rows(case)]
-    return _section(speed.TITLE, columns, rows) if rows else []
 
 
 def _credit(*statements: str) -> list[str]:
@@ -86,7 +83,7 @@ def _heading(case: Case) -> list[str]:
     ]
     lines += [] if case.trajectory is None else [f"the run {case.trajectory.status}"]
     if case.gaps:
-        but = "" if isinstance(case.whole, str) else ", except for times"
+        but = "" if isinstance(case.whole, str) else ", except for times and speed"
         lines.append(f"not covered{but}: {', '.join(case.gaps)}")
     return [part for line in lines for part in textwrap.wrap(line, WIDTH)]
 
@@ -120,6 +117,8 @@ TIMES = {
     "rest": f"|W|_F^2 within {WITHIN:.0%} of that at rest",
 }
 """What the times of run/times.py are called in the table."""
+EXTREMES = "of the neurons' medians over the noise; first and last of one run are more extreme"
+"""What the predicted escapes are, beside those of a run."""
 
 
 def _times(case: Case) -> list[_Row]:
@@ -135,7 +134,8 @@ def _times(case: Case) -> list[_Row]:
         reached = measured if math.isfinite(measured) else math.nan
         row = replace(_compared(label, predicted, reached), predicted=_steps(predicted))
         missing = NOT_REACHED if math.isinf(measured) else row.remark
-        rows.append(replace(row, measured=_steps(reached), remark=missing))
+        note = EXTREMES if name == "first_escape" and math.isfinite(predicted) else ""
+        rows.append(replace(row, measured=_steps(reached), remark=missing, note=note))
     rows = [row for row in rows if (row.predicted, row.measured, row.remark) != ("-", "-", "")]
     if isinstance(whole, str):
         return [*rows, _Row("law of the cloud", remark="no prediction", note=whole)]

@@ -48,7 +48,9 @@ def test_rank_counts_equal_eigenvalues():
     assert np.isnan(effective_rank(np.diag([1.0, np.inf])))
 
 
-@pytest.mark.skipif(find_spec("torch") is None, reason="needs torch")
+@pytest.mark.skipif(
+    find_spec("torch") is None, reason="it compares with torch's formulas, and torch is an extra"
+)
 def test_torch_has_the_same_two_numbers():
     import torch
     from lnsim_torch.linearization import effective_rank as rank

@@ -55,7 +55,7 @@ def test_what_does_not_happen_is_at_infinity():
     assert found.half_norm == found.rest == found.last_escape == math.inf
     assert found.first_escape == 20 and math.isinf(found.median_escape)
     assert found.alignment == pytest.approx(math.log(2) / RATE, rel=1e-3)
-    part = found.known_until()
+    part = found.without_never()
     assert math.isnan(part.rest) and math.isnan(part.median_escape)
     assert (part.first_escape, part.alignment) == (found.first_escape, found.alignment)
 
