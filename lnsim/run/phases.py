@@ -2,7 +2,7 @@
 
 Lazy escape.  Neuron i is lazy at step t while |w_i(t) - w_i(0)| <= 1/sqrt(m) (Definition 1).  Its
 escape is the first time it is not, interpolated between the steps watched (four an octave, whatever
-is recorded; recorder.watch_steps).  The exit from the lazy regime begins with the first neuron's
+is recorded; snapshots.watch_steps).  The exit from the lazy regime begins with the first neuron's
 escape and ends with the last one's.
 
 Alignment and convergence.  Let c(t) be the mean |cos(w_i(t), theta_star)|.  Phase II, in which the

@@ -123,9 +123,9 @@ class Prediction:
     @cached_property
     def unescaped(self) -> str:
         """Why the escape of neurons is not predicted, or ""."""
-        if self.escape is None or not isinstance(self.mean, cloud_network.Mean):
+        if self.escape is None:
             return "it is derived for one output and label noise SGD with one sample a step"
-        if math.isinf(self.escape.excess) and self.mean.start.kicks.sigma > 0:
+        if self.escape.excess == math.inf:
             return (
                 "the variance of the loss is infinite, which makes medians too early: take a"
                 " smaller lr"

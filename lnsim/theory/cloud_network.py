@@ -121,7 +121,8 @@ class Mean(Lifted):
         return course.follow_twin(*start, self.dynamics, times)
 
 
-def norm_squared(mean: Mean) -> FloatArray:
+def norm_squared(mean: Any) -> FloatArray:
+    """Of a Mean of one output or of several."""
     of_rest = float(np.sum(mean.rest**2)) if mean.has_rest else 0.0
     return np.asarray(np.trace(mean.squares, axis1=1, axis2=2) + of_rest)
 

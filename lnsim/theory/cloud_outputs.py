@@ -36,7 +36,7 @@ import numpy as np
 from lnsim.base.checks import FloatArray
 from lnsim.theory import course_outputs, flatness
 from lnsim.theory.axes import Data, boosts
-from lnsim.theory.cloud_network import mean_power
+from lnsim.theory.cloud_network import mean_power, norm_squared
 from lnsim.theory.course_outputs import Course
 from lnsim.theory.setting import Lifted
 
@@ -138,11 +138,6 @@ class Mean(Lifted):
     def spread(self) -> FloatArray:
         """The covariance of the inputs' weights summed over the outputs, (T, r, r)."""
         return np.asarray(np.einsum("tcicj->tij", self.course.C))
-
-
-def norm_squared(mean: Mean) -> FloatArray:
-    of_rest = float(np.sum(mean.rest**2)) if mean.has_rest else 0.0
-    return np.asarray(np.trace(mean.squares, axis1=1, axis2=2) + of_rest)
 
 
 def second_layer_norm(mean: Mean) -> FloatArray:

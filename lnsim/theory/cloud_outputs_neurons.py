@@ -24,11 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray
-from lnsim.theory.cloud_neurons import folded
+from lnsim.theory.cloud_neurons import FORMULAS, folded
 from lnsim.theory.cloud_outputs import Mean
-
-FORMULAS = ("norm_mean", "alignment_mean", "cosine_mean")
-"""The means over neurons that `over_time` gives."""
 
 
 def over_time(mean: Mean) -> dict[str, FloatArray]:

@@ -144,7 +144,7 @@ def follow_twin(
 ) -> Course:
     """delta and C of the twin, linearised at the start; gram = M(0)^T M(0), and `times` ascend."""
     P, q, _ = moments(gram, np.eye(len(gram)))
-    fitted = FITTED / drift(data, target, dynamics, P, q).slowest
+    fitted = end_of_fit(drift(data, target, dynamics, P, q).slowest)
     early = times[times < fitted]
     fit = _fit(data, target, gram, dynamics, np.append(early, fitted), frozen=True)
     at = np.minimum(np.arange(len(times)), len(early))
@@ -168,8 +168,10 @@ def _fit(
 
     def law(state: FloatArray) -> _Fit:
         if isinstance(dynamics, Descent):
-            shares = of_step.shares
-            slope, tangent = descent.fit_slope(state, gram, samples, spectrum, lr, *shares, frozen)
+            of_label = shares(data, dynamics)
+            slope, tangent = descent.fit_slope(
+                state, gram, samples, spectrum, lr, *of_label, frozen
+            )
             return _FitOfDescent(slope, tangent, spectrum)
         G, C, delta = unpack(state)
         P, q, theta = moments(gram, G)
@@ -345,14 +347,6 @@ class _Moments:
     data: Data
     dynamics: Dynamics
 
-    @cached_property
-    def shares(self) -> tuple[float, float, float, float]:
-        """sigma, and the shares in N of all, of the residuals in that, and of E[g] E[g]^T."""
-        dynamics = self.dynamics
-        of_noise, of_mean = dynamics.shares(len(self.data.samples))
-        whole = isinstance(dynamics, Descent) and not dynamics.batch_size
-        return dynamics.sigma, of_noise, 0.0 if whole else 1.0, of_mean
-
     def noise(self, A: FloatArray, C: FloatArray, delta: FloatArray) -> FloatArray:
         """N alone."""
         if not isinstance(self.dynamics, Descent):
@@ -361,7 +355,8 @@ class _Moments:
 
         data = self.data
         C, delta = np.ascontiguousarray(C), np.ascontiguousarray(delta)
-        N: FloatArray = descent.moments(data.samples, data.spectrum, C, delta, *self.shares)
+        of_label = shares(data, self.dynamics)
+        N: FloatArray = descent.moments(data.samples, data.spectrum, C, delta, *of_label)
         return N
 
     def at(self, A: FloatArray, C: FloatArray, delta: FloatArray) -> _Step:

@@ -36,7 +36,7 @@ import numpy as np
 from lnsim.base.checks import FloatArray
 from lnsim.theory.axes import Data, boosts, finite_boosts
 from lnsim.theory.course import at_times, check_expansion, check_start, end_of_fit, joined
-from lnsim.theory.integrator import integrate
+from lnsim.theory.integrator import hermite, integrate
 from lnsim.theory.kicks import Descent
 from lnsim.theory.manifold_outputs import Drift, Tangent, drift
 
@@ -99,8 +99,6 @@ def _fit(
     data: Data, target: FloatArray, gram: FloatArray, dynamics: Descent, times: FloatArray
 ) -> Course:
     """The fit at `times`."""
-    from scipy.interpolate import CubicHermiteSpline  # a slow import
-
     shape, rank, lr = target.shape, target.shape[1], dynamics.lr
     ends = np.cumsum([gram.size, target.size**2])
 
@@ -136,7 +134,7 @@ def _fit(
     parts = slice(ends[0]), slice(*ends), slice(ends[1], None)
     grid, path, laws = integrate(law, start, times[-1], parts)
     slopes = np.stack([each.slope for each in laws], axis=1)
-    states = [unpack(state) for state in CubicHermiteSpline(grid, path, slopes, axis=1)(times).T]
+    states = [unpack(state) for state in hermite(grid, path, slopes, times)]
     G, Z, delta = (np.stack(parts) for parts in zip(*states, strict=True))
     P, q, theta = moments(gram, G, rank)
     whole = np.kron(np.eye(len(target)), P) + np.kron(q, np.eye(rank))
@@ -155,7 +153,7 @@ def _slow(
     times: FloatArray,
 ) -> Course:  # fmt: skip
     """The course from the end of the fit on: there and at `times`."""
-    from scipy.interpolate import CubicHermiteSpline, PchipInterpolator  # a slow import
+    from scipy.interpolate import PchipInterpolator  # a slow import
 
     rank, begin, lr = target.shape[1], fit.fitted, dynamics.lr
     G = fit.G[-1]
@@ -182,7 +180,7 @@ def _slow(
         check_expansion(at.expansion, begin + time)
     at_times = np.append(0.0, times - begin)
     slopes = np.stack([each.slope for each in laws], axis=1)
-    G = CubicHermiteSpline(grid, states, slopes, axis=1)(at_times).T
+    G = hermite(grid, states, slopes, at_times)
 
     def smooth(name: str) -> FloatArray:
         values = np.stack([np.asarray(getattr(at, name)) for at in drifts])

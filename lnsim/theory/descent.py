@@ -1,7 +1,8 @@
 """The equations of SGD with label noise in compiled loops, which many points of a sweep call for.
 
 manifold.py and course.py state the same equations for the kicks of any dynamics.  Here c = 1, k = 0
-and E[e^2] is mu^2 + x.C x + sigma^2, so R = Sigma is diagonal, and the pull is Sigma delta.
+and E[e^2] is mu^2 + x.C x + sigma^2, so R = Sigma is diagonal, and the pull is Sigma delta.  c of
+manifold.py is lr nu/(2 tr Sigma) here, which is the same at leading order.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def slow_slope(  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True, error_model="numpy")
 def fit_slope(  # type: ignore[no-untyped-def]
-    state, gram, samples, spectrum, lr, sigma, of_noise, of_residuals, of_mean, frozen
+    state, gram, samples, spectrum, lr, of_label, of_square, of_mean, frozen
 ):
     """The slope of the fit (course.py) at `state`, G, C and delta one after another; lr A."""
     rank = samples.shape[1]
@@ -173,7 +174,7 @@ def fit_slope(  # type: ignore[no-untyped-def]
     for i in range(rank):
         A[i, i] += q
     pull = spectrum * delta
-    N = moments(samples, spectrum, C, delta, sigma, of_noise, of_residuals, of_mean)
+    N = moments(samples, spectrum, C, delta, of_label, of_square, of_mean)
     trace = 0.0
     for i in range(rank):
         trace += N[i, i]
@@ -210,7 +211,7 @@ def fit_slope(  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True, error_model="numpy")
 def moments(  # type: ignore[no-untyped-def]
-    samples, spectrum, C, delta, sigma, of_noise, of_residuals, of_mean
+    samples, spectrum, C, delta, of_label, of_square, of_mean
 ):
     """N = E[g g^T] at C : (r, r) and a mean predictor theta_star + delta : (r,)."""
     count, rank = samples.shape
@@ -221,7 +222,7 @@ def moments(  # type: ignore[no-untyped-def]
         square = mean[k] ** 2
         for i in range(rank):
             square += product[k, i] * samples[k, i]
-        weight = of_noise * (of_residuals * square + sigma**2) / count
+        weight = (of_square * square + of_label) / count
         for i in range(rank):
             weighted[k, i] = weight * samples[k, i]
     N = np.dot(samples.T, weighted)

@@ -195,17 +195,14 @@ class Displacements:
         path, k, x = self.mean.course, self._k, self.mean.data.samples
         lr, sigma = self.mean.dynamics.lr, self.mean.dynamics.sigma
         C, n = path.C[k], len(x)
-        square = (x @ path.delta[k]) ** 2
         S = _dot(x @ C, x)
-        fourth = (
-            self._kurtosis * sigma**4 + 6 * sigma**2 * (S + square) + square**2 + 6 * square * S
-        )
-        Q = (x.T * (S + square)) @ x / n
+        kick = self.mean.dynamics.kick(x @ path.delta[k], S, S)
+        Q = (x.T * (kick.square - sigma**2)) @ x / n
         scale = lr**2 / 2
         xw, xe = self.w @ x.T, self.e @ x.T
         contracted = self.w @ path.N[k]
         excess, cross, variance = self._memory_of_loss() if sigma > 0 else (0.0, np.zeros(n), 0.0)
-        fourth = fourth + 3 * (1 + excess) * S**2
+        fourth = kick.fourth + 3 * excess * S**2
         Qw = self.w @ Q
         Qw_e, Qw_Qw = _dot(Qw, self.e), _dot(Qw, Qw)
         along = (xw**2 * xe**2) @ (fourth / n) + 2 * ((xw * xe) @ (cross / n)) * Qw_e

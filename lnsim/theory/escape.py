@@ -2,9 +2,9 @@
 
 Neuron i is lazy while |w_i(t) - w_i(0)| <= 1/sqrt(m) (Definition 1).  The record's `lazy_escape`
 is the first step at which it is seen not to be, by a watch that looks at four steps an octave and
-interpolates (phases.py).  `predict` gives the median of it over the noise, for every neuron, from
-the initial weights and the data alone; nothing is fitted.  The paper bounds the last of these times
-(Theorem 2); the prediction is ours.
+interpolates (simulation/watch.py).  `predict` gives the median of it over the noise, for every
+neuron, from the initial weights and the data alone; nothing is fitted.  The paper bounds the last
+of these times (Theorem 2); the prediction is ours.
 
     from lnsim.theory import escape
     escape.predict(problem, network, SGD(1e-3, noise=LabelNoise(4.0)), steps=20_000).median
@@ -22,7 +22,7 @@ passage.py takes the first passage over the looks, by a sum over fixed paths.
 
 What it leaves out.  Laws are taken from their first moments; fluctuations of z are of first order
 about the mean course, which holds while the small parameter, (4) of modes.py, is small; `excess` is
-a second one: where it is infinite, so is the variance of the loss, and the median too early.
+a second one: where it is infinite, so is the variance of the loss, and the median is too early.
 docs/escape.md has both, and the errors, at 54 settings.
 
 It covers label noise SGD with one sample a step, and any law of the noise.
@@ -57,7 +57,8 @@ class Escape:
     median: of `lazy_escape` over the noise, in steps, -1 where it is after the last step; (m,)
     expansion: the largest small parameter, (4) of modes.py, up to the last of them
     excess: that of the fourth moment of the residuals over a normal law's, relatively; infinite
-        where the variance of the loss is (displacement.py): then the medians are too early
+        where the variance of the loss is (displacement.py): then the medians are too early; -inf
+        without label noise
     """
 
     median: FloatArray
@@ -150,7 +151,7 @@ def _mean(start: Setting, at: FloatArray) -> Mean:
     """The mean course at 0, at `at`, and at enough times between while the labels are fitted."""
     data, M, kicks = start.data, start.M, start.kicks
     P, q, _ = course.moments(M.T @ M, np.eye(M.shape[1]))
-    fitted = course.FITTED / drift(data, start.target, kicks, P, q).slowest
+    fitted = course.end_of_fit(drift(data, start.target, kicks, P, q).slowest)
     fastest = kicks.lr * float(data.spectrum @ np.diag(P) + q * data.spectrum.sum())
     fit = np.geomspace(min(0.3 / fastest, fitted / 2), fitted, FIT_TIMES)
     times = np.unique(np.concatenate([[0.0], fit[fit < min(fitted, at[-1])], at]))

@@ -73,9 +73,9 @@ from functools import cached_property
 
 import numpy as np
 
-from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
+from lnsim.base.checks import FloatArray
 from lnsim.theory.axes import Data, boost, finite_boost, scaled
-from lnsim.theory.course import FITTED, Course, check_expansion, moments
+from lnsim.theory.course import Course, check_expansion, check_start, end_of_fit, moments
 from lnsim.theory.kicks import FullSharp
 
 CHANGE = 0.02
@@ -100,8 +100,7 @@ def follow(
     """
     gram, rank = M.T @ M, len(target)
     _, _, theta = moments(gram, np.eye(rank + 1))
-    if np.abs(theta - target).max() > math.sqrt(DIVERGED_ABOVE):
-        raise ArithmeticError("theta_star is so large that a run diverges at once")
+    check_start(theta, target)
     fitted = _length_of_fit(data, gram, dynamics)
     early = times[times < fitted]
     G, last = _fit(data, target, gram, dynamics, early, fitted)
@@ -181,7 +180,7 @@ def _length_of_fit(data: Data, gram: FloatArray, dynamics: FullSharp) -> float:
     P, q, _ = moments(gram, np.eye(len(gram)))
     rates = dynamics.lr * np.linalg.eigvalsh(scaled(P + q * np.eye(len(P)), data.root))
     slowest = float(max(rates[0], 1e-3 * rates[-1]))
-    fitted = FITTED / slowest if slowest > 0 else math.inf
+    fitted = end_of_fit(slowest)
     if fitted > LONGEST_FIT:
         raise ArithmeticError("lr is too small for the first transient to end")
     return float(math.ceil(fitted))

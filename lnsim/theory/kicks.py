@@ -100,6 +100,7 @@ class Descent:
         if math.isinf(self.sigma * self.sigma):
             raise ValueError(f"sigma must have a finite square, got {self.sigma}")
         checks.integer("batch_size", self.batch_size, 0)
+        checks.choice("law", self.law, tuple(KURTOSIS))
 
     def shares(self, samples: int) -> tuple[float, float]:
         """See Dynamics."""
@@ -132,7 +133,7 @@ class Sharp:
     nodes: tuple[FloatArray, FloatArray] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        Descent(self.lr, self.sigma)
+        Descent(self.lr, self.sigma, law=self.law)
         checks.real("rho", self.rho, above=0.0)
         object.__setattr__(self, "nodes", _nodes(self.sigma, self.law))
 

@@ -8,7 +8,7 @@ x^T], c = dE[e]/dmu, in place of Sigma, so that equation (1) is
 
 It contracts by lr^2/2 times N + (2/lr) E[k x x^T] in place of N, and nu + (2/lr) E[k |x|^2] in
 place of nu.  And c, with C = c A at leading order, is tr(Sigma C)/tr(Sigma A).  For SGD R = Sigma,
-k = 0.
+k = 0, and c is taken as lr nu/(2 tr Sigma), the same at leading order (descent.py).
 """
 
 from __future__ import annotations

@@ -86,8 +86,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lnsim.base import checks
-from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
+from lnsim.base.checks import FloatArray
 from lnsim.theory.axes import Data, scaled
+from lnsim.theory.course import check_start, end_of_fit
 from lnsim.theory.integrator import integrate
 from lnsim.theory.kicks import Descent
 from lnsim.theory.manifold import Drift, descent_covariance, drift
@@ -241,11 +242,8 @@ def gradient_flow(
     if rates[0] <= 0:
         raise ValueError("W^T W + |a|^2 I must be positive definite on the span of the data")
     slowest = lr * float(max(rates[0], 1e-3 * rates[-1]))  # slower modes break (4) in any case
-    end = 20 / slowest if slowest else math.inf
-    if math.isinf(end):
-        raise ArithmeticError("lr is too small for the first transient to end")
-    if np.abs(W.T @ a - target).max() > math.sqrt(DIVERGED_ABOVE):
-        raise ArithmeticError("theta_star is so large that a run diverges at once")
+    end = end_of_fit(slowest)
+    check_start(W.T @ a, target)
     early = steps[steps < end]
     start = np.concatenate([P.ravel(), [q], W.T @ a - target])
     flow = solve_ivp(slope, (0.0, end), start, t_eval=np.append(early, end), rtol=1e-6, atol=1e-8)

@@ -11,7 +11,7 @@ g has a slow part, in proportion to the slow mean square, and a fast one.  So fo
 describe a path.
 
 The watch sees a path at its looks only.  The first look at which |D| exceeds the radius gives the
-passage, between it and the look before, by linear interpolation of |D|, as recorder.py has it.
+passage, between it and the look before, by linear interpolation of |D|, as in simulation/watch.py.
 
 The median over the noise is a sum over NODES fixed paths, the same for every neuron: at each look
 each of the four normals takes every quantile (j + 1/2)/NODES once, in an order of its own (a Latin

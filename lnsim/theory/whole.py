@@ -14,9 +14,10 @@ import numpy as np
 
 from lnsim.base.checks import MOST_STEPS, FloatArray
 from lnsim.theory import cloud, course, full_sam, kicks, paper
-from lnsim.theory.axes import Data, direction
+from lnsim.theory.axes import direction
 from lnsim.theory.course import BeyondExpansion
 from lnsim.theory.manifold import Drift, drift
+from lnsim.theory.setting import Dynamics, Network, Problem, Setting
 
 KNOTS = 300
 """Steps at which the course is known: neighbours differ by 2 to 8%."""
@@ -37,8 +38,11 @@ class Whole:
     beyond: str = ""
 
 
-def whole(problem: cloud.Problem, network: cloud.Network, dynamics: cloud.Dynamics) -> Whole:
-    """The whole course of `dynamics` from `network`.  Raises the errors of cloud.predict."""
+def whole(problem: Problem, network: Network, dynamics: Dynamics) -> Whole:
+    """The whole course of `dynamics` from `network`, of one output: ValueError for several.
+
+    Raises the errors of cloud.predict.
+    """
     end, until, prediction, beyond = _horizon(problem, network, dynamics), math.inf, None, ""
     for _ in range(ATTEMPTS):
         steps = np.unique(np.append(0.0, np.geomspace(1.0, end, KNOTS)).round())
@@ -60,18 +64,17 @@ def whole(problem: cloud.Problem, network: cloud.Network, dynamics: cloud.Dynami
     return Whole(prediction, until, beyond) if beyond else Whole(prediction)
 
 
-def _horizon(problem: cloud.Problem, network: cloud.Network, dynamics: cloud.Dynamics) -> float:
+def _horizon(problem: Problem, network: Network, dynamics: Dynamics) -> float:
     """The step up to which a course is followed at first."""
-    if problem.theta_star is None:
-        raise ValueError("the theory of the cloud needs theta_star: the problem has none")
-    data, of_steps = Data.of(problem.X), dynamics.kicks()
+    start = Setting.of(problem, network, dynamics)
+    if not start.scalar:
+        raise ValueError("the whole course is of one output: a must have shape (m,)")
+    data, target, of_steps = start.data, start.target, start.kicks
     if isinstance(of_steps, kicks.FullSharp):
         return min(DECAYS / full_sam.slowest(data, of_steps), float(MOST_STEPS))
-    target = data.basis.T @ problem.theta_star
-    M = np.column_stack([network.W @ data.basis, network.a])
-    P, q, _ = course.moments(M.T @ M, np.eye(M.shape[1]))
-    start = drift(data, target, of_steps, P, q)
-    rates = [_contraction(of_steps.lr, start)]
+    P, q, _ = course.moments(start.M.T @ start.M, np.eye(start.M.shape[1]))
+    state = drift(data, target, of_steps, P, q)
+    rates = [_contraction(of_steps.lr, state)]
     first, second = paper.stationary_norms(target, np.diag(data.spectrum))
     try:
         unit = direction(target)
@@ -80,7 +83,7 @@ def _horizon(problem: cloud.Problem, network: cloud.Network, dynamics: cloud.Dyn
     except ValueError:  # no stationary loss there: the course ends before; or theta_star is 0
         pass
     slow = max((DECAYS / rate for rate in rates if rate > 0), default=0.0)
-    return min(max(slow, 2 * course.FITTED / max(start.slowest, 1e-300)), float(MOST_STEPS))
+    return min(max(slow, 2 * course.FITTED / max(state.slowest, 1e-300)), float(MOST_STEPS))
 
 
 def _contraction(lr: float, state: Drift) -> float:

@@ -123,6 +123,6 @@ def test_the_table_of_theory_says_what_is_whose(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in lines)
     text = " ".join(lines)
-    names = ("law-of-the-cloud", "law-of-modes", "stationary-state")
+    names = ("law-of-the-cloud", "law-of-modes", "stationary-state", "law-of-sam")
     assert all(share in text for share in credits.whose(*names).values())
     assert lines[-1] == f"BibTeX: lnsim cite {' '.join(names)}"

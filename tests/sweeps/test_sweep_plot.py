@@ -113,7 +113,7 @@ def test_cells_that_were_not_run_and_values_not_reached_are_explained():
     axes = partial.plot("last_escape").axes[0]
     found = meshes(axes)[1].get_array()
     assert found.mask[0, 0] and (found[:-1, 1:] == 5.0).all()  # 1 of 3 seeds, and all
-    assert {"not run", "not reached"} <= set(labels(axes))
+    assert {"not run", "no value"} <= set(labels(axes))
 
 
 def law(row):

@@ -8,7 +8,7 @@ import pytest
 from lnsim.experiments.case import Case
 from lnsim.theory import course, descent, manifold
 from lnsim.theory.axes import Data
-from lnsim.theory.kicks import Descent
+from lnsim.theory.kicks import Descent, Sharp
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,30 @@ def test_the_fit_is_that_of_the_general_equations(batch):
         np.exp(-4e-3 * rates[:, None] * times) * np.linalg.solve(vectors, theta - target)[:, None]
     )
     np.testing.assert_allclose(still.delta, relaxed.T.real, rtol=2e-3, atol=2e-3)
+
+
+def test_the_course_is_that_of_the_general_equations():
+    """Z and zbar differ in c alone (manifold.py), by the order of the small parameter."""
+    data, target, M = start()
+    dynamics = Descent(4e-3, 2.0)
+    times = np.array([0.0, 500.0, 2_000.0, 20_000.0])
+    found, expected = (
+        course.follow(data, target, M, each, times) for each in (dynamics, Plain(dynamics))
+    )
+    assert times[2] > found.fitted and found.expansion[-1] < 0.2
+    assert np.trace(found.G[3]) < 0.8 * np.trace(found.G[2])
+    for name, within in (("G", 1e-3), ("C", 1e-3), ("N", 1e-3), ("Z", 0.02), ("zbar", 0.02)):
+        left, right = getattr(found, name), getattr(expected, name)
+        np.testing.assert_allclose(
+            left, right, rtol=0, atol=within * np.abs(right).max(), err_msg=name
+        )
+
+
+def test_an_unknown_law_of_noise_is_refused():
+    with pytest.raises(ValueError, match="law must be"):
+        Descent(1e-3, 1.0, law="cauchy")
+    with pytest.raises(ValueError, match="law must be"):
+        Sharp(1e-3, 0.1, 1.0, "cauchy")
 
 
 def test_a_covariance_without_a_bound_is_refused():

@@ -124,7 +124,7 @@ def test_measured_times_stand_beside_predicted_ones(run, lines):
 def test_sam_has_times_and_no_bounds():
     lines = tables.table(Case.of_setting(SAM, "sam"))
     assert max(map(len, lines)) <= 80
-    assert "not covered, except for times: the dynamics of sam" in lines
+    assert "not covered, except for times and speed: the dynamics of sam" in lines
     assert "rho = 0.2" in " ".join(lines[:2])
     assert number(lines, "|W|_F^2 within 5%", "predicted") > 1000
     assert row(lines, "T1")[0].endswith("not covered")
