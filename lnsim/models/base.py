@@ -27,6 +27,7 @@ from typing import ClassVar, Generic, Self, TypeVar
 import numpy as np
 
 from lnsim.base.checks import FloatArray
+from lnsim.models.tall import Columns
 
 M = TypeVar("M", bound="Model", covariant=True)
 
@@ -185,6 +186,10 @@ class HiddenLayer(Model):
         return self.W
 
 
+Basis = FloatArray | Columns | None
+"""A matrix with orthonormal columns; None is the identity."""
+
+
 @dataclass(frozen=True)
 class Coordinates(Generic[M]):
     """What stands for a model while it trains, and the way back.
@@ -198,7 +203,7 @@ class Coordinates(Generic[M]):
 
     model: M
     X: FloatArray
-    bases: tuple[tuple[FloatArray | None, FloatArray | None], ...] = ()
+    bases: tuple[tuple[Basis, Basis], ...] = ()
     rest: tuple[FloatArray | None, ...] = ()
     sides: tuple[str, ...] = ()
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from lnsim.base.checks import FloatArray
 from lnsim.models.reduction import Reduction
+from lnsim.models.tall import forms
 
 LENGTH = 8192
 MOST_ROWS = 1 << 20
@@ -54,7 +55,7 @@ class Ledger:
         sums = self.sums[s] + self._sum(self.rows[s, :, : step % self.rows.shape[2]])
         if self._Q is None:
             return sums
-        return np.stack([np.einsum("mp,mp->m", self._Q @ total, self._Q) for total in sums])
+        return np.stack([forms(self._Q, total) for total in sums])
 
     def _sum(self, rows: FloatArray) -> FloatArray:
         if self._Q is None:

@@ -16,17 +16,18 @@ W V, and the rest W (I - V V^T) changes by weight decay alone: at step t it is
 `dynamics.rest_scale(t)` times its initial value.
 
 Together they leave a state of (r+1)-by-r and r+1 numbers.  The hidden side is not reduced if
-m <= r+1, nor the input side if r = d, as the state would not become smaller.
+m <= r+1, nor the input side if r = d, as the state would not become smaller.  Of a wide network Q
+is not formed (tall.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from lnsim.base.checks import FloatArray
+from lnsim.models.base import Basis
 from lnsim.models.problem import Problem
+from lnsim.models.tall import Columns
 from lnsim.models.two_layer import Network
 
 
@@ -42,13 +43,18 @@ class Reduction:
     problem: Problem
     W: FloatArray
     a: FloatArray
-    Q: FloatArray | None
+    Q: Basis
     V: FloatArray | None
     rest: FloatArray | None
 
     def trained(self, W: FloatArray) -> FloatArray:
         """Q W, (..., m, r), the part of the first layer that is trained, from W : (..., p, r)."""
-        return W if self.Q is None else np.matmul(self.Q, W)
+        return W if self.Q is None else self.Q @ W
+
+    @property
+    def trained_start(self) -> FloatArray:
+        """`trained` of the start, (m, r).  It is not to be written to."""
+        return self.Q.W if isinstance(self.Q, Columns) else self.trained(self.W)
 
     def lift(self, W: FloatArray, a: FloatArray, scale: float) -> tuple[FloatArray, FloatArray]:
         """The full weights W : (m, d), a : (m,) from the reduced W : (p, r), a : (p,).

@@ -12,6 +12,7 @@ from lnsim import streams
 from lnsim.base import checks
 from lnsim.base.checks import FloatArray
 from lnsim.models.base import Coordinates, HiddenLayer, orthonormal_columns, span
+from lnsim.models.tall import thin_qr
 from lnsim.theory import flatness
 
 
@@ -111,7 +112,7 @@ class Network(HiddenLayer):
             W, X = trained, X @ V
         width, rank = W.shape
         if hidden and width > rank + len(A):
-            Q, R = np.linalg.qr(np.column_stack([W, A.T]))
+            Q, R = thin_qr(W, A)
             W, A = R[:, :rank], R[:, rank:].T
         sides = {"hidden": Q, "inputs": V}
         return Coordinates(
@@ -154,8 +155,9 @@ def ntk_init(
         raise ValueError(f"balance must be 0 for the start {start!r}, got {balance:g}")
     scale = checks.number("scale", scale)
     rng = streams.generator(seed, "init")
-    W = rng.standard_normal((width, dim)) / np.sqrt(dim)
-    A = rng.standard_normal((C, width)) / np.sqrt(width)
+    W, A = rng.standard_normal((width, dim)), rng.standard_normal((C, width))
+    W /= np.sqrt(dim)  # in place: they are most of the memory
+    A /= np.sqrt(width)
     if start == "mean-field":
         A /= np.sqrt(width)
     elif start == "small":
@@ -171,7 +173,9 @@ def ntk_init(
                 f" got {balance:g}"
             )
         A *= np.sqrt(squares) / np.linalg.norm(A, axis=0)
-    return Network(scale * W, scale * (A[0] if outputs is None else A))
+    W *= scale
+    A *= scale
+    return Network(W, A[0] if outputs is None else A)
 
 
 STARTS = ("ntk", "mean-field", "small", "balanced", "unbalanced")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,9 @@ class ModelFrame:
     drawn, `replicas` is the number of models that are trained.  Raises ValueError or TypeError for
     unknown measures, and for the spectrum of a model that is too large.
     """
+
+    wide: ClassVar = False
+    """See Frame: every model has all networks lifted whole."""
 
     def __init__(
         self,

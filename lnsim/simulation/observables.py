@@ -30,6 +30,7 @@ from lnsim.base.checks import FloatArray
 from lnsim.models.curvature import check_dense
 from lnsim.models.problem import Problem
 from lnsim.models.reduction import Reduction
+from lnsim.models.tall import Columns
 from lnsim.models.two_layer import Network
 from lnsim.run import measures as asked_measures
 from lnsim.run import quantities
@@ -66,7 +67,7 @@ class Frame:
         self.theta_star = problem.theta_star
         self.theta_star_norm = float(np.linalg.norm(problem.theta_star))
         self.reduced_theta_star = reduction.problem.theta_star
-        self.trained_start = reduction.trained(reduction.W)
+        self.trained_start = reduction.trained_start
         self.width = self.units = len(self.trained_start)
         self.size = self.trained_start.size
         self.sides = [
@@ -74,13 +75,17 @@ class Frame:
             for side, basis in (("hidden", reduction.Q), ("inputs", reduction.V))
             if basis is not None
         ]
+        self.wide = isinstance(reduction.Q, Columns)
         self.shrinks = reduction.rest is not None
         self.rest_norm_squared = self.rest_alignment = np.zeros(self.width)
         if reduction.rest is not None:
             self.rest_norm_squared = np.einsum("md,md->m", reduction.rest, reduction.rest)
             self.rest_alignment = reduction.rest @ self.theta_star
-            _, a = reduction.lift(reduction.W, reduction.a, 1.0)
+            a = reduction.a if reduction.Q is None else reduction.Q @ reduction.a
             self.rest_theta = a @ reduction.rest
+            if self.wide:
+                assert reduction.Q is not None
+                self.rest_in_columns = (reduction.Q.T @ reduction.rest).T
             self.twin_start = reduction.a @ reduction.W
             A = _tangent_matrix(reduction.W[None], reduction.a[None])[0]
             self.rest_response = reduction.rest.T @ self.trained_start @ np.linalg.pinv(A)
@@ -172,12 +177,16 @@ class View:
     def only(self, numbers: NDArray[np.int64]) -> View:
         """The networks of these numbers alone."""
         arrays = self.reduced_W, self.reduced_a, self.scale, self.twin_theta
-        return View(self.frame, *(array[numbers] for array in arrays))
+        view = View(self.frame, *(array[numbers] for array in arrays))
+        view._neurons = tuple(array[numbers] for array in self._neurons)
+        return view
 
     @cached_property
     def second_layer(self) -> FloatArray:
         """a of every network, shape (B, m)."""
         Q = self.frame.reduction.Q
+        if self.frame.wide:
+            return self._neurons[3]
         return self.reduced_a if Q is None else _apply(Q, self.reduced_a)
 
     @cached_property
@@ -187,7 +196,11 @@ class View:
         theta = np.matmul(self.reduced_a[:, None, :], self.reduced_W)[:, 0]
         if V is None or rest is None:
             return theta
-        return _apply(V, theta) + self.scale[:, None] * _apply(rest.T, self.second_layer)
+        if self.frame.wide:  # rest^T (Q a), without the full a
+            untrained = _apply(self.frame.rest_in_columns, self.reduced_a)
+        else:
+            untrained = _apply(rest.T, self.second_layer)
+        return _apply(V, theta) + self.scale[:, None] * untrained
 
     @cached_property
     def linearized_theta(self) -> FloatArray:
@@ -201,20 +214,24 @@ class View:
         return _apply(V, self.twin_theta) + untrained
 
     @cached_property
-    def _neurons(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def _neurons(self) -> tuple[FloatArray, ...]:
         # Imported here, as Numba takes most of a second to import.
-        from lnsim.simulation.neuron_loop import measure_neurons
+        from lnsim.simulation import neuron_loop
 
         frame = self.frame
-        norm_squared, alignment, moved_squared = measure_neurons(
-            frame.reduction.Q, self.reduced_W, frame.trained_start, frame.reduced_theta_star
-        )
+        if frame.wide:
+            measured = neuron_loop.measure_wide(frame.reduction, self.reduced_W, self.reduced_a)
+        else:
+            measured = neuron_loop.measure_neurons(
+                frame.reduction, self.reduced_W, frame.trained_start
+            )
+        norm_squared, alignment, moved_squared, *second_layer = measured
         if frame.reduction.rest is not None:
             scale = self.scale[:, None]
             norm_squared += scale**2 * frame.rest_norm_squared
             alignment += scale * frame.rest_alignment
             moved_squared += (1.0 - scale) ** 2 * frame.rest_norm_squared
-        return np.sqrt(norm_squared), np.abs(alignment), np.sqrt(moved_squared)
+        return np.sqrt(norm_squared), np.abs(alignment), np.sqrt(moved_squared), *second_layer
 
     @cached_property
     def measured(self) -> Measured:
@@ -237,12 +254,12 @@ class View:
         return self._neurons[2]
 
 
-def _apply(matrix: FloatArray, vectors: FloatArray) -> FloatArray:
+def _apply(matrix: FloatArray | Columns, vectors: FloatArray) -> FloatArray:
     """`matrix` : (k, l) times each of `vectors` : (B, l), shape (B, k).
 
     Each vector has its own product, so that its last bit does not depend on the others in a view.
     """
-    return np.matmul(matrix, vectors[:, :, None])[:, :, 0]
+    return (matrix @ vectors[:, :, None])[:, :, 0]
 
 
 def _tangent_matrix(W: FloatArray, a: FloatArray) -> FloatArray:

@@ -32,6 +32,9 @@ WAYPOINTS_HOLD = 16 << 20
 OBSERVED_AT_ONCE = 1 << 19
 """First-layer weights observed at a time (4 MiB): calls are shared, and the caches still serve."""
 
+TOGETHER = 4
+"""Wide networks observed at a time: they share the reading of the weights at the start."""
+
 WAITING = 1 << 18
 """Reduced weights of the networks that wait to be measured together, at most (2 MiB)."""
 
@@ -67,7 +70,7 @@ class Recorder:
             if name not in observables
         }
         self._tracked = np.arange(min(tracked, frame.units))
-        self._block = max(1, OBSERVED_AT_ONCE // frame.size)
+        self._block = TOGETHER if frame.wide else max(1, OBSERVED_AT_ONCE // frame.size)
         reduced = sum(array[0].size for array in self._weights)
         self._most_waiting = max(self._block, WAITING // reduced if self._of_measures else 1)
         self._pending: list[Snapshots] = []
@@ -191,7 +194,10 @@ class Recorder:
         waiting = Snapshots.together(self._pending)
         self._pending.clear()
         self._waiting = 0
-        self._share(waiting, self._keep, self._block)
+        if self._frame.wide:  # the neurons are shared, not the networks
+            self._compute(waiting, np.arange(len(waiting.replica)), self._keep, self._block)
+        else:
+            self._share(waiting, self._keep, self._block)
         if self._of_measures:
             most, in_order = self._most_waiting, self._frame.in_order
             self._share(waiting, self._measure, most, in_order=in_order)
@@ -214,17 +220,19 @@ class Recorder:
         if in_order:
             ends = np.flatnonzero(np.diff(np.sort(of))) + 1
         parts = np.split(together, ends)
-        in_blocks(lambda some: self._compute(waiting, parts[some], keep, block), len(parts))
+        in_blocks(
+            lambda some: self._compute(waiting, np.concatenate(parts[some]), keep, block),
+            len(parts),
+        )
 
     def _compute(
         self,
         waiting: Snapshots,
-        parts: list[NDArray[np.int64]],
+        numbers: NDArray[np.int64],
         keep: Callable[[Snapshots, Any], None],
         block: int,
     ) -> None:
         """Observes the waiting networks of these numbers, `block` of them at a time."""
-        numbers = np.concatenate(parts)
         # What is about to diverge may overflow: it is no news, and the status will say so.
         with np.errstate(over="ignore", invalid="ignore"):
             for first in range(0, numbers.size, block):
@@ -290,11 +298,12 @@ class Recorder:
         self._flush()
         steps = np.array(self._plan[: self.count])
         clouds = [i for i in self._cloud_of_record if i < self.count]
+        kept = np.asarray if self.count == len(self._plan) else np.array  # a copy if it goes on
         arrays: dict[str, NDArray[Any]] = {
-            name: value[:, : self.count].copy() for name, value in self._recorded()
+            name: kept(value[:, : self.count]) for name, value in self._recorded()
         }
         if clouds:
-            arrays |= {name: value[:, : len(clouds)].copy() for name, value in self._of_clouds()}
+            arrays |= {name: kept(value[:, : len(clouds)]) for name, value in self._of_clouds()}
             arrays |= self._last_networks(append=clouds[-1] != self.count - 1, arrays=arrays)
         if self._watch.escape.size:
             arrays["lazy_escape"] = self._watch.escape.copy()
@@ -325,8 +334,9 @@ class Recorder:
         def some(part: slice) -> None:
             with np.errstate(over="ignore", invalid="ignore"):  # as _compute
                 for s in range(part.start, part.stop):
-                    for name, value in final(s).items():
-                        finals[name][s] = value
+                    if s > 0:
+                        for name, value in final(s).items():
+                            finals[name][s] = value
                     if not append:
                         continue
                     weights = [array[s] for array in self._last]
@@ -342,8 +352,13 @@ class Recorder:
                         ):
                             cloud[s] = share
 
-        for name, value in final(0).items():
-            finals[name] = np.empty((len(self._moving), *value.shape))
+        with np.errstate(over="ignore", invalid="ignore"):
+            first = final(0)
+        for name, value in first.items():
+            finals[name] = value[None]
+            if len(self._moving) > 1:
+                finals[name] = np.empty((len(self._moving), *value.shape))
+                finals[name][0] = value
         in_blocks(some, len(self._moving))
         if append:
             for (name, _), cloud in zip(self._of_clouds(), clouds, strict=True):

@@ -117,3 +117,42 @@ def look(  # type: ignore[no-untyped-def]
         if whole:
             watched[s] = step
             before[s] = W[s]
+
+
+@compiled(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+def moved_row(w, a, change, sums):  # type: ignore[no-untyped-def]
+    """|[w, a] change| for w : (r,) and change : (r + 1, r); sums : (r,) is written to."""
+    rank = len(w)
+    for j in range(rank):
+        sums[j] = a * change[rank, j]
+    for k in range(rank):
+        for j in range(rank):
+            sums[j] += w[k] * change[k, j]
+    total = 0.0
+    for j in range(rank):
+        total += sums[j] * sums[j]
+    return np.sqrt(total)
+
+
+@compiled(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+def look_at_rows(  # type: ignore[no-untyped-def]
+    W, a, size, escape, y, rest, change, before, radius, watched, step
+):
+    """Notes the neurons of [W | a], (k, r + 1), that left by `step`; escape : (k,).
+
+    `change` and `before` : (r + 1, r) give what they have moved now and had at the step `watched`;
+    y : (k, K), `rest` and size : (k,) = |q_i|^2 bound it (watch.py).
+    """
+    sums = np.empty(W.shape[1])
+    for i in range(len(W)):
+        if escape[i] >= 0.0:
+            continue
+        bound = rest * size[i]
+        for k in range(y.shape[1]):
+            bound += y[i, k] * y[i, k]
+        if bound <= radius * radius:
+            continue
+        moved = moved_row(W[i], a[i], change, sums)
+        if moved > radius:
+            had = moved_row(W[i], a[i], before, sums)
+            escape[i] = watched + (step - watched) * (radius - had) / (moved - had)
