@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -35,12 +35,14 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Writes an uncompressed archive atomically.  Raises OSError if `path` cannot be written."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                npy.write_array(member, np.asanyarray(array), allow_pickle=False)
-    files.write_bytes(path, buffer.getvalue())
+
+    def fill(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    npy.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+    files.write(path, fill)
 
 
 def read(path: Path) -> dict[str, NDArray[Any]]:
@@ -60,7 +62,7 @@ def digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     total = hashlib.sha256()
     for name, array in arrays.items():
         total.update(f"{name} {array.dtype.str} {array.shape};".encode())
-        total.update(np.ascontiguousarray(array).tobytes())
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return total.hexdigest()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 OURS = ".lnsim."
 """The prefix of the names of locks and of temporary files."""
@@ -18,17 +18,22 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     Raises OSError, naming `path`, if it cannot be written.
     """
+    write(path, lambda file: file.write(content))
+
+
+def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """`write_bytes` of what `fill` writes to the file it is called with."""
     try:
-        _write_beside(path, content)
+        _write_beside(path, fill)
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _write_beside(path: Path, content: bytes) -> None:
+def _write_beside(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{OURS}{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -231,7 +231,10 @@ class View:
             norm_squared += scale**2 * frame.rest_norm_squared
             alignment += scale * frame.rest_alignment
             moved_squared += (1.0 - scale) ** 2 * frame.rest_norm_squared
-        return np.sqrt(norm_squared), np.abs(alignment), np.sqrt(moved_squared), *second_layer
+        np.sqrt(norm_squared, out=norm_squared)
+        np.abs(alignment, out=alignment)
+        np.sqrt(moved_squared, out=moved_squared)
+        return norm_squared, alignment, moved_squared, *second_layer
 
     @cached_property
     def measured(self) -> Measured:
