@@ -37,7 +37,7 @@ VARIABLE = "NUMBA_CACHE_DIR"
 COMPILED = {
     "lnsim.base": ("checks", "philox"),
     "lnsim.dynamics": ("labels", "shuffle"),
-    "lnsim.simulation": ("custom_loop", "neuron_loop", "watch_loop"),
+    "lnsim.simulation": ("custom_loop", "neuron_loop", "watch_loop", "wide_loop"),
     "lnsim.theory": ("descent",),
     "lnsim_numba": None,
 }

@@ -63,7 +63,8 @@ class Reduction:
         """
         full_W, full_a = self.trained(W), a if self.Q is None else self.Q @ a
         if self.V is not None and self.rest is not None:
-            full_W = full_W @ self.V.T + scale * self.rest
+            full_W = full_W @ self.V.T
+            full_W += self.rest if scale == 1.0 else scale * self.rest
         return full_W, full_a
 
 

@@ -108,7 +108,8 @@ class Network(HiddenLayer):
         V, rest, Q = span(X) if inputs else None, None, None
         if V is not None:
             trained = W @ V
-            rest = W - trained @ V.T
+            rest = trained @ V.T
+            np.subtract(W, rest, out=rest)
             W, X = trained, X @ V
         width, rank = W.shape
         if hidden and width > rank + len(A):

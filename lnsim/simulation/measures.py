@@ -20,6 +20,7 @@ from lnsim.base.checks import FloatArray
 from lnsim.models.base import Coordinates
 from lnsim.models.curvature import Curvature, centred, multiplicities
 from lnsim.models.reduction import Reduction
+from lnsim.models.tall import Columns
 from lnsim.models.two_layer import Network
 from lnsim.theory import flatness
 
@@ -40,6 +41,17 @@ class Constants:
         self.centred_gram = X.T @ X
         self.centred_moment = X.T @ y
         self.centred_square = float(y @ y)
+
+    @cached_property
+    def rest_apart(self) -> tuple[FloatArray, FloatArray]:
+        """C and K of rest = Q C + Y K, where the columns of Y are orthonormal, Q^T Y = 0."""
+        rest, Q = self.reduction.rest, self.reduction.Q
+        assert rest is not None and Q is not None
+        C = Q.T @ rest
+        if not isinstance(Q, Columns):
+            return C, flatness.triangle(rest - Q @ C)
+        square, turn = np.linalg.eigh(rest.T @ rest - C.T @ C)  # K^T K, without an (m, d) more
+        return C, np.sqrt(np.maximum(square, 0.0))[:, None] * turn.T
 
     @cached_property
     def coordinates(self) -> Coordinates[Network]:
@@ -196,9 +208,7 @@ def balancedness(networks: Measured) -> FloatArray:
     rest = reduction.rest
     weights, a = networks.trained, networks.second
     if reduction.Q is not None:
-        # In the columns of Q and of what rest has besides: rest = Q C + E, E = Y K.
-        C = reduction.Q.T @ rest
-        K = flatness.triangle(rest - reduction.Q @ C)
+        C, K = networks.constants.rest_apart  # in the columns of Q and Y
         rest = np.concatenate([C, K])
         more = ((0, 0), (0, len(K)))
         weights, a = np.pad(weights, (*more, (0, 0))), np.pad(a, more)

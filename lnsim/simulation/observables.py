@@ -216,15 +216,14 @@ class View:
     @cached_property
     def _neurons(self) -> tuple[FloatArray, ...]:
         # Imported here, as Numba takes most of a second to import.
-        from lnsim.simulation import neuron_loop
+        from lnsim.simulation.neuron_loop import measure_neurons
+        from lnsim.simulation.wide_loop import measure_wide
 
         frame = self.frame
         if frame.wide:
-            measured = neuron_loop.measure_wide(frame.reduction, self.reduced_W, self.reduced_a)
+            measured = measure_wide(frame.reduction, self.reduced_W, self.reduced_a)
         else:
-            measured = neuron_loop.measure_neurons(
-                frame.reduction, self.reduced_W, frame.trained_start
-            )
+            measured = measure_neurons(frame.reduction, self.reduced_W, frame.trained_start)
         norm_squared, alignment, moved_squared, *second_layer = measured
         if frame.reduction.rest is not None:
             scale = self.scale[:, None]

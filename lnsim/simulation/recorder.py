@@ -24,7 +24,7 @@ from lnsim.simulation.observables import Frame
 from lnsim.simulation.replicas import Moving
 from lnsim.simulation.snapshots import Snapshots, cloud_records, waypoint, waypoint_records
 from lnsim.simulation.trajectory import Trajectory
-from lnsim.simulation.watch import watch_of
+from lnsim.simulation.watch_wide import watch_of
 
 WAYPOINTS_HOLD = 16 << 20
 """Bytes up to which the states on the way are kept."""

@@ -25,12 +25,8 @@ from numpy.typing import NDArray
 
 from lnsim.base import threads
 from lnsim.base.checks import FloatArray
-from lnsim.models.tall import Columns, forms
 from lnsim.simulation.observables import Frame
 from lnsim.simulation.snapshots import watch_steps
-
-FIRST = 4
-"""Singular vectors of what the weights have moved that bound a neuron's part of it."""
 
 SHARED = 1 << 22
 """Numbers p m of a look above which the neurons of one replica are shared among threads."""
@@ -156,64 +152,3 @@ class ReducedWatch(Watch):
             self._before[replicas] = W[replicas]
         if self._older.size and replicas.size:
             self._older = np.empty((0, 0))
-
-
-class WideWatch(Watch):
-    """Of a wide two-layer network, whose Q is not formed (models/tall.py).
-
-    With the singular vectors D = sum_k s_k u_k v_k^T, s_k falling, and y_ik = s_k <q_i, u_k>,
-
-        |w_i(t) - w_i(0)|^2 <= sum_{k<K} y_ik^2 + s_K^2 |q_i|^2,
-
-    so that K = FIRST columns of a product with Q show most neurons to be inside.
-    """
-
-    def __init__(self, frame: Frame, replicas: int, last_step: int) -> None:
-        Q = frame.reduction.Q
-        assert isinstance(Q, Columns)
-        super().__init__(replicas, len(Q), last_step)
-        self._radius = float(frame.lazy_radius)
-        self._Q, self._size = Q, forms(Q, np.eye(Q.shape[1]))
-        self._largest = float(self._size.max())
-        self._start = frame.reduction.W
-        self._before = np.repeat(self._start[None], replicas, axis=0)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """See Watch."""
-        return super().arrays() | {"watched_W": self._before}
-
-    def look(self, step: int, weights: list[FloatArray], asked: NDArray[np.bool_]) -> None:
-        """See Watch."""
-        for s in np.flatnonzero(asked & (self.inside > 0)).tolist():
-            now = weights[0][s]
-            if np.isfinite(now).all():  # else about to diverge
-                self._look(s, step, now - self._start)
-            self.inside[s] = np.count_nonzero(self.escape[s] < 0)
-            self.step[s], self._before[s] = step, now
-
-    def _look(self, s: int, step: int, D: FloatArray) -> None:
-        from lnsim.simulation.watch_loop import look_at_rows  # as in ReducedWatch
-
-        U, singular, _ = np.linalg.svd(D)
-        if not self._largest * singular[0] ** 2 > self._radius**2:
-            return
-        Q, rank = self._Q, D.shape[1]
-        first = Q.inverse @ (U[:, :FIRST] * singular[:FIRST])
-        rest = float(singular[FIRST]) ** 2 if len(singular) > FIRST else 0.0
-        change, before = (Q.inverse @ each for each in (D, self._before[s] - self._start))
-        times = float(self.step[s]), float(step)
-
-        def some(rows: slice) -> None:
-            of_rows = Q.W[rows], Q.A[0, rows], self._size[rows], self.escape[s, rows]
-            if (of_rows[-1] < 0).any():
-                y = of_rows[0] @ first[:rank] + np.outer(of_rows[1], first[rank])
-                look_at_rows(*of_rows, y, rest, change, before, self._radius, *times)
-
-        Q.by_blocks(some)
-
-
-def watch_of(frame: Any, replicas: int, last_step: int, scale: Any, decays: bool) -> Watch:
-    """The watch of a run; scale(step, s) is what is left of the weights that are not trained."""
-    if isinstance(frame, Frame) and frame.reduction.Q is not None and not decays:
-        return (WideWatch if frame.wide else ReducedWatch)(frame, replicas, last_step)
-    return PlainWatch(frame, replicas, last_step, scale)
