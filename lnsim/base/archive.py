@@ -62,7 +62,7 @@ def digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     total = hashlib.sha256()
     for name, array in arrays.items():
         total.update(f"{name} {array.dtype.str} {array.shape};".encode())
-        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 

@@ -76,6 +76,7 @@ def reduce(
     if not coordinates.sides:
         return dense(problem, network)
     (Q, V), _ = coordinates.bases
+    assert not isinstance(V, Columns)
     rest, _ = coordinates.rest
     if V is not None:
         assert problem.theta_star is not None

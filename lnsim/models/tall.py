@@ -21,6 +21,7 @@ vectors from Tall-Skinny QR", 2014).  Where a sign would hang on rounding, House
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,8 @@ def thin_qr(W: FloatArray, A: FloatArray) -> tuple[FloatArray | Columns, FloatAr
     if len(W) * columns >= TALL and len(W) >= TIMES * columns:
         R = _cholesky(W, A)
         if R is not None:
-            return Columns(W, A, np.linalg.inv(R)), R
+            inverse: Any = np.linalg.inv(R)
+            return Columns(W, A, inverse), R
     Q, R = np.linalg.qr(np.column_stack([W, A.T]))
     return Q, R
 
@@ -134,11 +136,15 @@ def forms(Q: FloatArray | Columns, F: FloatArray) -> FloatArray:
 
 
 def by_blocks(work: Callable[[slice], object], count: int, size: int) -> None:
-    """Calls `work` on all threads with slices of `size` that cover range(count)."""
+    """Calls `work` on all threads with slices of `size` that cover range(count).
+
+    It may overflow without a warning: every thread has NumPy's settings of its own.
+    """
 
     def some(blocks: slice) -> None:
-        for first in range(blocks.start * size, min(blocks.stop * size, count), size):
-            work(slice(first, min(first + size, count)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for first in range(blocks.start * size, min(blocks.stop * size, count), size):
+                work(slice(first, min(first + size, count)))
 
     threads.in_blocks(some, -(-count // size))
 
@@ -154,7 +160,7 @@ def _cholesky(W: FloatArray, A: FloatArray) -> FloatArray | None:
         G[rank:, :rank] = of_A @ of_W
         G[rank:, rank:] = of_A @ of_A.T
 
-    with np.errstate(all="ignore"):  # what overflows is refused below
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # it is refused below
         by_blocks(term, len(W), AT_ONCE)
         terms[:, :rank, rank:] = np.swapaxes(terms[:, rank:, :rank], 1, 2)
         G = terms.sum(axis=0)

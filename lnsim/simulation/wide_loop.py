@@ -43,7 +43,7 @@ def measure_wide(reduction: Reduction, W: FloatArray, a: FloatArray) -> FloatArr
 def measure_moved(  # type: ignore[no-untyped-def]
     W_start, a_start, moved, more, of_a, direction, result
 ):
-    """Those four of the rows W_start + D, D = moved + a_start more^T, and of [W_start | a_start] of_a.
+    """Those of the rows W_start + D, D = moved + a_start more^T, and of [W_start | a_start] of_a.
 
     W_start, moved : (k, r), a_start : (k,), more and direction : (r,), of_a : (r + 1,);
     result : (4, k).
