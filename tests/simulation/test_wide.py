@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import naive
 import numpy as np
 import pytest
 
 import lnsim
+import naive
 from lnsim.models import tall
 from lnsim.models.reduction import reduce
 from lnsim.models.tall import Columns
