@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import benchmarks, peers, tables
+from bench import benchmarks, peers, tables, widths
 from bench.benchmarks import cases
 from bench.benchmarks.cases import DYNAMICS, Case
 
@@ -111,6 +111,15 @@ def test_the_floors_of_the_models_take_the_same_steps(tmp_path):
         if "NumPy" not in case.floors:
             theirs, ours = case.floors["C -O3"](300), case.simulate(300).state["theta"][0]
             np.testing.assert_allclose(theirs, ours, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_the_row_of_widths_has_whole_runs_and_what_begins_and_ends_them(monkeypatch):
+    monkeypatch.setattr(widths, "STEPS", 2_000)
+    whole, ends, memory = widths.one(100, 4)
+    assert whole > 0.0 and ends > 0.0 and memory >= 0.0
+    table = widths.measured(sizes=[(100, 4)], rounds=1)
+    (row,) = table.rows.values()
+    assert len(row) == len(table.columns)
 
 
 @pytest.mark.parametrize(

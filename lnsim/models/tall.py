@@ -28,8 +28,8 @@ import numpy as np
 from lnsim.base import threads
 from lnsim.base.checks import FloatArray
 
-TALL = 1 << 22
-"""Entries of M from which it is taken as tall (32 MiB), if it has TIMES as many rows as columns."""
+TALL = 1 << 20
+"""Entries of M from which it is taken as tall (8 MiB), if it has TIMES as many rows as columns."""
 
 TIMES = 16
 

@@ -32,7 +32,7 @@ WAYPOINTS_HOLD = 16 << 20
 OBSERVED_AT_ONCE = 1 << 19
 """First-layer weights observed at a time (4 MiB): calls are shared, and the caches still serve."""
 
-TOGETHER = 4
+TOGETHER = 2
 """Wide networks observed at a time: they share the reading of the weights at the start."""
 
 WAITING = 1 << 18
