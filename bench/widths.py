@@ -69,10 +69,10 @@ def measured(sizes: Sequence[tuple[int, int]] = SIZES, rounds: int = ROUNDS) -> 
         "Whole runs over the width",
         f"Drawing the problem and the network, {STEPS:,} steps of label noise SGD with the "
         f"linearised twin, {RECORDS + 1} records of all neurons and every look for their escape, "
-        f"on all cores; {rounds} rounds, each run in a process of its own. A step costs the same at "
-        "every width, as d + 1 neurons are trained; a record costs a product of the weights with a "
-        "square matrix. Memory is the peak of what the run adds to its process: the weights at "
-        "the start and at the end, and the clouds.",
+        f"on all cores; {rounds} rounds, each run in a process of its own. A step costs the same "
+        "at every width, as d + 1 neurons are trained; a record costs a product of the weights "
+        "with a square matrix. Memory is the peak of what the run adds to its process: the "
+        "weights at the start and at the end, and the clouds.",
         (
             "whole run, s",
             "of it start and end, s",
