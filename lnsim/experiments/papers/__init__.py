@@ -1,0 +1,12 @@
+"""Published results of the field, a module each; published.py says what one is made of.
+
+To add one, write the module and its name here, and the paper in `lnsim.references.papers`.
+"""
+
+NAMES = (
+    "andriushchenko_2022",
+    "andriushchenko_2023",
+    "haochen_2021",
+    "lewkowycz_2020",
+)
+"""In the order in which `lnsim papers` lists them."""

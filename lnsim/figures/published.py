@@ -1,0 +1,37 @@
+"""Figures of published results, in the form that several papers share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lnsim.base.checks import FloatArray
+from lnsim.figures import canvas, panels
+from lnsim.figures.style import COLOURS, ONE_COLUMN, drawing
+from lnsim.run.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def over_steps(runs: Mapping[str, Record], values: Mapping[str, FloatArray], label: str) -> Figure:
+    """A curve for each arm, `values` (T,) or (S, T) by its name, on a logarithmic axis.
+
+    Of seeds it is the median, with their middle 90 % shaded; a seed that diverged is left out from
+    there on.
+    """
+    with drawing():
+        figure = canvas.blank(ONE_COLUMN, 2.5)
+        axes = figure.add_axes((0.17, 0.17, 0.79, 0.79))
+        for (name, of), colour in zip(values.items(), COLOURS * 3, strict=False):
+            steps, curves = runs[name].steps, np.atleast_2d(of)
+            middle, low, high = np.nanquantile(curves, [0.5, 0.05, 0.95], axis=0)
+            panels.plot(axes, steps, middle, color=colour, label=name)
+            if len(curves) > 1:
+                axes.fill_between(steps[1:], low[1:], high[1:], color=colour, alpha=0.2, lw=0)
+        axes.set(yscale="log", ylabel=label)
+        panels.time_axis(axes, max((runs[name].steps for name in values), key=lambda s: s[-1]))
+        axes.legend()
+    return figure
