@@ -187,8 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     everything.add_argument(
-        "--papers", metavar="NAMES", help="in place of the paper's experiments, the published results"
-        " of other papers: all, or names of `lnsim papers` with commas; the same command goes on"
+        "--papers", metavar="NAMES", help="instead of the paper's experiments, the published"
+        " results of others: all, or names of `lnsim papers` with commas; the same command goes on"
         " where it was",
     )  # fmt: skip
 

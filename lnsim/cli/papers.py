@@ -24,8 +24,8 @@ def add_papers(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_papers)
     parser.add_argument("name", nargs="?", metavar="NAME", help="a paper; without one: list them")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="keep the runs and the figure in DIR/NAME; runs that"
-        " are there already are not made again",
+        "--out", type=Path, metavar="DIR", help="keep the runs and the figure in DIR/NAME; runs"
+        " that are there already are not made again",
     )  # fmt: skip
 
 

@@ -31,6 +31,15 @@ PAPERS: dict[str, Paper] = {
         gave="SAM that moves the weights for every few samples apart, and its bias on diagonal"
         " networks",
     ),
+    "andriushchenko2023": Paper(
+        authors=(
+            "Andriushchenko, Maksym", "Varre, Aditya", "Pillaud-Vivien, Loucas",
+            "Flammarion, Nicolas",
+        ),
+        title="SGD with Large Step Sizes Learns Sparse Features",
+        year=2023, venue=ICML, volume="202", pages="903-925", arxiv="2210.05337",
+        gave="large steps hold the loss at a level where noise makes features sparse",
+    ),
     "arora2019": Paper(
         authors=("Arora, Sanjeev", "Cohen, Nadav", "Golowich, Noah", "Hu, Wei"),
         title="A Convergence Analysis of Gradient Descent for Deep Linear Neural Networks",
@@ -115,6 +124,15 @@ PAPERS: dict[str, Paper] = {
         " Automatically Balanced",
         year=2018, venue=NEURIPS, volume="31", arxiv="1806.00900",
         gave="gradient flow conserves the difference of the layers' norms",
+    ),
+    "even2023": Paper(
+        authors=(
+            "Even, Mathieu", "Pesme, Scott", "Gunasekar, Suriya", "Flammarion, Nicolas",
+        ),
+        title="(S)GD over Diagonal Linear Networks: Implicit Regularisation, Large Stepsizes and"
+        " Edge of Stability",
+        year=2023, venue=NEURIPS, volume="36", arxiv="2302.08982",
+        gave="the limit of diagonal networks under steps of any size, and its effective scale",
     ),
     "foret2021": Paper(
         authors=(

@@ -40,7 +40,9 @@ def imbalance(W: FloatArray, A: FloatArray) -> float:
     found = float(np.trace(difference)) / len(difference)
     scale = max(float(np.sum(W**2) + np.sum(A**2)), 1e-300)
     if np.abs(difference - found * np.eye(len(difference))).max() > BALANCED * scale:
-        raise ValueError("A^T A - W W^T must be a multiple of the identity: the start is unbalanced")
+        raise ValueError(
+            "A^T A - W W^T must be a multiple of the identity: the start is unbalanced"
+        )
     return found
 
 

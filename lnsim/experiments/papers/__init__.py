@@ -7,6 +7,9 @@ NAMES = (
     "andriushchenko_2022",
     "andriushchenko_2023",
     "haochen_2021",
+    "vivien_2022",
+    "pesme_2021",
+    "even_2023",
     "lewkowycz_2020",
 )
 """In the order in which `lnsim papers` lists them."""

@@ -73,7 +73,7 @@ def _deviation(runs: Runs) -> float:
 
 def _share(runs: Runs, least: float, most: float, *, risen: bool) -> float:
     """Of the rates between, those whose loss ends below 1e-6 of its first, risen before or not."""
-    losses, between = _losses(runs), (least < MULTIPLES) & (MULTIPLES < most)
+    losses, between = _losses(runs), np.digitize(MULTIPLES, [least, most]) == 1
     ends = losses[:, -1] < 1e-6 * losses[:, 0]
     return float((ends & ((_rises(runs) > 1.01) == risen))[between].mean())
 
