@@ -118,6 +118,15 @@ PAPERS: dict[str, Paper] = {
         volume="13", arxiv="2203.03756",
         gave="the least tr H of two factors of a matrix, by a nuclear norm",
     ),
+    "domine2025": Paper(
+        authors=(
+            "Dominé, Clémentine C. J.", "Anguita, Nicolas", "Proca, Alexandra M.", "Braun, Lukas",
+            "Kunin, Daniel", "Mediano, Pedro A. M.", "Saxe, Andrew M.",
+        ),
+        title="From Lazy to Rich: Exact Learning Dynamics in Deep Linear Networks",
+        year=2025, venue=ICLR, arxiv="2409.14623",
+        gave="exact dynamics from lambda-balanced weights, from rich to lazy",
+    ),
     "du2018": Paper(
         authors=("Du, Simon S.", "Hu, Wei", "Lee, Jason D."),
         title="Algorithmic Regularization in Learning Deep Homogeneous Models: Layers are"
@@ -223,6 +232,12 @@ PAPERS: dict[str, Paper] = {
         year=2021, venue=ARXIV, kind="article", arxiv="2110.06914",
         note=f"{ICLR}, 2022",
         gave="the drift of label noise along the interpolators, -(lr sigma)^2/4 grad tr H a step",
+    ),
+    "marion2024": Paper(
+        authors=("Marion, Pierre", "Chizat, Lénaïc"),
+        title="Deep linear networks for regression are implicitly regularized towards flat minima",
+        year=2024, venue=NEURIPS, volume="37", arxiv="2405.13456",
+        gave="bounds on the sharpness of the minimisers of deep linear regression",
     ),
     "mulayoff2020": Paper(
         authors=("Mulayoff, Rotem", "Michaeli, Tomer"),

@@ -10,6 +10,12 @@ NAMES = (
     "vivien_2022",
     "pesme_2021",
     "even_2023",
+    "orvieto_2022",
+    "chen_2023",
     "lewkowycz_2020",
+    "kunin_2024",
+    "domine_2025",
+    "marion_2024",
+    "wen_2022",
 )
 """In the order in which `lnsim papers` lists them."""

@@ -21,7 +21,7 @@ from lnsim.dynamics import GD, SAM, SGD
 from lnsim.experiments.papers import _sparse
 from lnsim.experiments.papers.published import AMONG, Arm, Claim, Published, Runs
 
-NOTEBOOK = "diagonal_linear_nets/diag_nets_sam.ipynb of tml-epfl/understanding-sam"
+NOTEBOOK = "understanding-sam, diag_nets_sam.ipynb"
 STEPS, SEEDS = 10_001, 100
 SMALL = partial(_sparse.start, 20, 30, 3, 0.02)
 

@@ -4,8 +4,9 @@ Features".
 Their experiment on a diagonal network beta = u * v.  Large steps hold the loss at a level at which
 the noise of single samples, or the oscillation of gradient descent beyond its edge of stability,
 shrinks coordinates to nothing; the longer they last, the sparser beta is when the step is divided.
-Gradient descent with lr = 3.53 is chaotic: a change of lr by 1e-14 moves the number of nonzeros by
-one and the test loss by a tenth, so that only the numbers of nonzeros are claims here.
+Gradient descent with lr = 3.53 and SGD with lr = 0.282 are chaotic: a change of lr by 1e-14 moves
+the number of nonzeros by one and the test loss by a tenth and more, and 25 to 55 % of our seeds of
+the latter diverge.  The published runs of SGD are one draw each.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from lnsim.dynamics import GD, SGD, Piecewise, Scheduled
 from lnsim.experiments.papers import _sparse
 from lnsim.experiments.papers.published import AMONG, Arm, Claim, Published, Runs
 
-NOTEBOOK = "diag_nets.ipynb of tml-epfl/sgd-sparse-features"
+NOTEBOOK = "sgd-sparse-features, diag_nets.ipynb"
 STEPS, SEEDS = 100_000, 40
 DROPS = {10_000: 4.8, 30_000: 3.4, 50_000: 1.5}
 """The divisor of lr from each of these steps on."""
@@ -68,12 +69,21 @@ def _nonzeros(arm: str, runs: Runs) -> int:
     return int(np.count_nonzero(np.abs(runs[arm].final.beta) > 1e-50))
 
 
-def _lasting(runs: Runs) -> float:
-    """The largest ratio of median test losses, of longer large steps to the next shorter ones."""
-    medians = [
-        float(np.median(_test_loss(arm, runs))) for arm in ("SGD, lr 0.25", *map(_sgd, DROPS))
-    ]
+def _sparser(runs: Runs) -> float:
+    """The largest ratio of median numbers of nonzeros, of longer large steps to shorter ones."""
+    medians = []
+    for run in (runs[_sgd(step)] for step in DROPS):
+        beta = (run["final_u"] * run["final_v"])[run["diverged_at"] < 0]
+        medians.append(float(np.median((np.abs(beta) > 1e-50).sum(axis=1))))
     return max(after / before for before, after in pairwise(medians))
+
+
+def _lasting(runs: Runs) -> np.ndarray:
+    """The test loss after the longest large steps over that after the shortest, for each seed."""
+    first, *_, last = (runs[_sgd(step)] for step in DROPS)
+    both = (first["diverged_at"] < 0) & (last["diverged_at"] < 0)
+    ratios: np.ndarray = (last["test_loss"][..., -1] / first["test_loss"][..., -1])[both]
+    return ratios
 
 
 PAPER = Published(
@@ -129,13 +139,25 @@ PAPER = Published(
             for step, loss in STOCHASTIC.items()
         ),
         Claim(
-            statement="the longer the large steps of SGD, the smaller the test loss",
+            statement="the longer the large steps of SGD, the fewer coordinates are left",
+            place=NOTEBOOK,
+            published=1.0,
+            measured=_sparser,
+            arms=tuple(map(_sgd, DROPS)),
+            rule="largest ratio of neighbouring medians of |beta_i| > 1e-50 over the seeds that do"
+            " not diverge",
+            relation="at most",
+        ),
+        Claim(
+            statement="and the smaller the test loss",
             place=NOTEBOOK,
             published=1.0,
             measured=_lasting,
-            arms=("SGD, lr 0.25", *map(_sgd, DROPS)),
-            rule="largest ratio of neighbouring medians over the seeds that do not diverge",
+            arms=tuple(map(_sgd, DROPS)),
+            rule="test loss after the longest large steps over that after the shortest, median of the"
+            " seeds of which neither diverges",
             relation="at most",
+            statistic="median",
         ),
     ),
     figure=lambda runs: _sparse.test_losses({arm: runs[arm] for arm in ARMS if "SGD" in arm}),

@@ -1,15 +1,15 @@
 """Pesme, Pillaud-Vivien, Flammarion 2021, "Implicit Bias of SGD for Diagonal Linear Networks".
 
-beta = u v from u = alpha, v = 0.  The stochastic gradient flow of their loss (1/4n) sum r^2 ends at
-the interpolator of least hyperbolic entropy at the scale alpha exp(-2 gamma diag(X^T X/n) int L dt),
-smaller than alpha: SGD acts as gradient descent from a smaller start.  In ours, L = (1/2n) sum r^2,
-with t = lr times the step and h = diag(X^T X/n), that is
+beta = u v from u = alpha, v = 0.  The stochastic gradient flow of their loss (1/4n) sum r^2 ends
+at the interpolator of least hyperbolic entropy at the scale alpha exp(-2 gamma diag(X^T X/n) int L
+dt), smaller than alpha: SGD acts as gradient descent from a smaller start.  In ours, L = (1/2n) sum
+r^2, with t = lr times the step and h = diag(X^T X/n), that is
 
     alpha_inf,j = alpha exp(-lr h_j int L dt),     alpha_inf^2 = |u^2 - v^2| at the end.
 
-For discrete steps p = (u + v)/sqrt 2 and m = (u - v)/sqrt 2 are multiplied by 1 - lr g and 1 + lr g,
-so |p m| = |u^2 - v^2|/2 by |1 - lr^2 g^2|: the scale shrinks at every step of every coordinate.  The
-flow takes the noise of a sample as independent of its residual; one-sample SGD has mean_k r_k^2
+For discrete steps p = (u + v)/sqrt 2 and m = (u - v)/sqrt 2 are multiplied by 1 - lr g and 1 + lr
+g, so |p m| = |u^2 - v^2|/2 by |1 - lr^2 g^2|: the scale shrinks at every step of every coordinate.
+The flow takes the noise of a sample as independent of its residual; one-sample SGD has mean_k r_k^2
 x_kj^2 in place of 2 L h_j.
 """
 
