@@ -9,6 +9,7 @@ import numpy as np
 
 from lnsim.base.checks import FloatArray
 from lnsim.figures import canvas, panels
+from lnsim.figures.panels import LOSS_FLOOR
 from lnsim.figures.style import BLACK, BLUE, COLOURS, ONE_COLUMN, drawing, pt
 from lnsim.run.record import Record
 
@@ -28,19 +29,24 @@ def over_steps(runs: Mapping[str, Record], values: Mapping[str, FloatArray], lab
         for (name, of), colour in zip(values.items(), COLOURS * 3, strict=False):
             curves = np.atleast_2d(of)
             known = np.isfinite(curves).any(axis=0)
-            steps, curves = runs[name].steps[known], curves[:, known]
+            steps, curves = runs[name].steps[known].astype(float), curves[:, known]
             middle, low, high = np.nanquantile(curves, [0.5, 0.05, 0.95], axis=0)
             panels.plot(axes, steps, middle, color=colour, label=name)
             if len(curves) > 1:
                 axes.fill_between(steps[1:], low[1:], high[1:], color=colour, alpha=0.2, lw=0)
         axes.set(yscale="log", ylabel=label)
-        panels.time_axis(axes, max((runs[name].steps for name in values), key=lambda s: s[-1]))
+        low, high = axes.get_ylim()
+        first = max(np.atleast_2d(of)[:, 0].max() for of in values.values())
+        axes.set_ylim(max(low, LOSS_FLOOR), min(high, first / LOSS_FLOOR**0.5))
+        panels.time_axis(
+            axes, max((runs[name].steps.astype(float) for name in values), key=lambda s: s[-1])
+        )
         axes.legend()
     return figure
 
 
 def beside(x: FloatArray, y: FloatArray, of_x: str, of_y: str, label: str) -> Figure:
-    """Measured `y` : (S, n) or (n,) beside predicted `x` : (n,), with the line on which they agree."""
+    """Measured `y` : (S, n) or (n,) beside predicted `x` : (n,), and the line y = x."""
     with drawing():
         figure = canvas.blank(ONE_COLUMN, 2.5)
         axes = figure.add_axes((0.17, 0.17, 0.79, 0.79))

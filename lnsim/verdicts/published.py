@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -147,7 +148,8 @@ def write(folder: Path, names: Iterable[str], note: Callable[[str], object]) -> 
 
     `index.html` has a section for each paper, `verdicts.json` the same as numbers.
     """
-    sections, provenance = [], {}
+    sections: list[page.Section] = []
+    provenance: Mapping[str, Any] = {}
     for name in names:
         paper = load(name)
         runs = run(name, folder, note)

@@ -154,8 +154,8 @@ PAPER = Published(
             published=1.0,
             measured=_lasting,
             arms=tuple(map(_sgd, DROPS)),
-            rule="test loss after the longest large steps over that after the shortest, median of the"
-            " seeds of which neither diverges",
+            rule="test loss after the longest large steps over that after the shortest, median of"
+            " the seeds of which neither diverges",
             relation="at most",
             statistic="median",
         ),

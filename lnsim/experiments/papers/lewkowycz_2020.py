@@ -36,7 +36,7 @@ ARM = "gradient descent"
 def start() -> tuple[Problem, Network]:
     """u and v of normal entries."""
     u, v = np.random.default_rng(0).standard_normal((2, WIDTH))
-    return Problem([[1 / np.sqrt(WIDTH)]], [0.0]), Network(u[:, None], v)
+    return Problem(np.full((1, 1), 1 / np.sqrt(WIDTH)), np.zeros(1)), Network(u[:, None], v)
 
 
 def _curvature() -> float:

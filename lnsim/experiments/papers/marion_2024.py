@@ -11,7 +11,8 @@ A minimiser whose layers are balanced and of rank one has, for L layers and a pr
     lambda_max(S^(1/2) (I + (L - 1) w* w*^T) S^(1/2))
 
 (the first layer can move in every direction of its input, each of the others only along w*: ours):
-between L a and Lambda + (L - 1) a.  Descent with a larger lr stops where its sharpness is below 2/lr.
+between L a and Lambda + (L - 1) a.  With a larger lr descent ends where the sharpness is below
+2/lr.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _figure(runs: Runs) -> Figure:
 PAPER = Published(
     key="marion2024",
     line="deep linear networks find minima whose sharpness is within a factor of the least",
-    setting=f"n = {SAMPLES}, d = {DIM}, {LAYERS} layers of width {DIM}, |w*| = 1, loss 1/2 mean r^2",
+    setting=f"n = {SAMPLES}, d = {DIM}, {LAYERS} layers of width {DIM}, |w*| = 1",
     arms=ARMS,
     claims=(
         Claim(

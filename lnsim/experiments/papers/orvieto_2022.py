@@ -4,7 +4,8 @@ Generalization".
     PGD        w <- w - lr grad L(w) + xi_{t+1}
     Anti-PGD   w <- w - lr grad L(w) + xi_{t+1} - xi_t
 
-z = w - xi of Anti-PGD takes steps z <- z - lr grad L(z + xi): in the mean down L + (sigma^2/2) tr H.
+z = w - xi of Anti-PGD takes steps z <- z - lr grad L(z + xi), in the mean down L + (sigma^2/2) tr
+H.
 
 The widening valley is L = v^2 |u|^2/2, u in R^d, from (u_0, 0), |u_0|^2 = D, with lr = alpha/(2 D):
 a single neuron (w = u, a = v) on labels 0 and inputs with X^T X/n = I.  PGD: lim E|u|^2 >= D/alpha;

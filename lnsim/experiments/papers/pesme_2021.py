@@ -70,15 +70,15 @@ def _figure(runs: Runs) -> Figure:
 
 PAPER = Published(
     key="pesme2021",
-    line="one-sample SGD acts as gradient descent from a smaller start, and finds sparser solutions",
+    line="SGD acts as gradient descent from a smaller start, and finds sparser solutions",
     setting=f"n = 20, d = 30, three nonzeros, u = {ALPHA}, v = 0, lr = {LR}, {STEPS:,} steps",
     arms=ARMS,
     claims=(
         Claim(
             statement="the scale shrinks by exp(-lr h int L dt)", place="Theorem 1",
             published=1.0, measured=partial(_predicted, "SGD"), arms=("SGD",), within=0.1,
-            rule=f"sum over coordinates of ln(alpha^2/alpha_inf^2), measured over predicted, mean of"
-            f" {SEEDS} seeds, within 10 %",
+            rule="sum over coordinates of ln(alpha^2/alpha_inf^2), measured over predicted, mean"
+            f" of {SEEDS} seeds, within 10 %",
             note="the flow takes the noise as independent of the residual; the steps do not",
         ),
         Claim(

@@ -9,9 +9,9 @@ its place there; `measured` takes the arms' runs and gives one number, or one fo
 rules are those of `verdicts.published`, which runs and judges:
 
     one number              it satisfies the relation to the published number, or it does not
-    one for each seed       the 95 % interval of their mean (or median) does on both ends: holds; on
-                            neither: does not hold; else not decided
-    "among"                 the published number is of one draw: it lies among our seeds' middle 98 %
+    one for each seed       the 95 % interval of their mean (or median) does on both ends: holds;
+                            on neither: does not hold; else not decided
+    "among"                 the published number is of one draw: it is in our seeds' middle 98 %
 """
 
 from __future__ import annotations
@@ -56,12 +56,13 @@ class Arm:
 
     def run(self, **driver: Any) -> Trajectory:
         """The run, or the ensemble; `driver` are further arguments of `lnsim.simulate`."""
+        options: dict[str, Any] = {"tracked": 0, "measures": "none", **self.options, **driver}
+        if self.seeds:
+            options["seed"] = list(range(self.seeds))
+        every = max(1, self.steps // self.records)
         return simulate(
-            *self.start(), self.dynamics, steps=self.steps,
-            record_every=max(1, self.steps // self.records),
-            **({"seed": list(range(self.seeds))} if self.seeds else {}),
-            **{"tracked": 0, "measures": "none", **self.options}, **driver,
-        )  # fmt: skip
+            *self.start(), self.dynamics, steps=self.steps, record_every=every, **options
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

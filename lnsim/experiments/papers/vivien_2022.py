@@ -1,11 +1,11 @@
 """Pillaud-Vivien, Reygner, Flammarion 2022, "Label noise (stochastic) gradient descent implicitly
 solves the Lasso for quadratic parametrisation".
 
-beta = u v.  Under the full gradient g and the noise sigma xi of one drawn label a step multiplies p
-= (u + v)/sqrt 2 by 1 - lr y and m = (u - v)/sqrt 2 by 1 + lr y, y_j = g_j + sigma xi x_kj.  While p_j
-or m_j lives, the mean over time of its logarithm's change vanishes; if it dies it is negative.  With
-E ln(1 -+ lr y_j) = -+lr g_j - lr^2 sigma^2 h_j/2 to second order, h = diag(X^T X/n), the mean of beta
-over time b, whose gradient is the mean of g, satisfies
+beta = u v. Under the full gradient g and the noise sigma xi of one drawn label a step multiplies p
+= (u + v)/sqrt 2 by 1 - lr y and m = (u - v)/sqrt 2 by 1 + lr y, y_j = g_j + sigma xi x_kj. While
+p_j or m_j lives, the mean over time of its logarithm's change vanishes; if it dies it is negative.
+With E ln(1 -+ lr y_j) = -+lr g_j - lr^2 sigma^2 h_j/2 to second order, h = diag(X^T X/n), the mean
+of beta over time b, whose gradient is the mean of g, satisfies
 
     g_j = -sign(b_j) lambda h_j where b_j is not 0,    |g_j| <= lambda h_j elsewhere,
 
@@ -15,7 +15,6 @@ The authors state it for the flow; the derivation for the steps is ours.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +43,7 @@ def start() -> tuple[Problem, Diagonal]:
 
 
 def lasso(X: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
-    """The minimiser of (1/2n)|X b - y|^2 + sum_j weights_j |b_j|, by scipy over b = p - m, p, m >= 0.
+    """The minimiser of (1/2n)|X b - y|^2 + sum_j weights_j |b_j|, by scipy, b = p - m.
 
     Raises ArithmeticError where its conditions are not met to 1e-6 of the least weight.
     """
@@ -141,9 +140,9 @@ PAPER = Published(
         Claim(
             statement="the mean over time is the Lasso's solution", place="abstract",
             published=0.35, measured=_distances, arms=(ARM,), relation="at most",
-            rule="its distance over the distance of the Lasso's solution from theta*, mean of seeds",
+            rule="its distance over the distance of the Lasso's from theta*, mean of seeds",
         ),
     ),
     figure=_figure,
-    caption="Coordinates of the mean over time, a point for each seed, beside the Lasso's solution.",
+    caption="Coordinates of the mean over time, a point for each seed, beside the Lasso's.",
 )  # fmt: skip

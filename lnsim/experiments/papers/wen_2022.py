@@ -32,8 +32,10 @@ def start() -> tuple[Problem, Network]:
 
 
 def _arm(dynamics: SAM | GD, seeds: int = 0) -> Arm:
-    return Arm(start=start, dynamics=dynamics, steps=STEPS, records=100, seeds=seeds,
-               options={"measures": "none,sharpness,hessian_trace", "linearized": False})  # fmt: skip
+    options = {"measures": "none,sharpness,hessian_trace", "linearized": False}
+    return Arm(
+        start=start, dynamics=dynamics, steps=STEPS, records=100, seeds=seeds, options=options
+    )
 
 
 ARMS = {
