@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from lnsim.base import config as configs
 from lnsim.base import threads
-from lnsim.cli import cite, info, keys, plot, surroundings, sweep
+from lnsim.cli import cite, info, keys, papers, plot, surroundings, sweep
 from lnsim.cli.exits import BAD_INPUT, DIVERGED, INTERRUPTED, LOST, MISMATCH, interrupted
 from lnsim.cli.folders import CHECKPOINT, hinting, how_to_resume, newest
 from lnsim.experiments.case import Case
@@ -186,6 +186,20 @@ def _parser() -> argparse.ArgumentParser:
         " small networks are trained and judged too; needs torch and takes minutes",
     )  # fmt: skip
 
+    everything.add_argument(
+        "--papers", metavar="NAMES", help="instead of the paper's experiments, the published"
+        " results of others: all, or names of `lnsim papers` with commas; the same command goes on"
+        " where it was",
+    )  # fmt: skip
+
+    publishing = commands.add_parser(
+        "papers",
+        help="list the field's published results, or run one and compare",
+        description="Runs the setting of a paper and prints, for each of its claims, what is"
+        " published, ours, and a verdict; without a name, lists the papers.",
+    )
+    papers.add_papers(publishing)
+
     citing = commands.add_parser(
         "cite",
         help="print the papers that an experiment, a run or a result rests on, as BibTeX",
@@ -333,6 +347,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
+    if arguments.papers is not None:
+        for verdict in papers.reproduce(arguments.out, papers.chosen(arguments.papers)):
+            print(verdict)
+        print(f"page          {arguments.out / 'index.html'}")
+        return 0
     folder = RunFolder(arguments.out, reuse=arguments.force, resumable=False)
     undrawn: list[str] = []
     with folder, locked(arguments.out):

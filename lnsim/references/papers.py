@@ -31,6 +31,15 @@ PAPERS: dict[str, Paper] = {
         gave="SAM that moves the weights for every few samples apart, and its bias on diagonal"
         " networks",
     ),
+    "andriushchenko2023": Paper(
+        authors=(
+            "Andriushchenko, Maksym", "Varre, Aditya", "Pillaud-Vivien, Loucas",
+            "Flammarion, Nicolas",
+        ),
+        title="SGD with Large Step Sizes Learns Sparse Features",
+        year=2023, venue=ICML, volume="202", pages="903-925", arxiv="2210.05337",
+        gave="large steps hold the loss at a level where noise makes features sparse",
+    ),
     "arora2019": Paper(
         authors=("Arora, Sanjeev", "Cohen, Nadav", "Golowich, Noah", "Hu, Wei"),
         title="A Convergence Analysis of Gradient Descent for Deep Linear Neural Networks",
@@ -109,12 +118,30 @@ PAPERS: dict[str, Paper] = {
         volume="13", arxiv="2203.03756",
         gave="the least tr H of two factors of a matrix, by a nuclear norm",
     ),
+    "domine2025": Paper(
+        authors=(
+            "Dominé, Clémentine C. J.", "Anguita, Nicolas", "Proca, Alexandra M.", "Braun, Lukas",
+            "Kunin, Daniel", "Mediano, Pedro A. M.", "Saxe, Andrew M.",
+        ),
+        title="From Lazy to Rich: Exact Learning Dynamics in Deep Linear Networks",
+        year=2025, venue=ICLR, arxiv="2409.14623",
+        gave="exact dynamics from lambda-balanced weights, from rich to lazy",
+    ),
     "du2018": Paper(
         authors=("Du, Simon S.", "Hu, Wei", "Lee, Jason D."),
         title="Algorithmic Regularization in Learning Deep Homogeneous Models: Layers are"
         " Automatically Balanced",
         year=2018, venue=NEURIPS, volume="31", arxiv="1806.00900",
         gave="gradient flow conserves the difference of the layers' norms",
+    ),
+    "even2023": Paper(
+        authors=(
+            "Even, Mathieu", "Pesme, Scott", "Gunasekar, Suriya", "Flammarion, Nicolas",
+        ),
+        title="(S)GD over Diagonal Linear Networks: Implicit Regularisation, Large Stepsizes and"
+        " Edge of Stability",
+        year=2023, venue=NEURIPS, volume="36", arxiv="2302.08982",
+        gave="the limit of diagonal networks under steps of any size, and its effective scale",
     ),
     "foret2021": Paper(
         authors=(
@@ -205,6 +232,12 @@ PAPERS: dict[str, Paper] = {
         year=2021, venue=ARXIV, kind="article", arxiv="2110.06914",
         note=f"{ICLR}, 2022",
         gave="the drift of label noise along the interpolators, -(lr sigma)^2/4 grad tr H a step",
+    ),
+    "marion2024": Paper(
+        authors=("Marion, Pierre", "Chizat, Lénaïc"),
+        title="Deep linear networks for regression are implicitly regularized towards flat minima",
+        year=2024, venue=NEURIPS, volume="37", arxiv="2405.13456",
+        gave="bounds on the sharpness of the minimisers of deep linear regression",
     ),
     "mulayoff2020": Paper(
         authors=("Mulayoff, Rotem", "Michaeli, Tomer"),

@@ -8,6 +8,7 @@ says that a number is at most, at least, or about a predicted number (within a s
     does not hold      it does not
     vacuous            the statement says nothing here (for example, a probability is at least -1)
     premise not met    it does not, but a premise of the statement fails too
+    not decided        the interval over seeds has numbers that satisfy it and numbers that do not
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lnsim.experiments.case import Case
 from lnsim.theory import paper
 
 HOLDS, FAILS, VACUOUS, UNMET = "holds", "does not hold", "vacuous", "premise not met"
-NOT_REACHED = "not reached"
+NOT_REACHED, UNDECIDED = "not reached", "not decided"
 
 BEYOND = "beyond the paper"
 

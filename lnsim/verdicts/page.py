@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 from lnsim.references.credits import named, papers_of, whose
 from lnsim.references.papers import PAPERS, short
 from lnsim.theory.paper import Condition
-from lnsim.verdicts.judge import FAILS, HOLDS, UNMET, VACUOUS, Verdict
+from lnsim.verdicts.judge import FAILS, HOLDS, UNDECIDED, UNMET, VACUOUS, Verdict
 from lnsim.verdicts.networks import RUNS
 
 
@@ -240,7 +240,10 @@ SYMBOLS = (
     (r"\+-", "±"), (r"_max\b", "<sub>max</sub>"), (r"_(\w)\b|_(\w)(?=\^)", r"<sub>\1\2</sub>"),
     (r"(?<=\^)-|(?<=\^\()-", "−"), (r"\^\(([^)]*)\)|\^(−?\w+)", r"<sup>\1\2</sup>"),
 )  # fmt: skip
-COLOURS = {HOLDS: "#009E73", FAILS: "#D55E00", VACUOUS: "#767676", UNMET: "#8a6100"}
+COLOURS = {
+    HOLDS: "#009E73", FAILS: "#D55E00", UNMET: "#8a6100", UNDECIDED: "#8a6100", VACUOUS: "#767676",
+}  # fmt: skip
+"""Of each verdict, in the order in which they are counted."""
 
 
 @functools.cache
@@ -264,24 +267,65 @@ def render(
     conditions: Sequence[Condition],
     provenance: Mapping[str, Any],
 ) -> str:
-    """The page as HTML, with the pictures in `folder`."""
+    """The page of the paper as HTML, with the pictures in `folder`."""
+    return _page(
+        "paper_intro", "the paper's claims", folder, sections, provenance, "Predicted or asked",
+        _fill("conditions", conditions="".join(map(_condition, conditions))),
+    )  # fmt: skip
+
+
+def render_papers(folder: Path, sections: Sequence[Section], provenance: Mapping[str, Any]) -> str:
+    """The page of the published results (verdicts/published.py), with the pictures in `folder`."""
+    return _page("papers_intro", "published results", folder, sections, provenance, "Published", "")
+
+
+def _page(
+    intro: str,
+    title: str,
+    folder: Path,
+    sections: Sequence[Section],
+    provenance: Mapping[str, Any],
+    asked: str,
+    further: str,
+) -> str:
+    """A page; `asked` is the heading of the numbers that ours stand beside."""
     counts = Counter(verdict.verdict for section in sections for verdict in section.verdicts)
-    order = (HOLDS, FAILS, UNMET, VACUOUS)
+    tally = ", ".join(f"{counts[kind]} {_coloured(kind)}" for kind in COLOURS if counts[kind])
     versions = provenance.get("versions", {})
     installed = ", ".join(f"{k} {v}" for k, v in versions.items() if v != "not installed")
     return _fill(
         "page",
-        tally=", ".join(f"{counts[kind]} {_coloured(kind)}" for kind in order if counts[kind]),
+        title=title,
+        intro=_fill(intro, tally=tally),
         links="".join(_fill("link", key=s.key, title=escape(s.title)) + " " for s in sections),
-        sections="\n".join(_section(folder, section) for section in sections),
-        conditions="".join(map(_condition, conditions)),
+        sections="\n".join(_section(folder, section, asked) for section in sections),
+        further=further,
         references=_references(sections),
         installed=escape(installed),
         python=escape(str(provenance.get("python", ""))),
     )
 
 
-def _section(folder: Path, section: Section) -> str:
+def plain(sections: Sequence[Section], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdicts as plain data for strict JSON: a number that is not finite becomes null."""
+
+    def entry(verdict: Verdict) -> dict[str, Any]:
+        values = asdict(verdict)
+        for key in ("predicted", "measured"):
+            if not math.isfinite(values[key]):
+                values[key] = None
+        return values
+
+    return {
+        "sections": [
+            {"key": s.key, "title": s.title, "verdicts": [entry(v) for v in s.verdicts]}
+            for s in sections
+        ],
+        "environment": dict(provenance),
+    }
+
+
+def _section(folder: Path, section: Section, asked: str) -> str:
     return _fill(
         "section",
         key=section.key,
@@ -289,7 +333,8 @@ def _section(folder: Path, section: Section) -> str:
         claim=_text(section.claim),
         papers=_papers(section.rests_on),
         pictures="".join(_picture(folder / name, caption) for name, caption in section.pictures),
-        rows="".join(map(_row, section.verdicts)),
+        asked=asked,
+        rows="".join(_row(verdict, asked) for verdict in section.verdicts),
     )
 
 
@@ -310,13 +355,14 @@ def _references(sections: Sequence[Section]) -> str:
     )
 
 
-def _row(verdict: Verdict) -> str:
+def _row(verdict: Verdict, asked: str) -> str:
     return _fill(
         "row",
         claim=_text(verdict.claim),
         rule=_text(verdict.rule),
         note=f" {_text(verdict.note)}." if verdict.note else "",
         source=escape(verdict.source),
+        asked=asked,
         relation=verdict.relation,
         predicted=number(verdict.predicted),
         measured=number(verdict.measured),

@@ -73,7 +73,7 @@ def reproduce(
             sections.append(page.networks(networks.sharpness(on_images)))
     verdicts = [verdict for section in sections for verdict in section.verdicts]
     provenance = runs["label-noise"].provenance
-    files.write_json(folder / "verdicts.json", _plain(sections, provenance))
+    files.write_json(folder / "verdicts.json", page.plain(sections, provenance))
     conditions = Case.of_run(runs["label-noise"]).conditions  # at the setting of Figure 2
     files.write_text(folder / "index.html", page.render(folder, sections, conditions, provenance))
     return verdicts
@@ -283,25 +283,6 @@ def _large_steps(runner: _Runner) -> list[Verdict]:
     data = runner.control("large-steps", "large-steps-regression", problem="regression",
                           count=max(1, config.count // 2))  # fmt: skip
     return [*large_steps.one_sample(single), *large_steps.regression(data)]
-
-
-def _plain(sections: list[page.Section], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdicts as plain data for strict JSON: a number that is not finite becomes null."""
-
-    def entry(verdict: Verdict) -> dict[str, Any]:
-        values = asdict(verdict)
-        for key in ("predicted", "measured"):
-            if not np.isfinite(values[key]):
-                values[key] = None
-        return values
-
-    return {
-        "sections": [
-            {"key": s.key, "title": s.title, "verdicts": [entry(v) for v in s.verdicts]}
-            for s in sections
-        ],
-        "environment": dict(provenance),
-    }
 
 
 def _begin(bar: Any, name: str) -> None:
