@@ -32,6 +32,7 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core import caching, compiler, serialize
+from numba.core.runtime import rtsys
 
 VARIABLE = "NUMBA_CACHE_DIR"
 COMPILED = {
@@ -72,7 +73,7 @@ class _Cache(caching.NullCache):
 
     def load_overload(self, types: Any, target_context: Any) -> Any:
         """The compiled function for arguments of these types, or None."""
-        target_context.refresh()
+        rtsys.initialize(target_context)
         code = _read(self._name(types, target_context.codegen()))
         if code is None:
             return None
