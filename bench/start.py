@@ -5,10 +5,10 @@
     python -m bench.start --beside PATH   in turns with the lnsim in another checkout
 
 `run` is `lnsim run label-noise` with all code compiled before, figures included; `plot` draws that
-run again; `first` is the same run with nothing compiled before.  Each is a process of its own, timed
-from outside.  The parts are of further processes, in which a clock is stopped and started at the
-functions in PARTS and at every import.  A part is exclusive of the parts inside it: what a figure
-imports is not in the figure.  The clock itself takes a few hundredths of a second.
+run again; `first` is the same run with nothing compiled before.  Each is a process of its own,
+timed from outside.  The parts are of further processes, in which a clock is stopped and started at
+the functions in PARTS and at every import.  A part is exclusive of the parts inside it: what a
+figure imports is not in the figure.  The clock itself takes a few hundredths of a second.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class Clock:
 
         def by_statement(name: str, space: Any = None, *rest: Any, **named: Any) -> Any:
             level = named.get("level", rest[2] if len(rest) > 2 else 0)
-            return self._timed(self._of_import(name, level), self._import, name, space, *rest, **named)
+            return self._timed(
+                self._of_import(name, level), self._import, name, space, *rest, **named
+            )
 
         def by_name(name: str, package: str | None = None) -> Any:
             return self._timed(self._of_import(name, 0), self._by_name, name, package)
@@ -198,7 +200,9 @@ def main() -> int:
             columns = ", ".join(map(spread, times))
             print(f"{command}: {columns} s; goal {GOALS[command]:g} s", flush=True)
             table = [median_parts(rounds) for rounds in parts]
-            names = sorted(set().union(*table), key=lambda name: -max(t.get(name, 0.0) for t in table))
+            names = sorted(
+                set().union(*table), key=lambda name: -max(t.get(name, 0.0) for t in table)
+            )
             for name in names:
                 cells = "  ".join(f"{t.get(name, 0.0):6.2f}" for t in table)
                 print(f"    {name:<32}  {cells}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,6 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     with surroundings.settled() as output:
         code = _command(argv)
     return output.code(code)
+
+
+def program() -> int:
+    """The program `lnsim`: main, and an end of the process without a last search for garbage.
+
+    Numba, Matplotlib and their tables are a million objects, and to take them apart at exit would
+    last as long as drawing a figure.
+    """
+    code = main()
+    gc.freeze()
+    return code
 
 
 def _command(argv: Sequence[str] | None) -> int:

@@ -314,3 +314,13 @@ def test_theory_of_sam_where_a_folder_has_its_name(tmp_path, monkeypatch, capsys
     assert "measured" in capsys.readouterr().out
     assert main(["theory", "sam", "--set", *small, "rho=0.2"]) == 0
     assert capsys.readouterr().out == setting
+
+
+def test_the_program_ends_without_a_last_search_for_garbage(monkeypatch):
+    monkeypatch.setattr(cli_main, "main", lambda: 3)
+    before = gc.get_freeze_count()
+    try:
+        assert cli_main.program() == 3
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
