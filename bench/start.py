@@ -49,6 +49,8 @@ PARTS = {
 """Functions by module, class and name, each with the part that it is of."""
 REST = "the rest"
 OUTSIDE = "the interpreter's start and end"
+LEAST = 0.005
+"""Parts that take less are not printed."""
 
 
 class Clock:
@@ -132,19 +134,25 @@ def child(report: str, arguments: list[str]) -> int:
     """Runs lnsim under the clock, and writes its parts to `report`."""
     clock = Clock()
     clock.install()
-    from lnsim.cli.main import main as lnsim
+    from lnsim.cli import main as lnsim
 
-    code = lnsim(arguments)
+    sys.argv[1:] = arguments
+    # An older lnsim, to which this one is compared, has main alone.
+    code: int = getattr(lnsim, "program", lnsim.main)()
     Path(report).write_text(json.dumps(clock.stop()), encoding="utf-8")
     return code
 
 
 class Place:
-    """A checkout of lnsim, its cache of compiled code and its run folder."""
+    """An lnsim, its cache of compiled code and its run folder."""
 
-    def __init__(self, checkout: Path, folder: Path) -> None:
-        self._checkout, self._folder = checkout, folder
-        self._report = folder / "parts.json"
+    def __init__(self, checkout: Path | None, folder: Path) -> None:
+        """`checkout` is where lnsim is, or None for the one that Python finds."""
+        self._folder, self._report = folder, folder / "parts.json"
+        self._environment = dict(os.environ)
+        if checkout is not None:
+            paths = (str(checkout), str(checkout / "backends"))
+            self._environment["PYTHONPATH"] = os.pathsep.join(paths)
         folder.mkdir()
 
     def measure(self, command: str) -> float:
@@ -163,18 +171,43 @@ class Place:
         arguments = ["plot", run] if command == "plot" else ["run", NAME, "--force", "--out", run]
         with tempfile.TemporaryDirectory(dir=self._folder) as empty:
             cache = empty if command == "first" else str(self._folder / "cache")
-            paths = [str(self._checkout), str(self._checkout / "backends")]
-            environment = os.environ | {
-                "NUMBA_CACHE_DIR": cache, "PYTHONPATH": os.pathsep.join(paths),
-            }  # fmt: skip
             begin = time.perf_counter()
-            subprocess.run([*program, *arguments], check=True, stdout=subprocess.DEVNULL,
-                           cwd=self._folder, env=environment)  # fmt: skip
+            subprocess.run(
+                [*program, *arguments], check=True, stdout=subprocess.DEVNULL, cwd=self._folder,
+                env=self._environment | {"NUMBA_CACHE_DIR": cache},
+            )  # fmt: skip
             return time.perf_counter() - begin
+
+
+def rounds_of(
+    places: list[Place], command: str, rounds: int, with_parts: bool
+) -> tuple[list[list[float]], list[dict[str, float]]]:
+    """Seconds of every round of each place, in turns, and the median of each part."""
+    times: list[list[float]] = [[] for _ in places]
+    parts: list[list[dict[str, float]]] = [[] for _ in places]
+    for _ in range(rounds):
+        for i, place in enumerate(places):
+            times[i].append(place.measure(command))
+            if with_parts:
+                parts[i].append(place.parts(command))
+    return times, [medians(each) for each in parts]
+
+
+def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """The median of each part over the rounds."""
+    names = set().union(*rounds)
+    return {name: statistics.median(each.get(name, 0.0) for each in rounds) for name in names}
 
 
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def table(parts: list[dict[str, float]]) -> list[str]:
+    """A line for each part that takes at least LEAST seconds, the longest first."""
+    longest = {n: max(p.get(n, 0.0) for p in parts) for n in set().union(*parts)}
+    names = sorted((n for n in longest if longest[n] >= LEAST), key=lambda n: -longest[n])
+    return [f"    {n:<32}" + "".join(f"{p.get(n, 0.0):8.2f}" for p in parts) for n in names]
 
 
 def main() -> int:
@@ -182,37 +215,27 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=COMMANDS)
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--without-parts", action="store_true")
+    parser.add_argument(
+        "--json", action="store_true", help="the medians alone, of the lnsim that Python finds"
+    )
     arguments = parser.parse_args()
-    checkouts = [ROOT] if arguments.beside is None else [arguments.beside.resolve(), ROOT]
+    checkouts: list[Path | None] = [None if arguments.json else ROOT]
+    if arguments.beside is not None:
+        checkouts.insert(0, arguments.beside.resolve())
     with tempfile.TemporaryDirectory() as folder:
         places = [Place(checkout, Path(folder, str(i))) for i, checkout in enumerate(checkouts)]
         for place in places:
             place.measure("run")  # compiles, and leaves a run to draw
+        found = {}
         for command in arguments.only:
-            times: list[list[float]] = [[] for _ in places]
-            parts: list[list[dict[str, float]]] = [[] for _ in places]
-            for _ in range(arguments.rounds):
-                for i, place in enumerate(places):
-                    times[i].append(place.measure(command))
-                    if not arguments.without_parts:
-                        parts[i].append(place.parts(command))
-            columns = ", ".join(map(spread, times))
-            print(f"{command}: {columns} s; goal {GOALS[command]:g} s", flush=True)
-            table = [median_parts(rounds) for rounds in parts]
-            names = sorted(
-                set().union(*table), key=lambda name: -max(t.get(name, 0.0) for t in table)
-            )
-            for name in names:
-                cells = "  ".join(f"{t.get(name, 0.0):6.2f}" for t in table)
-                print(f"    {name:<32}  {cells}")
+            times, parts = rounds_of(places, command, arguments.rounds, not arguments.json)
+            found[command] = statistics.median(times[-1])
+            if not arguments.json:
+                both = ", ".join(map(spread, times))
+                print(f"{command}: {both} s; goal {GOALS[command]:g} s", *table(parts), sep="\n")
+    if arguments.json:
+        print(json.dumps(found))
     return 0
-
-
-def median_parts(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """The median of each part over the rounds."""
-    names = set().union(*rounds)
-    return {name: statistics.median(r.get(name, 0.0) for r in rounds) for name in names}
 
 
 if __name__ == "__main__":

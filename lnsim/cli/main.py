@@ -24,9 +24,6 @@ from lnsim.run.experiment import Experiment
 from lnsim.run.folder import RunFolder, free_path, in_shell, locked
 from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
-from lnsim.simulation.verify import verify
-from lnsim.verdicts import table
-from lnsim.verdicts.reproduce import reproduce
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -323,6 +320,8 @@ def _write_run(
 
 
 def _theory(arguments: argparse.Namespace) -> int:
+    from lnsim.verdicts import table  # with the verdicts, a slow import
+
     folder, assignments = arguments.folder, arguments.assignments
     name = "label-noise" if folder is None else str(folder)
     if folder is None or (name in experiment.names() and (assignments or not folder.exists())):
@@ -338,6 +337,8 @@ def _theory(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from lnsim.simulation.verify import verify
+
     result = verify(newest(arguments.folder), seed=arguments.seed, seconds=arguments.seconds)
     for line in result.lines:
         print(line)
@@ -345,6 +346,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
+    from lnsim.verdicts.reproduce import reproduce  # with all verdicts, a slow import
+
     folder = RunFolder(arguments.out, reuse=arguments.force, resumable=False)
     undrawn: list[str] = []
     with folder, locked(arguments.out):

@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import gc
 import json
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 import lnsim
 from lnsim.cli import exits
+from lnsim.cli import main as cli_main
 from lnsim.cli.main import main
 from lnsim.run import experiment as experiments
 
