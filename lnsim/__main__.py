@@ -2,6 +2,6 @@
 
 import sys
 
-from lnsim.cli.main import main
+from lnsim.cli.main import program
 
-sys.exit(main())
+sys.exit(program())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,25 @@ class Import:
 
     def time_help(self) -> None:
         subprocess.run([sys.executable, "-m", "lnsim", "--help"], check=True, capture_output=True)
+
+
+class Command:
+    """Seconds of a whole command, figures included; `python -m bench.start` has their parts."""
+
+    param_names: ClassVar = ["command"]
+    params: ClassVar = [["run", "plot", "first"]]
+    timeout = 600
+    unit = "s"
+
+    def track_command(self, command: str) -> float:
+        script = str(Path(__file__).parents[1] / "start.py")
+        rounds = "1" if command == "first" else "5"
+        child = subprocess.run(
+            [sys.executable, script, "--json", "--only", command, "--rounds", rounds],
+            check=True, capture_output=True, encoding="utf-8",
+        )  # fmt: skip
+        seconds: float = json.loads(child.stdout)[command]
+        return seconds
 
 
 class FirstCall:

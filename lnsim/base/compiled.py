@@ -32,13 +32,14 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core import caching, compiler, serialize
+from numba.core.runtime import rtsys
 
 VARIABLE = "NUMBA_CACHE_DIR"
 COMPILED = {
     "lnsim.base": ("checks", "philox"),
     "lnsim.dynamics": ("labels", "shuffle"),
     "lnsim.simulation": ("custom_loop", "neuron_loop", "watch_loop", "wide_loop"),
-    "lnsim.theory": ("descent",),
+    "lnsim.theory": ("descent_loop",),
     "lnsim_numba": None,
 }
 """The modules of each package that hold compiled functions or their constants; None means all."""
@@ -72,7 +73,7 @@ class _Cache(caching.NullCache):
 
     def load_overload(self, types: Any, target_context: Any) -> Any:
         """The compiled function for arguments of these types, or None."""
-        target_context.refresh()
+        rtsys.initialize(target_context)
         code = _read(self._name(types, target_context.codegen()))
         if code is None:
             return None

@@ -14,15 +14,18 @@ Progress = bool | Callable[[int], object] | None
 def bar(progress: object, **form: Any) -> AbstractContextManager[Any]:
     """A context that gives a tqdm bar with the options `form`, or None.
 
-    It gives None if `progress` is false or a function, or if the error stream is closed.
+    It gives None if `progress` is false or a function, or if the error stream is no terminal.
     """
-    if not progress or callable(progress) or sys.stderr is None:
+    if not progress or callable(progress) or not _on_terminal():
         return nullcontext()
-    from tqdm.auto import tqdm
+    from tqdm import tqdm  # a slow import
 
-    # disable=None: silent where the output is no terminal.
-    tqdm_bar: AbstractContextManager[Any] = tqdm(disable=None, **form)
+    tqdm_bar: AbstractContextManager[Any] = tqdm(**form)
     return tqdm_bar
+
+
+def _on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextmanager

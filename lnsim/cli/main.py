@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,9 +24,6 @@ from lnsim.run.experiment import Experiment
 from lnsim.run.folder import RunFolder, free_path, in_shell, locked
 from lnsim.run.record import Ending
 from lnsim.simulation.trajectory import Trajectory
-from lnsim.simulation.verify import verify
-from lnsim.verdicts import table
-from lnsim.verdicts.reproduce import reproduce
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     with surroundings.settled() as output:
         code = _command(argv)
     return output.code(code)
+
+
+def program() -> int:
+    """The program `lnsim`: main, and an end of the process without a last search for garbage.
+
+    Numba, Matplotlib and their tables are a million objects, and to take them apart at exit would
+    last as long as drawing a figure.
+    """
+    code = main()
+    gc.freeze()
+    return code
 
 
 def _command(argv: Sequence[str] | None) -> int:
@@ -325,6 +334,8 @@ def _write_run(
 
 
 def _theory(arguments: argparse.Namespace) -> int:
+    from lnsim.verdicts import table  # with the verdicts, a slow import
+
     folder, assignments = arguments.folder, arguments.assignments
     name = "label-noise" if folder is None else str(folder)
     if folder is None or (name in experiment.names() and (assignments or not folder.exists())):
@@ -340,6 +351,8 @@ def _theory(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from lnsim.simulation.verify import verify
+
     result = verify(newest(arguments.folder), seed=arguments.seed, seconds=arguments.seconds)
     for line in result.lines:
         print(line)
@@ -352,6 +365,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
             print(verdict)
         print(f"page          {arguments.out / 'index.html'}")
         return 0
+    from lnsim.verdicts.reproduce import reproduce  # with all verdicts, a slow import
+
     folder = RunFolder(arguments.out, reuse=arguments.force, resumable=False)
     undrawn: list[str] = []
     with folder, locked(arguments.out):

@@ -36,7 +36,9 @@ from lnsim.simulation.snapshots import watch_steps
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.sweeps import points
 from lnsim.sweeps.points import Point, Summary
+from lnsim.theory import descent
 from lnsim.theory.cloud import Prediction
+from lnsim.theory.interpolation import pchip
 from lnsim.theory.manifold import NoStationaryState
 
 PREDICTED, REFUSED = "PREDICTED", "REFUSED"
@@ -58,7 +60,7 @@ AT_ONCE = 4
 """Times at which all displacements are computed at once: they stay in the cache."""
 
 POINT_SECONDS, SAM_SECONDS = 0.05, 0.5
-"""Usual time of a point on one core; that of SAM, whose loops are not compiled."""
+"""Usual time of a point on one core; that of SAM."""
 
 
 def seconds(config: Point) -> float:
@@ -83,10 +85,11 @@ def predict_points(experiment: str, configs: Sequence[Point]) -> list[Summary]:
     first = Case.of_keys(experiment, vars(configs[0]))
     statements = points.predictions(experiment, configs)
     rows = []
-    for config, statement in zip(configs, statements, strict=True):
-        case = Case.of_keys(experiment, vars(config), first.start)
-        row = dict.fromkeys(points.columns(experiment)) | summary(case, config.measures)
-        rows.append(row | statement)
+    with descent.many():
+        for config, statement in zip(configs, statements, strict=True):
+            case = Case.of_keys(experiment, vars(config), first.start)
+            row = dict.fromkeys(points.columns(experiment)) | summary(case, config.measures)
+            rows.append(row | statement)
     return rows
 
 
@@ -203,8 +206,6 @@ def regime(ends: Prediction, rich: bool) -> str:
 
 def _cosine(series: Prediction) -> FloatArray:
     """The mean cosine at every time, computed at COSINES of them."""
-    from scipy.interpolate import PchipInterpolator  # a slow import
-
     if len(series.times) <= COSINES:
         return series["cosine_mean"]
     for count in (COSINES // 4, COSINES):
@@ -212,4 +213,4 @@ def _cosine(series: Prediction) -> FloatArray:
         cosines = few["cosine_mean"]
         if cosines.max() < cosines[0] + 0.4 * (1 - cosines[0]):  # Phase II does not begin
             break
-    return np.asarray(PchipInterpolator(few.times, cosines)(series.times))
+    return pchip(few.times, cosines, series.times)

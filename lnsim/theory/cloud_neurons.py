@@ -25,6 +25,9 @@ FORMULAS = ("norm_mean", "alignment_mean", "cosine_mean")
 """The means over neurons that `over_time` gives."""
 
 
+_erf = np.frompyfunc(math.erf, 1, 1)  # scipy.special takes longer to import than this to compute
+
+
 def over_time(mean: Mean) -> dict[str, FloatArray]:
     """FORMULAS, (T,) each."""
     steps = len(mean.course.times)
@@ -59,8 +62,7 @@ def neurons(
 
 def folded(mean: FloatArray, spread: FloatArray) -> FloatArray:
     """E|x| of normal x."""
-    from scipy.special import ndtr  # a slow import
-
     z = mean / np.where(spread > 0, spread, 1.0)
-    folded = mean * (2 * ndtr(z) - 1) + spread * math.sqrt(2 / math.pi) * np.exp(-(z**2) / 2)
+    sign = np.asarray(_erf(z / math.sqrt(2)), dtype=np.float64)
+    folded = mean * sign + spread * math.sqrt(2 / math.pi) * np.exp(-(z**2) / 2)
     return np.where(spread > 0, folded, np.abs(mean))

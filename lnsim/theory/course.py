@@ -38,8 +38,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from lnsim.base.checks import DIVERGED_ABOVE, FloatArray
+from lnsim.theory import descent
 from lnsim.theory.axes import Data, boost, finite_boost
-from lnsim.theory.integrator import hermite, integrate
+from lnsim.theory.integrator import integrate
+from lnsim.theory.interpolation import hermite, pchip
 from lnsim.theory.kicks import Descent, Dynamics
 from lnsim.theory.manifold import SWEEPS, TOLERANCE, Drift, drift, drift_of_fields, shares
 
@@ -156,23 +158,19 @@ def _fit(
     frozen: bool = False,
 ) -> Course:  # fmt: skip
     """The fit at `times`; with `frozen` that of the linearised twin, whose G stays I."""
-    from lnsim.theory import descent  # with numba, a slow import
-
     rank, lr = len(target), dynamics.lr
     width = (rank + 1) ** 2
-    of_step, samples, spectrum = _Moments(data, dynamics), data.samples, data.spectrum
+    of_step = _Moments(data, dynamics)
+    of_descent = shares(data, dynamics) if isinstance(dynamics, Descent) else None
 
     def unpack(state: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         G, C, delta = np.split(state, [width, width + rank**2])
         return G.reshape(rank + 1, rank + 1), C.reshape(rank, rank), delta
 
     def law(state: FloatArray) -> _Fit:
-        if isinstance(dynamics, Descent):
-            of_label = shares(data, dynamics)
-            slope, tangent = descent.fit_slope(
-                state, gram, samples, spectrum, lr, *of_label, frozen
-            )
-            return _FitOfDescent(slope, tangent, spectrum)
+        if of_descent is not None:
+            slope, tangent = descent.fit_slope(state, gram, data, lr, of_descent, frozen)
+            return _FitOfDescent(slope, tangent, data.spectrum)
         G, C, delta = unpack(state)
         P, q, theta = moments(gram, G)
         A = P + q * np.eye(rank)
@@ -192,7 +190,8 @@ def _fit(
     _, _, theta = moments(gram, np.eye(rank + 1))
     start = np.concatenate([np.eye(rank + 1).ravel(), np.zeros(rank**2), theta - target])
     parts = slice(width), slice(width, width + rank**2), slice(width + rank**2, None)
-    grid, path, laws = integrate(law, start, times[-1], parts)
+    with np.errstate(all="ignore"):  # a trial step that overflows is rejected
+        grid, path, laws = integrate(law, start, times[-1], parts)
     slopes = np.stack([each.slope for each in laws], axis=1)
     states = [unpack(state) for state in hermite(grid, path, slopes, times)]
     G, C, delta = (np.stack(parts) for parts in zip(*states, strict=True))
@@ -213,10 +212,6 @@ def _slow(
     times: FloatArray,
 ) -> Course:  # fmt: skip
     """The course from the end of the fit on: there and at `times`."""
-    from scipy.interpolate import PchipInterpolator  # a slow import
-
-    from lnsim.theory import descent  # with numba, a slow import
-
     rank, begin, lr = len(target), fit.fitted, dynamics.lr
     G = fit.G[-1]
     P, q, _ = moments(gram, G)
@@ -229,15 +224,14 @@ def _slow(
         G = G @ finite_boost(z)
     guess = fit.C[-1]
 
-    of_label = shares(data, dynamics) if isinstance(dynamics, Descent) else ()
+    of_descent = shares(data, dynamics) if isinstance(dynamics, Descent) else None
 
     def law(state: FloatArray) -> _Slow:
         nonlocal guess
-        if isinstance(dynamics, Descent):
+        if isinstance(dynamics, Descent) and of_descent is not None:
             slope, fields, settled = descent.slow_slope(
-                state, gram, data.whitened, data.spectrum, target, lr, *of_label, guess,
-                TOLERANCE, SWEEPS,
-            )  # fmt: skip
+                state, gram, data, target, lr, of_descent, guess, TOLERANCE, SWEEPS
+            )
             at = drift_of_fields(data, dynamics, fields, settled)
             guess = at.C
             return _Slow(slope, at)
@@ -256,7 +250,8 @@ def _slow(
     end = max(times[-1] - begin, 0.0) + 1 if len(times) else 1.0  # + 1 avoids an empty interval
     index = np.arange((rank + 1) ** 2).reshape(rank + 1, rank + 1)
     parts = index[:, :-1].ravel(), index[:, -1]
-    grid, states, laws = integrate(law, G.ravel(), end, parts)
+    with np.errstate(all="ignore"):  # a trial step that overflows is rejected
+        grid, states, laws = integrate(law, G.ravel(), end, parts)
     drifts = [each.at for each in laws]
     for time, at in zip(grid, drifts, strict=True):
         check_expansion(at.expansion, begin + time)
@@ -270,7 +265,7 @@ def _slow(
         values = np.stack([np.asarray(getattr(at, name)) for at in drifts])
         symmetric = values.ndim == 3
         values = values[:, *upper] if symmetric else values
-        between = np.asarray(PchipInterpolator(grid, values)(at_times))
+        between = pchip(grid, values, at_times)
         if not symmetric:
             return between
         whole = np.empty((len(at_times), rank, rank))
@@ -326,9 +321,7 @@ class _FitOfDescent(_Fit):
     @cached_property
     def stiffness(self) -> float:
         """See _Fit."""
-        from lnsim.theory import descent  # with numba, a slow import
-
-        return 2.2 * float(descent.largest_rate(self.relaxing, self.spectrum))
+        return 2.2 * descent.largest_rate(self.relaxing, self.spectrum)
 
 
 class _Step(NamedTuple):
@@ -351,13 +344,7 @@ class _Moments:
         """N alone."""
         if not isinstance(self.dynamics, Descent):
             return self.at(A, C, delta).N
-        from lnsim.theory import descent  # with numba, a slow import
-
-        data = self.data
-        C, delta = np.ascontiguousarray(C), np.ascontiguousarray(delta)
-        of_label = shares(data, self.dynamics)
-        N: FloatArray = descent.moments(data.samples, data.spectrum, C, delta, *of_label)
-        return N
+        return descent.moments(self.data, C, delta, shares(self.data, self.dynamics))
 
     def at(self, A: FloatArray, C: FloatArray, delta: FloatArray) -> _Step:
         """At A, C : (r, r) and a mean predictor theta_star + delta : (r,)."""

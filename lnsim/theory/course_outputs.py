@@ -36,7 +36,8 @@ import numpy as np
 from lnsim.base.checks import FloatArray
 from lnsim.theory.axes import Data, boosts, finite_boosts
 from lnsim.theory.course import at_times, check_expansion, check_start, end_of_fit, joined
-from lnsim.theory.integrator import hermite, integrate
+from lnsim.theory.integrator import integrate
+from lnsim.theory.interpolation import hermite, pchip
 from lnsim.theory.kicks import Descent
 from lnsim.theory.manifold_outputs import Drift, Tangent, drift
 
@@ -153,8 +154,6 @@ def _slow(
     times: FloatArray,
 ) -> Course:  # fmt: skip
     """The course from the end of the fit on: there and at `times`."""
-    from scipy.interpolate import PchipInterpolator  # a slow import
-
     rank, begin, lr = target.shape[1], fit.fitted, dynamics.lr
     G = fit.G[-1]
     for _ in range(3):  # Newton's method for the boost onto Theta*
@@ -184,7 +183,7 @@ def _slow(
 
     def smooth(name: str) -> FloatArray:
         values = np.stack([np.asarray(getattr(at, name)) for at in drifts])
-        return np.asarray(PchipInterpolator(grid, values)(at_times))
+        return pchip(grid, values, at_times)
 
     return Course(
         times=np.append(begin, times),

@@ -1,15 +1,27 @@
-"""The equations of SGD with label noise in compiled loops, which many points of a sweep call for.
+"""The equations of SGD with label noise at one state, for which an integrator asks often.
 
 manifold.py and course.py state the same equations for the kicks of any dynamics.  Here c = 1, k = 0
 and E[e^2] is mu^2 + x.C x + sigma^2, so R = Sigma is diagonal, and the pull is Sigma delta.  c of
 manifold.py is lr nu/(2 tr Sigma) here, which is the same at leading order.
+
+A state costs one eigendecomposition, which takes half of the time, and some 50 calls of NumPy on
+small matrices; `many` has compiled loops in their place (descent_loop.py). States that a trial
+step throws far away may overflow: what is not finite is not settled, or rejected by the
+integrator.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from lnsim.base.compiled import compiled
+from lnsim.base.checks import FloatArray
+from lnsim.theory.axes import Data, scaled
 
 LARGEST = 1e100
 """A covariance with a larger entry has no limit."""
@@ -17,239 +29,213 @@ GROWING = 100
 """Nor one that the residuals alone, without label noise, increase for as many iterations."""
 
 
-@compiled(nogil=True, error_model="numpy")
-def covariance(  # type: ignore[no-untyped-def]
-    whitened, alpha, vectors, lr, of_label, of_square, of_mean, guess, tolerance, sweeps
-):
-    """N and C of equation (1) of modes.py in whitened axes, and whether there is such a state.
+_MANY = ContextVar("many", default=False)
 
-    `alpha` : (r,) and `vectors` : (r, r) are the eigenvalues and vectors of A there, `of_label` is
-    the share of the noise times sigma^2, `guess` C at a state close by, or zeros.
 
-    Uses fixed-point iteration in A's eigenbasis, where Sigma = I, so that
-    C_ij = lr N_ij alpha_i alpha_j/(alpha_i + alpha_j).  The map is linear and monotone: it
-    converges if and only if there is a positive solution.  The shape of C hardly changes in the
-    iteration; its size comes from the trace of the equation.
+@contextmanager
+def many() -> Iterator[None]:
+    """Has the slopes computed by compiled loops: worth their loading where many courses follow.
+
+    The numbers are those of NumPy up to rounding.
     """
-    count, rank = whitened.shape
-    samples = np.dot(whitened, vectors)
-    weighted = np.empty_like(samples)
-    C = np.dot(vectors.T, np.dot(guess, vectors))
-    gain = np.empty((rank, rank))
-    label_trace = 0.0
-    for i in range(rank):
-        for j in range(rank):
-            gain[i, j] = lr / (1 / alpha[i] + 1 / alpha[j])
-        label_trace += gain[i, i] * of_label
-        if guess[0, 0] == 0.0:
-            C[i, i] = gain[i, i] * of_label
+    token = _MANY.set(True)
+    try:
+        yield
+    finally:
+        _MANY.reset(token)
+
+
+class Shares(NamedTuple):
+    """What N = E[g g^T] consists of: the last is the share of E[g] E[g]^T."""
+
+    of_label: float  # sigma^2 times its share
+    of_square: float  # of the mean square residual
+    of_mean: float
+
+
+def covariance(
+    samples: FloatArray, alpha: FloatArray, lr: float, shares: Shares, guess: FloatArray,
+    tolerance: float, sweeps: int,
+) -> tuple[FloatArray, FloatArray, bool]:  # fmt: skip
+    """N and C of equation (1) of modes.py, and whether there is such a state.
+
+    All are in whitened axes along A's eigenvectors there, `alpha` : (r,) its eigenvalues, `samples`
+    : (n, r); `guess` is C at a state close by, or zeros.
+
+    Uses fixed-point iteration, where Sigma = I, so that C_ij = lr N_ij alpha_i alpha_j/(alpha_i +
+    alpha_j).  The map is linear and monotone: it converges if and only if there is a positive
+    solution.  The shape of C hardly changes in the iteration; its size comes from the trace of the
+    equation.
+    """
+    inverse, ones, unit = 1 / alpha, np.ones(len(alpha)), np.eye(len(alpha))
+    gain = lr / (inverse[:, None] + inverse)
+    of_squares = gain * (shares.of_square / len(samples))
+    of_labels = unit * (gain * shares.of_label)
+    label_trace = float(np.vdot(unit, of_labels))
+    C = guess if guess[0, 0] else of_labels
+    trace = float(np.vdot(unit, C))
     settled, growing = False, 0
     for _ in range(sweeps):
-        product = np.dot(samples, C)
-        for k in range(count):
-            square = 0.0
-            for i in range(rank):
-                square += product[k, i] * samples[k, i]
-            for i in range(rank):
-                weighted[k, i] = samples[k, i] * square
-        Q = np.dot(samples.T, weighted)
-        excess = 0.0
-        for i in range(rank):
-            excess += C[i, i] - gain[i, i] * (of_square * Q[i, i] / count + of_mean * C[i, i])
+        square = (samples.dot(C) * samples).dot(ones)
+        moved = (samples.T * square).dot(samples)
+        moved *= of_squares
+        if shares.of_mean:
+            moved += shares.of_mean * gain * C
+        excess = trace - float(np.vdot(unit, moved))
         size = label_trace / excess if excess > 0 else 1.0
         growing = 0 if excess > 0 else growing + 1
-        largest, change = 0.0, 0.0
-        for i in range(rank):
-            for j in range(rank):
-                old = size * C[i, j]
-                new = size * gain[i, j] * (of_square * Q[i, j] / count + of_mean * C[i, j])
-                if i == j:
-                    new += gain[i, i] * of_label
-                C[i, j] = new
-                largest = max(largest, abs(new))
-                change = max(change, abs(new - old))
+        moved *= size
+        moved += of_labels
+        C = moved - size * C
+        change, largest = np.abs(C).max(), np.abs(moved).max()
+        C, trace = moved, float(np.vdot(unit, moved))
         if change <= tolerance * largest:
             settled = True
             break
         if growing > GROWING or not largest < LARGEST:
             break
-    N = np.dot(vectors, np.dot(C / gain, vectors.T))
-    return N, np.dot(vectors, np.dot(C, vectors.T)), settled
+    return C / gain, C, settled
 
 
-@compiled(nogil=True, error_model="numpy")
-def drift(  # type: ignore[no-untyped-def]
-    whitened, spectrum, target, lr, of_label, of_square, of_mean, P, q, guess, tolerance, sweeps
-):
-    """The fields of manifold.Drift in their order, and whether there is a quasi-stationary state.
+def drift(
+    data: Data, target: FloatArray, lr: float, shares: Shares, P: FloatArray, q: float,
+    guess: FloatArray, tolerance: float, sweeps: int,
+) -> tuple[tuple[Any, ...], FloatArray, bool]:  # fmt: skip
+    """The fields of manifold.Drift in their order, A^-1, and whether there is a stationary state.
 
-    The arguments are those of `covariance`, the data, and the state P = W^T W, q = |a|^2.
+    The arguments are those of `covariance`, in the principal axes, and the state P = W^T W,
+    q = |a|^2.
     """
-    rank = len(target)
-    root, total = np.sqrt(spectrum), spectrum.sum()
-    scaled, start = np.empty((rank, rank)), np.empty((rank, rank))
-    for i in range(rank):
-        for j in range(rank):
-            both = root[i] * root[j]
-            scaled[i, j] = both * (P[i, j] + (q if i == j else 0.0))
-            start[i, j] = both * guess[i, j]
-    alpha, vectors = np.linalg.eigh(scaled)
-    for i in range(rank):
-        alpha[i] = max(alpha[i], 1e-12 * alpha[-1])
-    noise, whitened_C, settled = covariance(
-        whitened, alpha, vectors, lr, of_label, of_square, of_mean, start, tolerance, sweeps
-    )
-    inverse = np.dot(vectors / alpha, vectors.T)
-    N, C = np.empty((rank, rank)), np.empty((rank, rank))
-    nu, loss = 0.0, 0.0
-    for i in range(rank):
-        for j in range(rank):
-            both = root[i] * root[j]
-            inverse[i, j] *= both
-            N[i, j] = noise[i, j] * both
-            C[i, j] = whitened_C[i, j] / both
-        nu += N[i, i]
-        loss += whitened_C[i, i] / 2
+    root, spectrum = data.root, data.spectrum
+    rank, total = len(target), float(spectrum.sum())
+    unit = np.eye(rank)
+    alpha, vectors = np.linalg.eigh(root[:, None] * (P + q * unit) * root)
+    np.maximum(alpha, 1e-12 * alpha[-1], out=alpha)
+    into = root[:, None] * vectors
+    noise, spread, settled = covariance(
+        data.whitened.dot(vectors), alpha, lr, shares, into.T.dot(guess).dot(into), tolerance,
+        sweeps,
+    )  # fmt: skip
+    inverse = (into / alpha).dot(into.T)
+    N = into.dot(noise).dot(into.T)
+    out = vectors / root[:, None]
+    C = out.dot(spread).dot(out.T)
+    nu = float(np.vdot(unit, N))
     c = lr * nu / (2 * total)
     Z = c * inverse
-    trace = np.trace(Z)
-    mean = -c * np.dot(inverse, (total + spectrum) * target) / spectrum
-    zbar = np.dot(inverse, mean - (3 * np.dot(Z, target) + trace * target) / 2)
-    NZ = np.dot(N, Z)
+    trace = float(np.vdot(unit, Z))
+    mean = -c * inverse.dot((total + spectrum) * target) / spectrum
+    zbar = inverse.dot(mean - (3 * Z.dot(target) + trace * target) / 2)
+    NZ = N.dot(Z)
     K_W = N + (NZ + NZ.T) / 2 - nu * Z
-    K_a = nu * (1 + trace) - np.trace(NZ)
-    w = nu * zbar - np.dot(N, zbar)
-    hold = np.dot(inverse, np.dot(K_W, target) + K_a * target + np.dot(P, w) - q * w) / 2
+    K_a = nu * (1 + trace) - float(np.vdot(unit, NZ))
+    w = nu * zbar - N.dot(zbar)
+    hold = inverse.dot(K_W.dot(target) + K_a * target + P.dot(w) - q * w) / 2
     fields = (
         K_W, w, K_a, hold, Z, zbar, N, C,
-        2 * np.dot(target, zbar) + c * rank,
-        loss,
-        lr * nu / 2 * np.sum(1 / alpha) / rank,
-        lr * np.sum(alpha) / rank,
-        lr * max(alpha[0], 1e-3 * alpha[-1]),
+        2 * float(target.dot(zbar)) + c * rank,
+        float(np.vdot(unit, spread)) / 2,
+        lr * nu / 2 * float((1 / alpha).sum()) / rank,
+        lr * float(alpha.sum()) / rank,
+        lr * float(max(alpha[0], 1e-3 * alpha[-1])),
         1.3 * lr**2 * nu,
     )  # fmt: skip
     return fields, inverse, settled
 
 
-@compiled(nogil=True, error_model="numpy")
-def slow_slope(  # type: ignore[no-untyped-def]
-    state, gram, whitened, spectrum, target, lr, of_label, of_square, of_mean, guess, tolerance,
-    sweeps,
-):  # fmt: skip
+def slow_slope(
+    state: FloatArray, gram: FloatArray, data: Data, target: FloatArray, lr: float, shares: Shares,
+    guess: FloatArray, tolerance: float, sweeps: int,
+) -> tuple[FloatArray, tuple[Any, ...], bool]:  # fmt: skip
     """The slope of the slow part of the course (course.py) at `state`, G; and `drift` there."""
+    if _MANY.get():
+        from lnsim.theory import descent_loop  # with numba, a slow import
+
+        found: tuple[FloatArray, tuple[Any, ...], bool] = descent_loop.slow_slope(
+            state, gram, data.whitened, data.spectrum, target, lr, *shares, guess, tolerance, sweeps
+        )
+        return found
     rank = len(target)
-    G = state.copy().reshape(rank + 1, rank + 1)
-    product = np.dot(G.T, np.dot(gram, G))
-    P, theta = product[:rank, :rank].copy(), product[:rank, rank].copy()
-    fields, inverse, settled = drift(
-        whitened, spectrum, target, lr, of_label, of_square, of_mean, P, product[rank, rank], guess,
-        tolerance, sweeps,
-    )  # fmt: skip
-    K_W, w, K_a, hold, stiffness = fields[0], fields[1], fields[2], fields[3], fields[13]
+    G = state.reshape(rank + 1, rank + 1)
+    product = G.T.dot(gram.dot(G))
+    P, theta, q = product[:rank, :rank], product[:rank, rank], float(product[rank, rank])
+    fields, inverse, settled = drift(data, target, lr, shares, P, q, guess, tolerance, sweeps)
+    K_W, w, K_a, hold, *_, stiffness = fields
     # Rounding and the integrator's errors move theta away: turn it back at the largest rate.
-    held = hold + stiffness / (4 * lr**2) * np.dot(inverse, target - theta)
-    turning = np.empty((rank + 1, rank + 1))
-    turning[:rank, :rank] = -K_W / 2
-    turning[:rank, rank] = held - w / 2
-    turning[rank, :rank] = held + w / 2
-    turning[rank, rank] = -K_a / 2
-    return lr**2 * np.dot(G, turning).ravel(), fields, settled
+    held = 2 * hold + stiffness / (2 * lr**2) * inverse.dot(target - theta)
+    turning = np.empty_like(G)
+    turning[:rank, :rank] = -K_W
+    turning[:rank, rank] = held - w
+    turning[rank, :rank] = held + w
+    turning[rank, rank] = -K_a
+    return (lr**2 / 2 * G.dot(turning)).ravel(), fields, settled
 
 
-@compiled(nogil=True, error_model="numpy")
-def fit_slope(  # type: ignore[no-untyped-def]
-    state, gram, samples, spectrum, lr, of_label, of_square, of_mean, frozen
-):
+def fit_slope(
+    state: FloatArray, gram: FloatArray, data: Data, lr: float, shares: Shares, frozen: bool
+) -> tuple[FloatArray, FloatArray]:
     """The slope of the fit (course.py) at `state`, G, C and delta one after another; lr A."""
-    rank = samples.shape[1]
-    size = rank + 1
-    G = state[: size * size].copy().reshape(size, size)
-    C = state[size * size : -rank].copy().reshape(rank, rank)
-    delta = state[-rank:].copy()
-    product = np.dot(G.T, np.dot(gram, G))
-    q = product[rank, rank]
-    theta = product[:rank, rank].copy()
-    A = product[:rank, :rank].copy()
-    for i in range(rank):
-        A[i, i] += q
+    spectrum = data.spectrum
+    if _MANY.get():
+        from lnsim.theory import descent_loop  # with numba, a slow import
+
+        found: tuple[FloatArray, FloatArray] = descent_loop.fit_slope(
+            state, gram, data.samples, spectrum, lr, *shares, frozen
+        )
+        return found
+    rank = len(spectrum)
+    size, width = rank + 1, (rank + 1) ** 2
+    G, C = state[:width].reshape(size, size), state[width:-rank].reshape(rank, rank)
+    delta = state[-rank:]
+    product = G.T.dot(gram.dot(G))
+    theta = product[:rank, rank]
+    unit = np.eye(rank)
+    A = product[:rank, :rank] + product[rank, rank] * unit
     pull = spectrum * delta
-    N = moments(samples, spectrum, C, delta, of_label, of_square, of_mean)
-    trace = 0.0
-    for i in range(rank):
-        trace += N[i, i]
-    slope = np.empty_like(state)
-    dG = slope[: size * size].reshape(size, size)
-    dC = slope[size * size : -rank].reshape(rank, rank)
-    if frozen:
-        dG[:, :] = 0.0
-    else:
-        left = np.dot(G[:, :rank].copy(), N)
-        for i in range(size):
-            along = 0.0
-            for j in range(rank):
-                dG[i, j] = -lr * G[i, rank] * pull[j] - lr**2 / 2 * left[i, j]
-                along += G[i, j] * pull[j]
-            dG[i, rank] = -lr * along - lr**2 / 2 * trace * G[i, rank]
-    scaled, spread = np.empty_like(C), np.empty_like(C)
-    for i in range(rank):
-        for j in range(rank):
-            scaled[i, j] = spectrum[i] * C[i, j]
-            spread[i, j] = N[i, j] - pull[i] * pull[j]
-    restoring = np.dot(A, scaled)
-    kicked = np.dot(A, np.dot(spread, A))
-    turned, contracted = np.dot(A, pull), np.dot(N, theta)
-    for i in range(rank):
-        for j in range(rank):
-            dC[i, j] = lr**2 * kicked[i, j] - lr * (restoring[i, j] + restoring[j, i])
-        d_delta = -lr * turned[i]
-        if not frozen:
-            d_delta -= lr**2 / 2 * (contracted[i] + trace * theta[i])
-        slope[size * size + rank * rank + i] = d_delta
+    N = moments(data, C, delta, shares)
+    slope = np.zeros_like(state)
+    d_delta = slope[-rank:]
+    d_delta -= lr * A.dot(pull)
+    if not frozen:
+        trace = float(np.vdot(unit, N))
+        turning = np.empty_like(G)
+        turning[:rank, :rank] = (-(lr**2) / 2) * N
+        turning[:rank, rank] = turning[rank, :rank] = -lr * pull
+        turning[rank, rank] = -(lr**2) / 2 * trace
+        np.dot(G, turning, out=slope[:width].reshape(size, size))
+        d_delta -= lr**2 / 2 * (N.dot(theta) + trace * theta)
+    # dC is this and its transpose: in N - pull pull^T, A N A - (A pull)(A pull)^T loses no digits.
+    half = A.dot((lr**2 / 2 * (N - pull[:, None] * pull)).dot(A) - (lr * spectrum)[:, None] * C)
+    np.add(half, half.T, out=slope[width:-rank].reshape(rank, rank))
     return slope, lr * A
 
 
-@compiled(nogil=True, error_model="numpy")
-def moments(  # type: ignore[no-untyped-def]
-    samples, spectrum, C, delta, of_label, of_square, of_mean
-):
+def moments(data: Data, C: FloatArray, delta: FloatArray, shares: Shares) -> FloatArray:
     """N = E[g g^T] at C : (r, r) and a mean predictor theta_star + delta : (r,)."""
-    count, rank = samples.shape
-    product = np.dot(samples, C)
-    mean = np.dot(samples, delta)
-    weighted = np.empty_like(samples)
-    for k in range(count):
-        square = mean[k] ** 2
-        for i in range(rank):
-            square += product[k, i] * samples[k, i]
-        weight = (of_square * square + of_label) / count
-        for i in range(rank):
-            weighted[k, i] = weight * samples[k, i]
-    N = np.dot(samples.T, weighted)
-    if of_mean > 0:
-        for i in range(rank):
-            for j in range(rank):
-                # In this order a full batch without noise leaves exactly nothing but the pull.
-                pulls = (spectrum[i] * delta[i]) * (spectrum[j] * delta[j])
-                N[i, j] += of_mean * (spectrum[i] * C[i, j] * spectrum[j] + pulls)
-    return N
+    x, count = data.samples, len(data.samples)
+    mean = x.dot(delta)
+    square = (x.dot(C) * x).dot(np.ones(len(delta))) + mean * mean
+    weights = (shares.of_square / count) * square + shares.of_label / count
+    N = (x.T * weights).dot(x)
+    if shares.of_mean:
+        # In this order a full batch without noise leaves exactly nothing but the pull.
+        pull = data.spectrum * delta
+        moved = data.spectrum[:, None] * C * data.spectrum + pull[:, None] * pull
+        N = N + shares.of_mean * moved
+    return np.asarray(N)
 
 
-@compiled(nogil=True, error_model="numpy")
-def largest_rate(A, spectrum):  # type: ignore[no-untyped-def]
+def largest_rate(A: FloatArray, spectrum: FloatArray) -> float:
     """An upper bound of the largest eigenvalue of A Sigma, at most r^(1/32) times that.
 
     (tr B^32)^(1/32) for the symmetric B of the same eigenvalues, by repeated squaring.
     """
-    rank = len(spectrum)
-    B = np.empty((rank, rank))
-    for i in range(rank):
-        for j in range(rank):
-            B[i, j] = np.sqrt(spectrum[i] * spectrum[j]) * A[i, j]
+    B, unit = scaled(A, np.sqrt(spectrum)), np.eye(len(spectrum))
     logarithm, power = 0.0, 1.0
     for _ in range(5):
-        trace = np.trace(B)
-        logarithm += np.log(trace) / power
-        B = np.dot(B / trace, B / trace)
+        trace = float(np.vdot(unit, B))
+        logarithm += math.log(trace) / power
+        B = B / trace
+        B = B.dot(B)
         power *= 2
-    return np.exp(logarithm + np.log(np.trace(B)) / power)
+    return math.exp(logarithm + math.log(float(np.vdot(unit, B))) / power)

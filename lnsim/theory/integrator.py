@@ -113,20 +113,3 @@ def _coefficients(
         T.append(2 * w0 * T[-1] - T[-2])
     b = [ddT[max(j, 2)] / dT[max(j, 2)] ** 2 for j in range(stages + 1)]
     return T, dT, ddT, b, w0
-
-
-def hermite(
-    grid: FloatArray, states: FloatArray, slopes: FloatArray, times: FloatArray
-) -> FloatArray:
-    """The cubic through states : (D, K) at grid : (K,) with these slopes, at times; (T, D).
-
-    Like scipy's CubicHermiteSpline, but only at the times asked for: D is large, and T small.
-    """
-    k = np.clip(np.searchsorted(grid, times, side="right") - 1, 0, len(grid) - 2)
-    step = grid[k + 1] - grid[k]
-    x = (times - grid[k]) / step
-    rise = x**2 * (3 - 2 * x)
-    values = states[:, k] * (1 - rise) + states[:, k + 1] * rise
-    values += slopes[:, k] * (step * x * (1 - x) ** 2)
-    values -= slopes[:, k + 1] * (step * x**2 * (1 - x))
-    return np.ascontiguousarray(values.T)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lnsim.base.checks import FloatArray
+from lnsim.theory import descent
 from lnsim.theory.axes import Data, scaled
 from lnsim.theory.kicks import Descent, Dynamics
 
@@ -122,15 +123,13 @@ def _of_descent(
     data: Data, target: FloatArray, dynamics: Descent, P: FloatArray, q: float,
     guess: FloatArray | None, tolerance: float,
 ) -> Drift:  # fmt: skip
-    """The same for SGD, by a compiled loop."""
-    from lnsim.theory import descent  # with numba, a slow import
-
-    of_label, of_square, of_mean = shares(data, dynamics)
+    """The same for SGD."""
     start = np.zeros_like(P) if guess is None else guess
-    fields, _, settled = descent.drift(
-        data.whitened, data.spectrum, target, dynamics.lr, of_label, of_square, of_mean,
-        np.ascontiguousarray(P), float(q), start, tolerance, SWEEPS,
-    )  # fmt: skip
+    of_step = shares(data, dynamics)
+    with np.errstate(all="ignore"):  # what overflows is not settled
+        fields, _, settled = descent.drift(
+            data, target, dynamics.lr, of_step, P, float(q), start, tolerance, SWEEPS
+        )
     return drift_of_fields(data, dynamics, fields, settled)
 
 
@@ -211,32 +210,32 @@ def descent_covariance(
     data: Data, eigen: tuple[FloatArray, FloatArray], dynamics: Descent, tolerance: float
 ) -> tuple[FloatArray, FloatArray]:
     """N and C of equation (1) in whitened axes; `eigen` holds A's eigenvalues and vectors there."""
-    from lnsim.theory import descent  # with numba, a slow import
-
     alpha, vectors = eigen
-    of_label, of_square, of_mean = shares(data, dynamics)
-    N, C, settled = descent.covariance(
-        data.whitened, alpha, np.ascontiguousarray(vectors), dynamics.lr, of_label, of_square,
-        of_mean, np.zeros_like(vectors), tolerance, SWEEPS,
-    )  # fmt: skip
+    of_step = shares(data, dynamics)
+    with np.errstate(all="ignore"):  # what overflows is not settled
+        N, C, settled = descent.covariance(
+            data.whitened @ vectors, alpha, dynamics.lr, of_step, np.zeros_like(vectors), tolerance,
+            SWEEPS,
+        )  # fmt: skip
     if not settled:
-        raise _too_large(dynamics, dynamics.lr * float(alpha.sum()), of_square or of_mean)
-    return N, C
+        rates = dynamics.lr * float(alpha.sum())
+        raise _too_large(dynamics, rates, of_step.of_square or of_step.of_mean)
+    return vectors @ N @ vectors.T, vectors @ C @ vectors.T
 
 
-def shares(data: Data, dynamics: Descent) -> tuple[float, float, float]:
-    """sigma^2 and the mean square residual have these shares in N, and E[g] E[g]^T the last."""
+def shares(data: Data, dynamics: Descent) -> descent.Shares:
+    """What the N of a step consists of."""
     of_noise, of_mean = dynamics.shares(len(data.whitened))
     of_square = of_noise if dynamics.batch_size else 0.0  # a full batch draws no samples
-    return of_noise * dynamics.sigma**2, of_square, of_mean
+    return descent.Shares(of_noise * dynamics.sigma**2, of_square, of_mean)
 
 
 def drift_of_fields(data: Data, dynamics: Descent, fields: Any, settled: bool) -> Drift:
-    """The Drift that a compiled loop has computed.  Raises NoStationaryState if it has none."""
+    """The Drift of descent.drift's fields.  Raises NoStationaryState if it has not settled."""
     drift = Drift(*fields)
     if not settled:
-        _, of_square, of_mean = shares(data, dynamics)
-        raise _too_large(dynamics, drift.relaxation * len(drift.w), of_square or of_mean)
+        of_step, rates = shares(data, dynamics), drift.relaxation * len(drift.w)
+        raise _too_large(dynamics, rates, of_step.of_square or of_step.of_mean)
     return drift
 
 

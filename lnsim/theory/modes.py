@@ -90,6 +90,7 @@ from lnsim.base.checks import FloatArray
 from lnsim.theory.axes import Data, scaled
 from lnsim.theory.course import check_start, end_of_fit
 from lnsim.theory.integrator import integrate
+from lnsim.theory.interpolation import hermite, pchip
 from lnsim.theory.kicks import Descent
 from lnsim.theory.manifold import Drift, descent_covariance, drift
 
@@ -162,8 +163,6 @@ def integrate_modes(
     ValueError for a wrong shape or range, if lr is too large for a quasi-stationary state, and if
     (4) is so large that (2) cannot be solved.
     """
-    from scipy.interpolate import CubicHermiteSpline, PchipInterpolator  # a slow import
-
     inputs, first = checks.array("X", X, 2), checks.array("W", W, 2)
     target, second = checks.array("theta_star", theta_star, 1), checks.array("a", a, 1)
     dim = inputs.shape[1]
@@ -183,10 +182,10 @@ def integrate_modes(
     at = partial(law, data, target, dynamics)
     grid, states, laws = integrate(at, base, steps[-1] + 1, PARTS)  # not empty
     slopes = np.stack([each.slope for each in laws], axis=1)
-    norms = CubicHermiteSpline(grid, _norms(states), _norms(slopes), axis=1)(steps) + course
+    norms = hermite(grid, _norms(states), _norms(slopes), steps).T + course
     drifts = [each.drift for each in laws]
     smooth = np.array([[d.spread, d.loss, d.expansion, d.relaxation] for d in drifts])
-    spread, loss, expansion, relaxation = PchipInterpolator(grid, smooth)(steps).T
+    spread, loss, expansion, relaxation = pchip(grid, smooth, steps).T
     spread *= -np.expm1(-2 * steps * relaxation)
     return ModeCurve(steps, outside + norms[0] + spread, norms[1] + spread, loss, expansion)
 

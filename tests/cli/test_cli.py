@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import gc
 import json
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 import lnsim
 from lnsim.cli import exits
+from lnsim.cli import main as cli_main
 from lnsim.cli.main import main
 from lnsim.run import experiment as experiments
 
@@ -314,3 +316,13 @@ def test_theory_of_sam_where_a_folder_has_its_name(tmp_path, monkeypatch, capsys
     assert "measured" in capsys.readouterr().out
     assert main(["theory", "sam", "--set", *small, "rho=0.2"]) == 0
     assert capsys.readouterr().out == setting
+
+
+def test_the_program_ends_without_a_last_search_for_garbage(monkeypatch):
+    monkeypatch.setattr(cli_main, "main", lambda: 3)
+    before = gc.get_freeze_count()
+    try:
+        assert cli_main.program() == 3
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()

@@ -212,7 +212,7 @@ def test_a_page_goes_without_a_figure_that_fails(tmp_path, monkeypatch, capsys):
         undrawn("sam: no figure, MemoryError")
         return verdicts
 
-    monkeypatch.setattr("lnsim.cli.main.reproduce", made)
+    monkeypatch.setattr("lnsim.verdicts.reproduce.reproduce", made)
     assert cli.main(["reproduce", "--out", str(tmp_path), "--force"]) == 4
     said = capsys.readouterr()
     assert said.err == "lnsim: sam: no figure, MemoryError\n"

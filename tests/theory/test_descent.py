@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+import lnsim
 from lnsim.experiments.case import Case
-from lnsim.theory import course, descent, manifold
+from lnsim.theory import cloud, course, descent, manifold
 from lnsim.theory.axes import Data
 from lnsim.theory.kicks import Descent, Sharp
 
@@ -131,3 +132,16 @@ def test_what_has_decayed_to_nothing_does_not_stop_the_fit():
     )
     prediction = case.predict([0.0, 1e6])
     assert prediction.fitted < 1e6 and abs(prediction["train_loss"][1]) < 1e-6
+
+
+@pytest.mark.parametrize("batch_size", [1, 0, 7])
+def test_the_compiled_loops_of_a_sweep_are_the_same_equations(batch_size):
+    """Whole courses, from the fit of the labels on, in steps that may differ by rounding."""
+    problem, network = lnsim.gaussian_regression(30, 5), lnsim.ntk_init(40, 5)
+    dynamics = lnsim.SGD(1e-3, lnsim.LabelNoise(2.0), batch_size=batch_size)
+    times = np.array([0.0, 3.0, 100.0, 2e4, 1e6])
+    ours = cloud.predict(problem, network, dynamics, times)
+    with descent.many():
+        looped = cloud.predict(problem, network, dynamics, times)
+    for name in ("norm_mean", "norm_squared", "train_loss", "cosine_mean", "hessian_trace"):
+        np.testing.assert_allclose(looped[name], ours[name], rtol=1e-8, err_msg=name)
