@@ -10,8 +10,9 @@ shape (p, r) and q_i row i of Q, so with F = D D^T, (p, p),
     |w_i(t) - w_i(0)|^2 = q_i^T F q_i <= |q_i|^2 |F|_2,    |F|_2 <= (tr F^4)^(1/4) <= tr F.
 
 Neurons are taken in the order of falling |q_i|, so that a look ends at the first that cannot have
-left: early looks cost a product of p-by-p matrices and nothing for each neuron.  The rest are taken
-several at a time, each with the same operations, so that no number depends on the others.
+left: early looks cost |D|_F^2 = tr F, and nothing for each neuron.  The rest are screened in single
+precision, several at a time; what may have left within its error is taken again in double, each
+with the same operations, so that no number depends on the others.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ class ReducedWatch(Watch):
         self._radius = float(frame.lazy_radius)
         size = np.einsum("mp,mp->m", reduction.Q, reduction.Q)
         self._order = np.argsort(-size, kind="stable")
-        self._Q, self._size = reduction.Q[self._order], size[self._order]
+        self._Q, self._size = reduction.Q, size[self._order]
+        self._tiles: NDArray[np.float32] | None = None
         self._start = reduction.W
         self._before = np.repeat(reduction.W[None], replicas, axis=0)
         # Of a run that another version began: what its neurons had moved at its last look.
@@ -129,12 +131,15 @@ class ReducedWatch(Watch):
 
     def look(self, step: int, weights: list[FloatArray], asked: NDArray[np.bool_]) -> None:
         """See Watch."""
-        from lnsim.simulation.watch_loop import look  # Numba takes most of a second to import
+        # Imported here, as Numba takes most of a second to import.
+        from lnsim.simulation.watch_loop import look, tiles_of
 
         replicas = np.flatnonzero(asked & (self.inside > 0))
-        W, neurons = weights[0], len(self._Q)
+        if self._tiles is None:
+            self._tiles = tiles_of(self._Q, self._order)
+        W, tiles = weights[0], len(self._tiles)
         arrays = (
-            self._Q, self._size, self._order, W, self._start, self._before, self._older,
+            self._Q, self._tiles, self._size, self._order, W, self._start, self._before, self._older,
             self._radius, step, self.step, self.escape, self.inside,
         )  # fmt: skip
 
@@ -143,10 +148,10 @@ class ReducedWatch(Watch):
                 look(of, part.start, part.stop, whole, *arrays)
 
         if self._Q.size * replicas.size < SHARED or replicas.size >= threads.number():
-            everyone = slice(0, neurons)
+            everyone = slice(0, tiles)
             threads.in_blocks(lambda part: some(replicas[part], everyone, True), replicas.size)
         else:
-            threads.in_blocks(lambda part: some(replicas, part, False), neurons)
+            threads.in_blocks(lambda part: some(replicas, part, False), tiles)
             self.inside[replicas] = (self.escape[replicas] < 0).sum(axis=1)
             self.step[replicas] = step
             self._before[replicas] = W[replicas]

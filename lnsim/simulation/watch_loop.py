@@ -1,4 +1,10 @@
-"""The compiled loop of the watch: which neurons have left, in reduced coordinates (watch.py)."""
+"""The compiled loop of the watch: which neurons have left, in reduced coordinates (watch.py).
+
+Neurons are screened LANES at a time in single precision.  q^T F q has at most 2 p + 4 roundings in
+a row, and sum |q_k F_kj q_j| <= |q|^2 tr F as F is positive semidefinite.  So the error is at most
+(p + 4) 2^-22 |q|^2 tr F, twice the bound of its first order, and every neuron that may have left
+within that error is taken again in double precision.
+"""
 
 from __future__ import annotations
 
@@ -6,111 +12,161 @@ import numpy as np
 
 from lnsim.base.compiled import compiled
 
-LANES = 32
+LANES = 64
 """Neurons taken together."""
 
-
-@compiled(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
-def moved_form(W, start):  # type: ignore[no-untyped-def]
-    """F = D D^T, D = W - start : (p, r), its entries below the diagonal doubled."""
-    p, r = W.shape
-    F = np.zeros((p, p))
-    D = W - start
-    for k in range(p):
-        for i in range(k + 1):
-            total = 0.0
-            for j in range(r):
-                total += D[k, j] * D[i, j]
-            F[k, i] = total if k == i else 2.0 * total
-    return F
+ROUNDING = 2.0**-22
 
 
-@compiled(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
-def largest(F):  # type: ignore[no-untyped-def]
-    """A bound on the largest eigenvalue of the form F of moved_form: (tr F^4)^(1/4)."""
-    p = len(F)
-    full = np.empty((p, p))
-    for k in range(p):
-        full[k, k] = F[k, k]
-        for i in range(k):
-            full[k, i] = full[i, k] = 0.5 * F[k, i]
-    total = 0.0
-    for k in range(p):
-        for i in range(k + 1):
-            square = 0.0
-            for j in range(p):
-                square += full[k, j] * full[i, j]
-            total += square * square if k == i else 2.0 * square * square
-    return total**0.25
+@compiled(nogil=True)
+def tiles_of(Q, order):  # type: ignore[no-untyped-def]
+    """The rows of Q : (m, p) in this order, LANES in a tile : (tiles, p + -p % 4, LANES)."""
+    m, p = Q.shape
+    tiles = np.zeros((-(-m // LANES), p + -p % 4, LANES), dtype=np.float32)
+    for i in range(m):
+        for k in range(p):
+            tiles[i // LANES, k, i % LANES] = Q[order[i], k]
+    return tiles
 
 
 @compiled(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
-def form_at(F, q):  # type: ignore[no-untyped-def]
-    """q^T F q of one neuron."""
+def moved_form(W, start, D, F):  # type: ignore[no-untyped-def]
+    """F = D^T D, D = (W - start)^T : (r, p), padded with zeros to multiples of four."""
+    for k in range(W.shape[0]):
+        for j in range(W.shape[1]):
+            D[j, k] = W[k, j] - start[k, j]
+    for k in range(len(F)):
+        F[k] = 0.0
+        for j in range(0, len(D), 4):
+            d0, d1, d2, d3 = D[j, k], D[j + 1, k], D[j + 2, k], D[j + 3, k]
+            for i in range(F.shape[1]):
+                F[k, i] += d0 * D[j, i] + d1 * D[j + 1, i] + d2 * D[j + 2, i] + d3 * D[j + 3, i]
+
+
+@compiled(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+def largest(F):  # type: ignore[no-untyped-def]
+    """A bound on the largest eigenvalue of F = F^T, padded like `moved_form`: (tr F^4)^(1/4)."""
+    row = np.empty(len(F))
     total = 0.0
-    for k in range(len(q)):
-        inner = 0.0
-        for i in range(k + 1):
-            inner += F[k, i] * q[i]
-        total += inner * q[k]
+    for k in range(len(F)):
+        row[:] = 0.0
+        for j in range(0, len(F), 4):
+            f0, f1, f2, f3 = F[k, j], F[k, j + 1], F[k, j + 2], F[k, j + 3]
+            for i in range(len(row)):
+                row[i] += f0 * F[j, i] + f1 * F[j + 1, i] + f2 * F[j + 2, i] + f3 * F[j + 3, i]
+        for i in range(len(row)):
+            total += row[i] * row[i]
+    return total**0.25
+
+
+@compiled(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+def squared(A, B):  # type: ignore[no-untyped-def]
+    """|A - B|_F^2."""
+    total = 0.0
+    for k in range(A.shape[0]):
+        for j in range(A.shape[1]):
+            total += (A[k, j] - B[k, j]) * (A[k, j] - B[k, j])
     return total
+
+
+@compiled(nogil=True)
+def lower(F, unit, result):  # type: ignore[no-untyped-def]
+    """F / unit below its diagonal twice, the diagonal once, zeros above, into `result`."""
+    for k in range(len(F)):
+        for i in range(len(F)):
+            result[k, i] = 0.0 if i > k else F[k, i] / unit if i == k else 2.0 * F[k, i] / unit
+
+
+@compiled(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+def form_at(L, tile, result):  # type: ignore[no-untyped-def]
+    """q^T F q of every column q of tile : (p, LANES), L that of `lower`, into result : (LANES,).
+
+    p is a multiple of four; the form is taken four by four, which the registers hold.
+    """
+    result[:] = 0.0
+    for k in range(0, len(L), 4):
+        for j in range(0, k + 4, 4):
+            a0, a1, a2, a3 = L[k, j], L[k, j + 1], L[k, j + 2], L[k, j + 3]
+            b0, b1, b2, b3 = L[k + 1, j], L[k + 1, j + 1], L[k + 1, j + 2], L[k + 1, j + 3]
+            c0, c1, c2, c3 = L[k + 2, j], L[k + 2, j + 1], L[k + 2, j + 2], L[k + 2, j + 3]
+            d0, d1, d2, d3 = L[k + 3, j], L[k + 3, j + 1], L[k + 3, j + 2], L[k + 3, j + 3]
+            for i in range(LANES):
+                q0, q1, q2, q3 = tile[j, i], tile[j + 1, i], tile[j + 2, i], tile[j + 3, i]
+                result[i] += (
+                    (a0 * q0 + a1 * q1 + a2 * q2 + a3 * q3) * tile[k, i]
+                    + (b0 * q0 + b1 * q1 + b2 * q2 + b3 * q3) * tile[k + 1, i]
+                    + (c0 * q0 + c1 * q1 + c2 * q2 + c3 * q3) * tile[k + 2, i]
+                    + (d0 * q0 + d1 * q1 + d2 * q2 + d3 * q3) * tile[k + 3, i]
+                )
 
 
 @compiled(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
 def look(  # type: ignore[no-untyped-def]
-    replicas, first, last, whole, Q, size, order, W, start, before, older, radius, step, watched,
-    escape, inside,
+    replicas, first, last, whole, Q, tiles, size, order, W, start, before, older, radius, step,
+    watched, escape, inside,
 ):  # fmt: skip
-    """Notes the neurons first <= i < last, in the order of Q, that left by `step`.
+    """Notes the neurons of the tiles first <= t < last that left by `step`.
 
-    replicas : (k,) their numbers; Q : (m, p) and size : (m,) = |q_i|^2 in falling order, `order`
-    the neurons' numbers; W : (S, p, r) now, start : (p, r), before : (S, p, r) at the look before,
-    or older : (S, m) what the neurons had moved then.  escape : (S, m).  With `whole` the replicas'
-    counts `inside`, `watched` and `before` are brought up to date.
+    replicas : (k,) their numbers; Q : (m, p), `order` its rows by falling |q_i|^2, size : (m,) these
+    in that order, tiles : those of `tiles_of`; W : (S, p, r) now, start : (p, r),
+    before : (S, p, r) at the look before, or older : (S, m) what the neurons had moved then.
+    escape : (S, m).  With `whole` the replicas' counts `inside`, `watched` and `before` are brought
+    up to date.
     """
-    p = Q.shape[1]
+    (neurons, p), rows = Q.shape, tiles.shape[1]
     least = radius * radius
-    block = np.zeros((p, LANES))
-    moved, inner = np.empty(LANES), np.empty(LANES)
-    numbers = np.empty(LANES, dtype=np.int64)
+    D, F = np.zeros((W.shape[2] + -W.shape[2] % 4, rows)), np.empty((rows, rows))
+    now, then = np.empty((rows, rows)), np.empty((rows, rows))
+    screen = np.empty((rows, rows), dtype=np.float32)
+    screened = np.empty(LANES, dtype=np.float32)
+    moved, had = np.empty(LANES), np.zeros(LANES)
+    block = np.zeros((rows, LANES))
+    found = np.empty(neurons + 1, dtype=np.int64)
+    zero = np.zeros((rows, rows))
     for s in replicas:
-        F = moved_form(W[s], start)
-        trace = 0.0
-        for k in range(p):
-            trace += F[k, k]
-        bound = trace
-        if not size[first] * bound <= least:
-            bound = min(trace, largest(F))
-        earlier = np.empty((0, 0))
-        i = first
-        while i < last and not size[i] * bound <= least:
-            count = 0
-            while i < last and count < LANES and not size[i] * bound <= least:
-                if escape[s, order[i]] < 0.0:
-                    numbers[count] = i
-                    for k in range(p):
-                        block[k, count] = Q[i, k]
-                    count += 1
+        trace = squared(W[s], start)
+        bound, count = trace, 0
+        if not size[first * LANES] * bound <= least:
+            moved_form(W[s], start, D, F)
+            bound = min(trace, np.sqrt(squared(F, zero)))
+            if inside[s] == neurons and not size[first * LANES] * bound <= least:
+                bound = min(bound, largest(F))  # later most neurons are near
+            lower(F, 1.0, now)
+            lower(F, least, screen)
+        error = ROUNDING * (p + 4) * trace / least
+        for t in range(first, last):
+            i = t * LANES
+            if size[i] * bound <= least:
+                break
+            end = min(i + LANES, neurons)
+            while i < end and escape[s, order[i]] >= 0.0:
                 i += 1
-            moved[:] = 0.0
-            for k in range(p):
-                inner[:] = 0.0
-                for j in range(k + 1):
-                    factor = F[k, j]
-                    for c in range(LANES):
-                        inner[c] += factor * block[j, c]
-                for c in range(LANES):
-                    moved[c] += inner[c] * block[k, c]
-            for c in range(count):
+            if i == end:
+                continue
+            form_at(screen, tiles[t], screened)
+            limit = 1.0 - error * size[t * LANES]
+            for i in range(i, end):  # without branches, which would be mispredicted
+                found[count] = order[i]
+                near = not screened[i - t * LANES] <= limit
+                count += near & (escape[s, order[i]] < 0.0)
+        earlier = False
+        for i in range(0, count, LANES):
+            numbers = found[i : min(i + LANES, count)]
+            for c in range(len(numbers)):
+                for k in range(p):
+                    block[k, c] = Q[numbers[c], k]
+            form_at(now, block, moved)
+            if older.size == 0:
+                if not earlier:
+                    moved_form(before[s], start, D, F)
+                    lower(F, 1.0, then)
+                    earlier = True
+                form_at(then, block, had)
+            for c in range(len(numbers)):
+                number = numbers[c]
                 if moved[c] > least:
-                    if earlier.size == 0:
-                        earlier = moved_form(before[s], start)
-                    number = order[numbers[c]]
-                    if older.size > 0:
-                        had = older[s, number]
-                    else:
-                        had = np.sqrt(max(form_at(earlier, Q[numbers[c]]), 0.0))
-                    share = (radius - had) / (np.sqrt(moved[c]) - had)
+                    already = older[s, number] if older.size else np.sqrt(max(had[c], 0.0))
+                    share = (radius - already) / (np.sqrt(moved[c]) - already)
                     escape[s, number] = watched[s] + (step - watched[s]) * share
                     if whole:
                         inside[s] -= 1

@@ -20,18 +20,35 @@ def run(width=60, dim=5, replicas=3, **options):
     return lnsim.simulate(problem, lnsim.ntk_init(width, dim), dynamics, **options)
 
 
-def test_the_form_bounds_what_neurons_have_moved():
+def padded(size):
+    return size + -size % 4
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_the_form_bounds_what_neurons_have_moved(rank):
     rng = np.random.default_rng(0)
-    for rank in (1, 3, 8):
-        W, start = rng.standard_normal((2, 9, rank))
-        F = watch_loop.moved_form(W, start)
-        D = W - start
-        for q in rng.standard_normal((20, 9)):
-            moved = np.linalg.norm(q @ D)
-            np.testing.assert_allclose(watch_loop.form_at(F, q), moved**2, rtol=1e-12)
-            assert moved**2 <= (q @ q) * watch_loop.largest(F) * (1 + 1e-12)
-        top = np.linalg.norm(D, 2) ** 2
-        assert top <= watch_loop.largest(F) <= np.trace(D @ D.T) * (1 + 1e-12)
+    W, start = rng.standard_normal((2, 9, rank))
+    F, L = np.full((2, 12, 12), np.nan)
+    watch_loop.moved_form(W, start, np.zeros((padded(rank), 12)), F)
+    D = W - start
+    np.testing.assert_allclose(F[:9, :9], D @ D.T, rtol=1e-12, atol=1e-12)
+    assert not F[9:].any()
+    assert not F[:, 9:].any()
+    top = np.linalg.norm(D, 2) ** 2
+    assert top <= watch_loop.largest(F) <= np.trace(D @ D.T) * (1 + 1e-12)
+    Q = rng.standard_normal((70, 9))
+    moved = np.square(Q @ D).sum(axis=1)
+    assert np.all(moved <= np.square(Q).sum(axis=1) * watch_loop.largest(F) * (1 + 1e-12))
+    tiles = watch_loop.tiles_of(Q, np.arange(70)[::-1])
+    assert tiles.shape == (2, 12, watch_loop.LANES)
+    for unit, kind in ((1.0, np.float64), (0.3, np.float32)):
+        L, found = L.astype(kind), np.empty((2, watch_loop.LANES), dtype=kind)
+        watch_loop.lower(F, unit, L)
+        for tile, result in zip(tiles.astype(kind), found, strict=True):
+            watch_loop.form_at(L, tile, result)
+        error = watch_loop.ROUNDING * (9 + 4) * np.square(Q).sum(axis=1) * np.trace(D @ D.T) / unit
+        assert np.all(np.abs(found.ravel()[:70][::-1] - moved / unit) <= error)
+        assert not found.ravel()[70:].any()
 
 
 def test_reduced_and_plain_looks_see_the_same_escapes(monkeypatch):
