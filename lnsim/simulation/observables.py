@@ -170,9 +170,14 @@ class View:
         self.scale = scale
 
     def only(self, numbers: NDArray[np.int64]) -> View:
-        """The networks of these numbers alone."""
+        """The networks of these numbers alone, with what is known of their neurons."""
+        if len(numbers) == len(self.scale):
+            return self
         arrays = self.reduced_W, self.reduced_a, self.scale, self.twin_theta
-        return View(self.frame, *(array[numbers] for array in arrays))
+        view = View(self.frame, *(array[numbers] for array in arrays))
+        if "_neurons" in vars(self):
+            vars(view)["_neurons"] = tuple(array[numbers] for array in self._neurons)
+        return view
 
     @cached_property
     def second_layer(self) -> FloatArray:

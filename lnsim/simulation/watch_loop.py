@@ -72,9 +72,13 @@ def squared(A, B):  # type: ignore[no-untyped-def]
 @compiled(nogil=True)
 def lower(F, unit, result):  # type: ignore[no-untyped-def]
     """F / unit below its diagonal twice, the diagonal once, zeros above, into `result`."""
+    factor = 1.0 / unit
     for k in range(len(F)):
-        for i in range(len(F)):
-            result[k, i] = 0.0 if i > k else F[k, i] / unit if i == k else 2.0 * F[k, i] / unit
+        for i in range(k):
+            result[k, i] = 2.0 * factor * F[k, i]
+        result[k, k] = factor * F[k, k]
+        for i in range(k + 1, len(F)):
+            result[k, i] = 0.0
 
 
 @compiled(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
@@ -131,8 +135,9 @@ def look(  # type: ignore[no-untyped-def]
             bound = min(trace, np.sqrt(squared(F, zero)))
             if inside[s] == neurons and not size[first * LANES] * bound <= least:
                 bound = min(bound, largest(F))  # later most neurons are near
-            lower(F, 1.0, now)
-            lower(F, least, screen)
+            if not size[first * LANES] * bound <= least:
+                lower(F, 1.0, now)
+                lower(F, least, screen)
         error = ROUNDING * (p + 4) * trace / least
         for t in range(first, last):
             i = t * LANES
