@@ -29,34 +29,13 @@ def tiles_of(Q, order):  # type: ignore[no-untyped-def]
     return tiles
 
 
-@compiled(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+@compiled(nogil=True)
 def moved_form(W, start, D, F):  # type: ignore[no-untyped-def]
-    """F = D^T D, D = (W - start)^T : (r, p), padded with zeros to multiples of four."""
+    """D = W - start : (p, r) and F = D D^T."""
     for k in range(W.shape[0]):
         for j in range(W.shape[1]):
-            D[j, k] = W[k, j] - start[k, j]
-    for k in range(len(F)):
-        F[k] = 0.0
-        for j in range(0, len(D), 4):
-            d0, d1, d2, d3 = D[j, k], D[j + 1, k], D[j + 2, k], D[j + 3, k]
-            for i in range(F.shape[1]):
-                F[k, i] += d0 * D[j, i] + d1 * D[j + 1, i] + d2 * D[j + 2, i] + d3 * D[j + 3, i]
-
-
-@compiled(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
-def largest(F):  # type: ignore[no-untyped-def]
-    """A bound on the largest eigenvalue of F = F^T, padded like `moved_form`: (tr F^4)^(1/4)."""
-    row = np.empty(len(F))
-    total = 0.0
-    for k in range(len(F)):
-        row[:] = 0.0
-        for j in range(0, len(F), 4):
-            f0, f1, f2, f3 = F[k, j], F[k, j + 1], F[k, j + 2], F[k, j + 3]
-            for i in range(len(row)):
-                row[i] += f0 * F[j, i] + f1 * F[j + 1, i] + f2 * F[j + 2, i] + f3 * F[j + 3, i]
-        for i in range(len(row)):
-            total += row[i] * row[i]
-    return total**0.25
+            D[k, j] = W[k, j] - start[k, j]
+    np.dot(D, D.T, F)
 
 
 @compiled(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
@@ -71,14 +50,12 @@ def squared(A, B):  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True)
 def lower(F, unit, result):  # type: ignore[no-untyped-def]
-    """F / unit below its diagonal twice, the diagonal once, zeros above, into `result`."""
+    """F / unit : (p, p) below its diagonal twice, the diagonal once, into `result`, which is 0."""
     factor = 1.0 / unit
     for k in range(len(F)):
         for i in range(k):
             result[k, i] = 2.0 * factor * F[k, i]
         result[k, k] = factor * F[k, k]
-        for i in range(k + 1, len(F)):
-            result[k, i] = 0.0
 
 
 @compiled(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
@@ -119,14 +96,14 @@ def look(  # type: ignore[no-untyped-def]
     """
     (neurons, p), rows = Q.shape, tiles.shape[1]
     least = radius * radius
-    D, F = np.zeros((W.shape[2] + -W.shape[2] % 4, rows)), np.empty((rows, rows))
-    now, then = np.empty((rows, rows)), np.empty((rows, rows))
-    screen = np.empty((rows, rows), dtype=np.float32)
+    D, F, G = np.empty(start.shape), np.empty((p, p)), np.empty((p, p))
+    now, then = np.zeros((rows, rows)), np.zeros((rows, rows))
+    screen = np.zeros((rows, rows), dtype=np.float32)
     screened = np.empty(LANES, dtype=np.float32)
     moved, had = np.empty(LANES), np.zeros(LANES)
     block = np.zeros((rows, LANES))
     found = np.empty(neurons + 1, dtype=np.int64)
-    zero = np.zeros((rows, rows))
+    zero = np.zeros((p, p))
     for s in replicas:
         trace = squared(W[s], start)
         bound, count = trace, 0
@@ -134,7 +111,8 @@ def look(  # type: ignore[no-untyped-def]
             moved_form(W[s], start, D, F)
             bound = min(trace, np.sqrt(squared(F, zero)))
             if inside[s] == neurons and not size[first * LANES] * bound <= least:
-                bound = min(bound, largest(F))  # later most neurons are near
+                np.dot(F, F, G)
+                bound = min(bound, squared(G, zero) ** 0.25)  # later most neurons are near
             if not size[first * LANES] * bound <= least:
                 lower(F, 1.0, now)
                 lower(F, least, screen)
