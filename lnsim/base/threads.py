@@ -96,6 +96,7 @@ def one_blas_thread() -> Iterator[None]:
 @functools.cache
 def _blas() -> Any:
     """The BLAS libraries now loaded, NumPy's among them.  A search takes milliseconds."""
+    import scipy.linalg.cython_blas  # noqa: F401  that of SciPy, which compiled loops call
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()

@@ -219,7 +219,9 @@ class View:
             norm_squared += scale**2 * frame.rest_norm_squared
             alignment += scale * frame.rest_alignment
             moved_squared += (1.0 - scale) ** 2 * frame.rest_norm_squared
-        return np.sqrt(norm_squared), np.abs(alignment), np.sqrt(moved_squared)
+        for square in (norm_squared, moved_squared):
+            np.sqrt(square, out=square)
+        return norm_squared, np.abs(alignment, out=alignment), moved_squared
 
     @cached_property
     def measured(self) -> Measured:

@@ -291,10 +291,10 @@ class Recorder:
         steps = np.array(self._plan[: self.count])
         clouds = [i for i in self._cloud_of_record if i < self.count]
         arrays: dict[str, NDArray[Any]] = {
-            name: value[:, : self.count].copy() for name, value in self._recorded()
+            name: _first(self.count, value) for name, value in self._recorded()
         }
         if clouds:
-            arrays |= {name: value[:, : len(clouds)].copy() for name, value in self._of_clouds()}
+            arrays |= {name: _first(len(clouds), value) for name, value in self._of_clouds()}
             arrays |= self._last_networks(append=clouds[-1] != self.count - 1, arrays=arrays)
         if self._watch.escape.size:
             arrays["lazy_escape"] = self._watch.escape.copy()
@@ -384,3 +384,8 @@ class Recorder:
         states = earlier.state.items()
         self._waypoints = {name: value for name, value in states if name.startswith(prefixes)}
         return earlier.status.step
+
+
+def _first(count: int, value: FloatArray) -> FloatArray:
+    """A copy of the first records of value : (S, T, ...); of all, which no more will change, it."""
+    return value if count == value.shape[1] else value[:, :count].copy()
