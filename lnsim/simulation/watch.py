@@ -7,7 +7,8 @@ may have left, and what it had moved at the look before only where it has.
 In reduced coordinates (models/reduction.py) neuron i has moved by q_i^T D, D = R_W(t) - R_W(0) of
 shape (p, r) and q_i row i of Q, so with F = D D^T, (p, p),
 
-    |w_i(t) - w_i(0)|^2 = q_i^T F q_i <= |q_i|^2 |F|_2,  |F|_2 <= (tr F^4)^(1/4) <= |F|_F <= tr F.
+    |w_i(t) - w_i(0)|^2 = q_i^T F q_i <= |q_i|^2 |F|_2,
+    |F|_2 <= (tr F^4)^(1/4) <= |F|_F <= tr F.
 
 Neurons are taken in the order of falling |q_i|, so that a look ends at the first that cannot have
 left: early looks cost |D|_F^2 = tr F, and nothing for each neuron.  The rest are screened in single
@@ -139,8 +140,8 @@ class ReducedWatch(Watch):
             self._tiles = tiles_of(self._Q, self._order)
         W, tiles = weights[0], len(self._tiles)
         arrays = (
-            self._Q, self._tiles, self._size, self._order, W, self._start, self._before, self._older,
-            self._radius, step, self.step, self.escape, self.inside,
+            self._Q, self._tiles, self._size, self._order, W, self._start, self._before,
+            self._older, self._radius, step, self.step, self.escape, self.inside,
         )  # fmt: skip
 
         def some(of: NDArray[np.int64], part: slice, whole: bool) -> None:

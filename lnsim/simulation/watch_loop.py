@@ -88,8 +88,8 @@ def look(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Notes the neurons of the tiles first <= t < last that left by `step`.
 
-    replicas : (k,) their numbers; Q : (m, p), `order` its rows by falling |q_i|^2, size : (m,) these
-    in that order, tiles : those of `tiles_of`; W : (S, p, r) now, start : (p, r),
+    replicas : (k,) their numbers; Q : (m, p), `order` its rows by falling |q_i|^2, size : (m,)
+    these in that order, tiles : those of `tiles_of`; W : (S, p, r) now, start : (p, r),
     before : (S, p, r) at the look before, or older : (S, m) what the neurons had moved then.
     escape : (S, m).  With `whole` the replicas' counts `inside`, `watched` and `before` are brought
     up to date.
@@ -128,10 +128,10 @@ def look(  # type: ignore[no-untyped-def]
                 continue
             form_at(screen, tiles[t], screened)
             limit = 1.0 - error * size[t * LANES]
-            for i in range(i, end):  # without branches, which would be mispredicted
-                found[count] = order[i]
-                near = not screened[i - t * LANES] <= limit
-                count += near & (escape[s, order[i]] < 0.0)
+            for k in range(i, end):  # without branches, which would be mispredicted
+                found[count] = order[k]
+                near = not screened[k - t * LANES] <= limit
+                count += near & (escape[s, order[k]] < 0.0)
         earlier = False
         for i in range(0, count, LANES):
             numbers = found[i : min(i + LANES, count)]
