@@ -54,15 +54,19 @@ def ensembles(rounds: int, only: int | None) -> Table:
     for replicas, steps in ENSEMBLES:
         for records in (1, 10):
             if only in (None, replicas):
-                speeds, ceilings = [], []
+                speeds: list[float] = []
+                ceilings: list[float] = []
                 for _ in range(rounds):
                     before = ceiling()
                     taken = seconds(steps, records, replicas=replicas)
                     speeds.append(replicas * steps / taken)
                     ceilings.append((before + ceiling()) / 2.0)
                 name = f"{replicas:,} x {steps:,} steps, {records + 1} records"
-                millions = ([value / 1e6 for value in each] for each in (speeds, ceilings))
-                rows[name] = (*millions, ratios(speeds, ceilings))
+                rows[name] = (
+                    [speed / 1e6 for speed in speeds],
+                    [most / 1e6 for most in ceilings],
+                    ratios(speeds, ceilings),
+                )
     return Table(
         "Ensembles",
         "Whole `simulate()` calls, default measures, twin and watch included, on all cores, beside"
@@ -74,13 +78,11 @@ def ensembles(rounds: int, only: int | None) -> Table:
 
 def records(rounds: int) -> Table:
     """A run of 1,000 records beside the same with two."""
-    columns: list[list[float]] = [[], [], []]
+    few, many, bare = [], [], []
     for _ in range(rounds):
-        few, many = seconds(LONG), seconds(LONG, 1_000)
-        bare = seconds(LONG, 1_000, measures="none")
-        for column, taken in zip(columns, (few, many, bare), strict=True):
-            column.append(taken)
-    few, many, bare = columns
+        few.append(seconds(LONG))
+        many.append(seconds(LONG, 1_000))
+        bare.append(seconds(LONG, 1_000, measures="none"))
     rows: dict[str, tuple[Cell, ...]] = {
         "2 records": (few, ratios(few, few)),
         "1,001 records": (many, ratios(many, few)),
