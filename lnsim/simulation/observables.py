@@ -175,7 +175,9 @@ class View:
         self.scale = scale
 
     def only(self, numbers: NDArray[np.int64]) -> View:
-        """The networks of these numbers alone."""
+        """The networks of these numbers alone, with what is known of their neurons."""
+        if len(numbers) == len(self.scale):
+            return self
         arrays = self.reduced_W, self.reduced_a, self.scale, self.twin_theta
         view = View(self.frame, *(array[numbers] for array in arrays))
         view._neurons = tuple(array[numbers] for array in self._neurons)

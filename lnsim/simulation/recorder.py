@@ -242,6 +242,9 @@ class Recorder:
     def _keep(self, snapshots: Snapshots, view: Any) -> None:
         """Writes the observables of these networks into the record arrays."""
         replica, record = snapshots.replica, snapshots.record
+        self._scalars[:, replica, record] = [f(view) for f in self._of_networks.values()]
+        for path, function in zip(self._paths, self._of_tracked.values(), strict=True):
+            path[replica, record] = function(view)[:, : path.shape[-1]]
         of_cloud = [b for b, i in enumerate(record.tolist()) if i in self._cloud_of_record]
         if of_cloud:
             at, cloud = replica[of_cloud], [self._cloud_of_record[i] for i in record[of_cloud]]
@@ -252,9 +255,6 @@ class Recorder:
                 for b, s, k in zip(of_cloud, at, cloud, strict=True):
                     weights = [array[b] for array in snapshots.weights]
                     self._lemma_3[:, s, k] = self._shares(s, *weights)
-        self._scalars[:, replica, record] = [f(view) for f in self._of_networks.values()]
-        for path, function in zip(self._paths, self._of_tracked.values(), strict=True):
-            path[replica, record] = function(view)[:, : path.shape[-1]]
 
     def _measure(self, snapshots: Snapshots, view: Any) -> None:
         """Writes the measures of these networks into the record arrays."""

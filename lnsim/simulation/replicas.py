@@ -18,11 +18,11 @@ from lnsim.models.problem import Problem
 from lnsim.models.reduction import Reduction
 from lnsim.models.twin import Twin, twin
 
-WORDS_AT_ONCE = 1 << 16
-"""Words held in memory at a time, over all replicas (512 KiB): small enough for the caches."""
+WORDS_AT_ONCE = 1 << 18
+"""Words held in memory at a time, over all replicas (2 MiB): threads meet seldom."""
 
-LEAST_WORDS = 1 << 9
-"""Words of each replica held at a time (4 KiB): enough to pay for entering a kernel."""
+LEAST_WORDS = 1 << 11
+"""Words of each replica held at a time (16 KiB): enough to pay for entering a kernel."""
 
 
 class Moving(ABC):
