@@ -119,6 +119,7 @@ def run_points(experiment: str, configs: Sequence[Point], backend: str = "numba"
         linearized=False,
         tracked=0,
         clouds=False,
+        summary=True,
     )
     measured = summarize(ensemble, first.model)
     predicted = predictions(experiment, configs)
