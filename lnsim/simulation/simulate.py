@@ -203,7 +203,7 @@ class _Run:
             now, until = self.dynamics.at(step)
             count = min(target, until) - step
             count = min(count, self.moving.room(now, self.draws, step))
-            words = self.stream.take(count * self.draws)
+            words = self.stream.take(count * self.draws, self.moving.drawing)
             words = words.reshape(len(self.moving), count, self.draws)
             factors = self.dynamics.factors(step, count)
             self.moving.train(self.engine, self.problem, now, words, step, factors)
