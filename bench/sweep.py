@@ -30,8 +30,8 @@ from lnsim.base.threads import cores, one_thread
 
 SIGMA, LR = "0:8", "1e-4:1e-2"
 CEILING_SECONDS = 3.0
-CEILING_STEPS = 1_000_000
-"""Steps of each run of the ceiling, which starts anew."""
+CEILING_STEPS = 2_000_000
+"""Steps of each run of the ceiling, which starts anew: as many as label-noise has by default."""
 
 
 def repeat(ready: Any, results: Any) -> None:

@@ -3,14 +3,12 @@
 The times (run/phases.py) are of the first records at which c(t), the mean of |cos(w_i, theta*)|
 over the neurons, is at least a level; each is interpolated from the record before.  Most records
 can be seen to be below the level without the m cosines.  Let w_i be the neurons where c was last
-computed, s any number other than 0, and s w_i + d_i the neurons now.  A cosine does not depend on
-the length or sign of a vector, and if phi <= pi/2 is the angle between two lines, their |cos| with
-a third differ by at most 2 sin(phi/2) <= sqrt(2) sin(phi).  For the lines of s w_i and s w_i + d_i
-sin(phi) <= |d_i|/|s w_i|, or else |d_i| >= |s w_i|; then the bound below exceeds 1, and holds too.
-With Cauchy and Schwarz
+computed, s any number other than 0, and s w_i + d_i the neurons now.  The |cos| with theta* is that
+of the angle, at most pi/2, between two lines.  If phi is the angle between the lines of s w_i and
+s w_i + d_i, their angles with theta* differ by at most phi, and their |cos| by at most sin(phi),
+which is reached where one of them is pi/2.  And sin(phi) <= |d_i|/|s w_i|.  With Cauchy and Schwarz
 
-    |c(t) - c| <= sqrt(2)/m sum_i |d_i|/|s w_i| <= sqrt(2) |D|_F/|s| sqrt(h/m),
-    h = 1/m sum_i 1/|w_i|^2.
+    |c(t) - c| <= 1/m sum_i |d_i|/|s w_i| <= |D|_F/|s| sqrt(h/m),    h = 1/m sum_i 1/|w_i|^2.
 
 The best s = <W(t), W>/|W|_F^2 leaves |D|_F^2 = |W(t)|_F^2 - s^2 |W|_F^2, all of it in reduced
 coordinates: the evenly shrinking neurons of Phase I do not enter.  c is computed at the records at
@@ -76,7 +74,7 @@ class Passages:
         common = np.einsum("bpr,bpr->b", W, W_then) + scale * scale_then * self._rest
         share = common / self._size[replicas]
         left = np.maximum(size - share * common, 0.0) + ROUNDING * size
-        moved = np.sqrt(2.0 * left * self._spread[replicas] / self._frame.width) / np.abs(share)
+        moved = np.sqrt(left * self._spread[replicas] / self._frame.width) / np.abs(share)
         return (self._cosine[replicas] + moved) * (1.0 + ROUNDING)
 
     def _look(
