@@ -96,7 +96,8 @@ class Passages:
         ]
 
     def _view(self, weights: list[FloatArray], scale: FloatArray) -> View:
-        return View(self._frame, *weights, scale, np.empty((len(scale), 0)))
+        W, a = weights
+        return View(self._frame, W, a, scale, np.empty((len(scale), 0)))
 
     def _computed(self, view: View) -> tuple[FloatArray, FloatArray, FloatArray]:
         """The mean cosine, h of the module's docstring, and |W|_F^2 of every network."""
