@@ -1,19 +1,15 @@
 """Times products with the Hessian and the Gauss-Newton matrix against a gradient, in turns.
 
-    python bench/curvature.py            on CUDA: ResNet-18 of width 64, 10,000 images
-    python bench/curvature.py --tiny     on the CPU: ResNet-18 of width 8, 256 images
+    python -m bench.curvature            on CUDA: ResNet-18 of width 64, 10,000 images
+    python -m bench.curvature --tiny     on the CPU: ResNet-18 of width 8, 256 images
 
 All three are of the mean loss over all images, in eval mode, in the same micro-batches: those that
-`memory` allows.  The gradient is a forward and a backward pass and nothing else.  Prints the time
-of each (on the CPU processor time, which other programs disturb less) and its median ratio to that
-of the gradient, with the range.
+`memory` allows.  The gradient is a forward and a backward pass and nothing else.  Times on the CPU
+are processor time, which other programs disturb less.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +19,8 @@ import torch.nn.functional as F
 from lnsim_torch import networks
 from lnsim_torch.curvature import MATRICES, Curvature
 from torch import Tensor, nn
+
+from bench.tables import Table, parser, ratios, report
 
 
 def gradient(
@@ -72,32 +70,30 @@ def measure(
     return size, {name: of_all[1:] for name, of_all in times.items()}
 
 
-def main() -> None:
-    """Chooses the setting, measures, and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="a small setting, on the CPU")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", type=float, default=3 * 2**29, help="bytes of a product")
-    arguments = parser.parse_args()
-    if not arguments.tiny and not torch.cuda.is_available():
-        sys.exit("no CUDA device: nothing measured; --tiny runs a small setting on the CPU")
-    device, width, n = ("cpu", 8, 256) if arguments.tiny else ("cuda", 64, 10_000)
+def measured(tiny: bool, memory: float, rounds: int) -> Table:
+    """Times all three at the setting of the CPU, which is tiny, or of CUDA."""
+    device, width, n = ("cpu", 8, 256) if tiny else ("cuda", 64, 10_000)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, 3, 32, 32, generator=generator).to(device)
     y = torch.randint(10, (n,), generator=generator).to(device)
     network = networks.resnet18(width=width).to(device).eval()
-    size, times = measure(network, x, y, arguments.memory, arguments.rounds)
-    where = platform.processor() or platform.machine()
-    where = where if arguments.tiny else torch.cuda.get_device_name()
-    print(f"ResNet-18, width {width}, {n:,} images, {size:,} at a time, on {where}")
-    for name, of_all in times.items():
-        ratios = [t / g for t, g in zip(of_all, times["gradient"], strict=True)]
-        middle = f"{statistics.median(of_all):9.3f} s, {statistics.median(ratios):.2f} gradients"
-        print(f"{name:14}{middle} ({min(ratios):.2f} to {max(ratios):.2f})")
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    size, times = measure(network, x, y, memory, rounds)
+    return Table(
+        "Products with the Hessian",
+        f"ResNet-18 of width {width}, cross-entropy, {n:,} images, {size:,} at a time; "
+        f"{'processor time, ' if tiny else ''}{rounds} rounds.",
+        ("s", "gradients"),
+        {name: (values, ratios(values, times["gradient"])) for name, values in times.items()},
     )
 
 
 if __name__ == "__main__":
-    main()
+    options = parser(__doc__)
+    options.add_argument("--tiny", action="store_true", help="a small setting, on the CPU")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--memory", type=float, default=3 * 2**29, help="bytes of a product")
+    arguments = options.parse_args()
+    if not arguments.tiny and not torch.cuda.is_available():
+        sys.exit("no CUDA device: nothing measured; --tiny runs a small setting on the CPU")
+    command = f"python -m bench.curvature{' --tiny' if arguments.tiny else ''}"
+    report([measured(arguments.tiny, arguments.memory, arguments.rounds)], command, arguments.out)

@@ -1,13 +1,13 @@
 """lnsim's other models against hand-written C loops of the same algorithm, and against NumPy.
 
-    python -m bench.floor_models [rounds]
+    python -m bench.floor_models [--out FILE.json]
 
 A whole simulate() call and the loop it is held against take turns in one process, on one thread;
 times are CPU time, which another program that shares the processor does not count into.  The C
 loops (floor_models.c, plain loops, `cc -O3 -march=native`, and once more with `-Ofast`) read words
 of the random stream that are ready, and work out of them what they draw; simulate() makes its words
 too.  Of the deep network in batches of 64 the eight matrix products of a step in NumPy are timed,
-nothing else.  Prints nanoseconds a step, and the median ratio with the spread over the rounds.
+nothing else.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import ctypes
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +32,7 @@ from numpy.typing import NDArray
 import lnsim
 from bench.floor import ROUNDS, compile_c
 from bench.rounds import interleaved
+from bench.tables import Cell, Table, parser, ratios, report
 from lnsim.streams import WordStream
 
 OPTIMISED = ("-O3", "-Ofast")
@@ -191,11 +190,11 @@ def _case(
 def cases(libraries: dict[str, Any]) -> dict[str, Case]:
     """All of them, by name."""
     return {
-        "10 outputs, label noise": two_layer(libraries, classes=False),
-        "10 classes, flips": two_layer(libraries, classes=True),
-        "diagonal, label noise": diagonal(libraries),
-        "deep": deep(libraries),
-        "deep, batches of 64": deep_batches(),
+        "10 outputs, m = 1000, label noise": two_layer(libraries, classes=False),
+        "the same, cross-entropy, flips": two_layer(libraries, classes=True),
+        "diagonal, d = 100, label noise": diagonal(libraries),
+        "deep, three layers 64 x 64": deep(libraries),
+        "the same, batches of 64; NumPy": deep_batches(),
     }
 
 
@@ -206,9 +205,9 @@ def cpu(work: Callable[[int], object], steps: int) -> float:
     return (time.process_time() - start) / steps * 1e9
 
 
-def main(rounds: int = ROUNDS) -> None:
-    """Runs all cases round by round, and prints the table."""
-    print(f"{'':34}{'ns a step':>11}{'min':>9}{'max':>9}{'ratio':>8}{'min':>7}{'max':>7}")
+def measured() -> Table:
+    """Runs all cases round by round."""
+    rows: dict[str, tuple[Cell, ...]] = {}
     with tempfile.TemporaryDirectory() as folder:
         libraries = {flag: load_loops(Path(folder), flag) for flag in OPTIMISED}
         for name, case in cases(libraries).items():
@@ -217,21 +216,27 @@ def main(rounds: int = ROUNDS) -> None:
                 work(10)  # what is compiled for it, is now
             times = interleaved(
                 {(name, key): partial(cpu, work, case.steps) for key, work in contenders.items()},
-                rounds,
+                ROUNDS,
             )
-            ours = times[name, "lnsim"]
-            for (_, key), values in times.items():
-                line = f"{name + ': ' + key:34}{_three(values, '11.1f', '9.1f')}"
-                if key != "lnsim":
-                    ratios = [a / b for a, b in zip(ours, values, strict=True)]
-                    line += _three(ratios, "8.2f", "7.2f")
-                print(line, flush=True)
-
-
-def _three(values: list[float], first: str, other: str) -> str:
-    median = statistics.median(values)
-    return f"{median:{first}}{min(values):{other}}{max(values):{other}}"
+            ours, floor, *optimised = times.values()
+            rows[name] = (
+                floor,
+                ours,
+                ratios(ours, floor),
+                ratios(ours, optimised[0]) if optimised else None,
+            )
+    return Table(
+        "The other models beside C",
+        "CPU time of whole `simulate()` calls beside plain C loops (`-O3 -march=native`, without "
+        "intrinsics) that read words which are ready, and beside the eight matrix products of a "
+        f"step in NumPy, nothing else of it. One thread, {ROUNDS} rounds. Without leave to reorder "
+        "sums C adds them one by one; the last column is the same loop with `-Ofast`, which has "
+        "that leave, as lnsim's kernels do. One sample a step unless said.",
+        ("floor, ns a step", "lnsim, ns a step", "to the floor", "to C `-Ofast`"),
+        rows,
+    )
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    arguments = parser(__doc__).parse_args()
+    report([measured()], "python -m bench.floor_models", arguments.out)

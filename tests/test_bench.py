@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import benchmarks, peers
+from bench import benchmarks, peers, tables
 from bench.benchmarks import cases
 from bench.benchmarks.cases import DYNAMICS, Case
 
@@ -64,20 +64,21 @@ def test_a_case_that_diverges_is_no_measurement():
 
 
 def test_the_loops_of_the_peers_agree_and_their_table_fits():
-    table = replace(peers.linear_table("cpu", samples=30, dim=20, width=24), checked=50, most=50)
-    result = table.measured(rounds=2, seconds=0.0)
-    names = {row["name"] for row in result["rows"]}
-    assert {"lnsim, numba", "NumPy loop"} <= names
-    assert len(result["rows"]) == 2 * len(names)
-    assert all(len(line) <= peers.COLUMNS for line in peers.lines(result))
+    contest = peers.linear_contest("cpu", samples=30, dim=20, width=24)
+    table = replace(contest, checked=50, most=50).measured(rounds=2, seconds=0.0)
+    assert {"lnsim, numba", "NumPy loop"} <= table.rows.keys()
+    assert table.columns == ("dense, µs a step", "ratio", "reduced, µs a step", "ratio")
+    assert "All results agree" in table.about
+    assert all(len(row) == 4 for row in table.rows.values())
+    assert table.rows["lnsim, numba"][3] == [1.0, 1.0]
 
 
 def test_a_peer_that_disagrees_ends_the_run():
-    table = replace(peers.linear_table("cpu", samples=30, dim=20, width=24), checked=50, most=50)
-    right = table.work["dense", "NumPy loop"]
-    table.work["dense", "NumPy loop"] = lambda steps: right(steps) * (1 + 1e-8)
+    contest = replace(peers.linear_contest("cpu", samples=30, dim=20, width=24), checked=50)
+    right = contest.work["dense", "NumPy loop"]
+    contest.work["dense", "NumPy loop"] = lambda steps: right(steps) * (1 + 1e-8)
     with pytest.raises(ValueError, match="NumPy loop"):
-        table.measured(rounds=1, seconds=0.0)
+        contest.measured(rounds=1, seconds=0.0)
 
 
 def test_the_kernels_of_the_peers_agree():
@@ -110,3 +111,42 @@ def test_the_floors_of_the_models_take_the_same_steps(tmp_path):
         if "NumPy" not in case.floors:
             theirs, ours = case.floors["C -O3"](300), case.simulate(300).state["theta"][0]
             np.testing.assert_allclose(theirs, ours, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        (None, ""),
+        ("word", "word"),
+        (0.0, "0.00"),
+        (1.2345, "1.23"),
+        ([86.4, 77.0, 91.2], "86.4 (77.0–91.2)"),
+        ([5530.0, 4960.0, 5900.0], "5,530 (4,960–5,900)"),
+        ([0.01234, 0.01], "0.0112 (0.0100–0.0123)"),
+        ([2.0, 2.0], "2.00"),
+        ([float("inf")], "inf"),
+    ],
+)
+def test_cells_have_three_digits_of_the_median(cell, expected):
+    assert tables.text(cell) == expected
+
+
+def test_a_table_is_drawn_from_its_file_as_when_it_was_measured(tmp_path, monkeypatch, capsys):
+    table = tables.Table("Title", "About.", ("ns", "ratio"), {"one": ([1.0, 3.0], 2.0)})
+    tables.report([table], "python -m bench.one", tmp_path / "machine" / "one.json")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    printed, page = capsys.readouterr().out, tables.page()
+    place = "before\n<!-- machine/one -->\nold\n<!-- end -->\nafter\n"
+    filled = tables.filled(place)
+    for text in (printed, page, filled):
+        assert "\n".join(table.lines()) in text
+    assert "## Title" in page and "`python -m bench.one`" in page
+    assert filled.startswith("before\n") and filled.endswith("<!-- end -->\nafter\n")
+    assert "old" not in filled and tables.filled(filled) == filled
+
+
+def test_the_pages_have_the_tables_of_the_results():
+    """To renew them: `python -m bench.tables`."""
+    assert tables.PAGE.read_text(encoding="utf-8") == tables.page()
+    readme = tables.README.read_text(encoding="utf-8")
+    assert tables.PLACE.search(readme) and tables.filled(readme) == readme
