@@ -12,20 +12,15 @@ sweep's time over that of its bare steps at the mean of the two ceilings.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lnsim
-from bench.rounds import machine
+from bench.tables import Table, parser, report
 from lnsim.base.threads import cores, one_thread
 
 SIGMA, LR = "0:8", "1e-4:1e-2"
@@ -35,7 +30,7 @@ CEILING_STEPS = 2_000_000
 
 
 def repeat(ready: Any, results: Any) -> None:
-    """Repeats single-replica runs on one core, once all cores are ready; puts the steps a second."""
+    """Repeats single-replica runs once all cores are ready; puts their steps a second."""
     problem, network = lnsim.gaussian_regression(200, 20), lnsim.ntk_init(1000, 20)
     dynamics = lnsim.SGD(1e-3, lnsim.LabelNoise(4.0))
 
@@ -93,42 +88,28 @@ def measured(side: int, seeds: int, steps: int) -> dict[str, float]:
     return {"seconds": seconds, "bare": bare, "speed": speed, "ratio": seconds / bare}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measures the rounds and prints them with their medians."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.sweep", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--side", type=int, default=32, help="values of each key")
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write every round here")
-    options = parser.parse_args(argv)
-    description = machine()
-    print(", ".join(f"{key} {value}" for key, value in description.items()))
-    points = f"{options.side} x {options.side} x {options.seeds}"
-    print(f"{points} points of {options.steps:,} steps, {options.rounds} rounds")
+def table(side: int, seeds: int, steps: int, count: int) -> Table:
+    """Measures `count` rounds."""
     swept(2, 1, 10)  # compiles
-    rounds = []
-    for _ in range(options.rounds):
-        rounds.append(measured(options.side, options.seeds, options.steps))
-        print(_line(rounds[-1]), flush=True)
-    median = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
-    ratios = [each["ratio"] for each in rounds]
-    print(f"median: {_line(median)} (from {min(ratios):.2f} to {max(ratios):.2f})")
-    if options.out is not None:
-        setting = {"side": options.side, "seeds": options.seeds, "steps": options.steps}
-        result = {"machine": description, **setting, "rounds": rounds}
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
-def _line(one: dict[str, float]) -> str:
-    return (
-        f"{one['seconds']:.1f} s, bare steps {one['bare']:.1f} s"
-        f" at {one['speed'] / 1e6:.1f} million a second, ratio {one['ratio']:.2f}"
+    rounds = [measured(side, seeds, steps) for _ in range(count)]
+    row = tuple([one[key] for one in rounds] for key in ("seconds", "bare", "ratio"))
+    return Table(
+        "A sweep beside its bare steps",
+        f"`lnsim sweep label-noise`, {side} values of sigma ({SIGMA}) and of lr ({LR}), {seeds}"
+        f" seeds, {steps:,} steps, as a command of its own: imports, processes and results file are"
+        " in its time. Its bare steps, those before a point diverged, are taken at the speed of"
+        f" single-replica runs, one a core, side by side; {count} rounds.",
+        ("seconds", "bare steps, seconds", "ratio"),
+        {f"{side} × {side} × {seeds} points": row},
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = parser(__doc__)
+    options.add_argument("--side", type=int, default=32, help="values of each key")
+    options.add_argument("--seeds", type=int, default=8)
+    options.add_argument("--steps", type=int, default=200_000)
+    options.add_argument("--rounds", type=int, default=3)
+    chosen = options.parse_args()
+    result = table(chosen.side, chosen.seeds, chosen.steps, chosen.rounds)
+    report([result], "python -m bench.sweep", chosen.out)

@@ -52,7 +52,7 @@ class Passages:
     def note(
         self, record: int, replicas: NDArray[np.int64], weights: list[FloatArray], scale: FloatArray
     ) -> None:
-        """Takes the networks of `replicas` at `record`, reduced : (k, p, r), (k, p); scale : (k,)."""
+        """Takes the reduced networks of `replicas` : (k,) at `record`; scale : (k,)."""
         open_ = self._passed[replicas] < len(self._levels)
         replicas, scale = replicas[open_], scale[open_]
         weights = [array[open_] for array in weights]
@@ -80,7 +80,7 @@ class Passages:
     def _look(
         self, record: int, replicas: NDArray[np.int64], weights: list[FloatArray], scale: FloatArray
     ) -> None:
-        """Computes the cosines of `replicas`, and of those that have passed a level those before."""
+        """Computes the cosines; of replicas that have passed a level those of the record before."""
         cosine, spread, size = self._computed(self._view(weights, scale))
         self._values[replicas, record] = cosine
         self._W[replicas], self._scale[replicas] = weights[0], scale

@@ -2,7 +2,8 @@
 
 A chunk is a list of configurations that differ only in the scalar hyperparameters, so that one
 ensemble can run them as one task on one core.  Its length is chosen so that it lasts some seconds,
-and less at the end, where every core shall have work.  The result of a point does not depend on its chunk.
+and less at the end, where every core shall have work.  The result of a point does not depend on its
+chunk.
 
 If a worker dies, only its chunk is affected.  The chunk of a process that died is run once more, in
 a new process and while no other chunk runs (the memory may have been too small for two); if that

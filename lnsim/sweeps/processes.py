@@ -35,11 +35,7 @@ class Died(ChildProcessError):
 
 
 class Processes(Executor):
-    """An executor of one process per core; Ctrl-C goes to this process alone.
-
-    The processes start at once, and import what they need while this one goes on.  One that has
-    died is replaced when it is missed.
-    """
+    """An executor of one process per core, started on demand; Ctrl-C goes to this process alone."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(cores())
@@ -47,7 +43,6 @@ class Processes(Executor):
         self._workers: list[Worker] = []
         self._idle: list[Worker] = []
         self._ended = False
-        self._idle += [self._started() for _ in range(cores())]
 
     def submit(self, task: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
         return self._threads.submit(self._run, task, args, options)
@@ -70,18 +65,16 @@ class Processes(Executor):
         with self._changing:
             if self._ended:
                 raise Died("the processes of the sweep have been ended")
-            return self._idle.pop() if self._idle else self._started()
-
-    def _started(self) -> Worker:
-        """A new process."""
-        spawn = multiprocessing.get_context("spawn")  # a forked one may inherit a held lock
-        pipe, worker_pipe = spawn.Pipe()
-        process = spawn.Process(target=_serve, args=(worker_pipe,))
-        with without_signals({signal.SIGINT}):
-            process.start()
-        worker_pipe.close()  # so that the pipe closes when the process ends
-        self._workers.append((process, pipe))
-        return self._workers[-1]
+            if self._idle:
+                return self._idle.pop()
+            spawn = multiprocessing.get_context("spawn")  # a forked one may inherit a held lock
+            pipe, worker_pipe = spawn.Pipe()
+            process = spawn.Process(target=_serve, args=(worker_pipe,))
+            with without_signals({signal.SIGINT}):
+                process.start()
+            worker_pipe.close()  # so that the pipe closes when the process ends
+            self._workers.append((process, pipe))
+            return self._workers[-1]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Kills all processes, even while they run tasks, and waits for their end."""
@@ -114,8 +107,6 @@ def processes() -> Iterator[Processes]:
 def _serve(pipe: Connection) -> None:
     """Runs in a process: task after task, until the other end of the pipe closes."""
     begin_worker()
-    from lnsim.base import philox  # noqa: F401  # and Numba, which takes most of a second to import
-
     with suppress(EOFError, OSError):
         while True:
             task, arguments, options = pipe.recv()

@@ -124,7 +124,7 @@ def sweep(
     cls = sweep_grid.configuration(experiment)
     swept = sweep_grid.axes(cls, grid)
     points = sweep_grid.points(cls, base or {}, swept, seeds)
-    check = partial(_check_values, experiment, backend, points[0], swept)
+    _check_values(experiment, backend, points[0], swept)
     task, seconds = partial(sweep_workers.run_chunk, experiment, backend), sweep_workers.seconds
     if predict:
         predicted.check(experiment, points[0])
@@ -152,7 +152,6 @@ def sweep(
                 ) as report,
                 sweep_workers.crew(executor, scheduler) as workers,
             ):
-                check()  # while the processes start
                 _prepare_file(path, cls, meta, earlier)
                 work = sweep_workers.chunks(list(todo), workers.size, seconds)
                 new = _run(path, todo, workers, work, task, stop or (lambda: False), report)
