@@ -293,7 +293,12 @@ def norm_mean(view: View) -> FloatArray:
 
 
 def norm_squared(view: View) -> FloatArray:
-    """|W|_F^2: that of the reduced W, as Q has orthonormal columns, and of the untrained part."""
+    """|W|_F^2."""
+    return np.einsum("bm,bm->b", view.norms, view.norms)
+
+
+def reduced_norm_squared(view: View) -> FloatArray:
+    """The same but for rounding, of the reduced W, as Q has orthonormal columns, and the rest."""
     trained = np.einsum("bpr,bpr->b", view.reduced_W, view.reduced_W)
     return trained + view.scale**2 * view.frame.rest_norm_squared.sum()
 

@@ -20,7 +20,7 @@ from lnsim.run.record import Status
 from lnsim.run.resume import records_kept
 from lnsim.simulation.asked import Observable, ask
 from lnsim.simulation.model_view import ModelFrame
-from lnsim.simulation.observables import Frame
+from lnsim.simulation.observables import Frame, reduced_norm_squared
 from lnsim.simulation.passages import Passages
 from lnsim.simulation.replicas import Moving
 from lnsim.simulation.snapshots import Snapshots, cloud_records, waypoint, waypoint_records
@@ -101,6 +101,7 @@ class Recorder:
         if summary and isinstance(frame, Frame):
             cosines = list(self._of_networks).index("cosine_mean")
             self._passages = Passages(frame, len(moving), self._scalars[cosines])
+            self._of_networks["norm_squared"] = reduced_norm_squared
         series = SERIES[:1] if self._passages else SERIES
         self._everywhere = [not summary or name in series for name in self._of_networks]
         self._paths = [

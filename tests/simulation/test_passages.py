@@ -29,7 +29,9 @@ def test_a_summary_has_the_phases_and_the_ends_of_the_whole_run(samples, decay):
     )
     assert (full["diverged_at"] >= 0).tolist() == [False, False, False, True]
     for name, values in full.arrays.items():
-        if values.shape != (4, full.steps.size) or name == "norm_squared":
+        if name == "norm_squared":
+            np.testing.assert_allclose(short[name], values, rtol=1e-13)
+        elif values.shape != (4, full.steps.size):
             np.testing.assert_array_equal(short[name], values, err_msg=name)
         else:
             np.testing.assert_array_equal(short[name][:, [0, -1]], values[:, [0, -1]], name)
@@ -37,7 +39,7 @@ def test_a_summary_has_the_phases_and_the_ends_of_the_whole_run(samples, decay):
             assert kept[:, 1:-1].sum() == 0 or name == "cosine_mean"
             np.testing.assert_array_equal(short[name][kept], values[kept], err_msg=name)
     for one, other in zip(vars(full.phases()).values(), vars(short.phases()).values(), strict=True):
-        np.testing.assert_array_equal(one[:3], other[:3])
+        np.testing.assert_allclose(one[:3], other[:3], rtol=1e-9)
 
 
 def test_cosines_are_computed_at_few_records_and_where_they_pass_the_levels():
