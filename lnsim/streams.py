@@ -67,10 +67,11 @@ class WordStream:
         self._buffer = np.empty(0, dtype=np.uint64)
         self.position = position
 
-    def take(self, count: int) -> NDArray[np.uint64]:
+    def take(self, count: int, replicas: NDArray[np.intp] | None = None) -> NDArray[np.uint64]:
         """The next `count` words of every replica, shape (S, count), valid until the next call.
 
-        All calls write to the same buffer: to allocate memory costs as much time as to fill it.
+        Where `replicas` : (k,) are given, the rows of the others may hold anything.  All calls
+        write to the same buffer: to allocate memory costs as much time as to fill it.
         """
         # Imported here, as Numba takes most of a second to import.
         from lnsim.base import philox
@@ -79,9 +80,9 @@ class WordStream:
         if self._buffer.size < size:
             self._buffer = np.empty(size, dtype=np.uint64)
         words = self._buffer[:size].reshape(len(self._keys), count)
+        of = np.arange(len(words)) if replicas is None else replicas
         in_blocks(
-            lambda block: philox.fill_all(words[block], self._keys[block], self.position),
-            len(words),
+            lambda block: philox.fill_all(words, self._keys, of[block], self.position), of.size
         )
         self.position += count
         return words

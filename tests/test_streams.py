@@ -27,6 +27,15 @@ def test_one_replica_reads_the_stream_of_replica_zero():
     )
 
 
+@pytest.mark.small
+def test_words_of_some_replicas_are_those_of_all():
+    every, some = streams.WordStream(7, 4), streams.WordStream(7, 4)
+    for count in (5, 8):
+        words, drawn = every.take(count).copy(), some.take(count, np.array([1, 3]))
+        np.testing.assert_array_equal(drawn[[1, 3]], words[[1, 3]])
+    assert some.position == every.position
+
+
 @pytest.mark.parametrize("law", streams.LAWS)
 @pytest.mark.parametrize("samples", [1, 3, 200, 2**31])
 def test_draws_as_documented(law, samples):

@@ -75,7 +75,7 @@ fill = _fill_by_numpy if config.DISABLE_JIT else _fill
 
 
 @compiled(nogil=True)
-def fill_all(words, keys, position):  # type: ignore[no-untyped-def]
-    """`fill` for every row of words : (S, T) and of keys : (S, 2)."""
-    for c in range(words.shape[0]):
+def fill_all(words, keys, rows, position):  # type: ignore[no-untyped-def]
+    """`fill` for these rows of words : (S, T) and of keys : (S, 2)."""
+    for c in rows:
         fill(words[c], keys[c], position)

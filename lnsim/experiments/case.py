@@ -73,7 +73,7 @@ class Start:
     def unreached(self) -> float:
         """|W|_F^2 orthogonal to the training inputs, a constant; rounding may make it negative."""
         X, W = self.problem.X, self.network.W
-        return float(np.sum(W**2) - np.sum((W @ np.linalg.pinv(X) @ X) ** 2))
+        return float(np.sum(W**2) - np.sum((W @ (np.linalg.pinv(X) @ X)) ** 2))
 
     @cached_property
     def curvature(self) -> float:

@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 from lnsim.base.checks import FloatArray
 from lnsim.run.record import Record
 
+SHARES = (0.5, 0.9)
+"""How far c has come at the alignment and at the convergence, of its way up to 1."""
+
 
 @dataclass(frozen=True)
 class Phases:
@@ -51,12 +54,14 @@ def measure(trajectory: Record) -> Phases:
     last = np.max(escape, axis=-1)
     norm_squared = trajectory["norm_squared"]
     cosine = trajectory.arrays.get("cosine_mean", np.full(norm_squared.shape, np.nan))
-    alignment = _reached(trajectory.steps, cosine, 0.5)
+    alignment, convergence = (
+        reached(trajectory.steps, cosine, level(cosine[..., 0], share)) for share in SHARES
+    )
     return Phases(
         first_escape=first,
         last_escape=last,
         alignment=alignment,
-        convergence=_reached(trajectory.steps, cosine, 0.9),
+        convergence=convergence,
         decay_rate=_decay_rate(trajectory.steps, norm_squared, last, alignment),
     )
 
@@ -76,10 +81,9 @@ def _decay_rate(
     return result.reshape(norm_squared.shape[:-1])
 
 
-def _reached(steps: NDArray[np.int64], series: FloatArray, share: float) -> FloatArray:
-    """The step at which each series, (..., records), has come `share` of its way up to 1."""
-    start = series[..., 0]
-    return reached(steps, series, start + share * (1.0 - start))
+def level(start: Any, share: float) -> Any:
+    """What has come `share` of the way from `start` up to 1."""
+    return start + share * (1.0 - start)
 
 
 def reached(steps: Any, series: FloatArray, levels: FloatArray) -> FloatArray:

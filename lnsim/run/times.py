@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lnsim.base.checks import FloatArray
-from lnsim.run.phases import reached
+from lnsim.run.phases import SHARES, level, reached
 
 WITHIN = 0.05
 """|W|_F^2 is at rest within this share of its stationary value."""
@@ -63,7 +63,7 @@ def of_course(steps: Any, series: Callable[[str], FloatArray], at_rest: float) -
     escape = quantity("lazy_escape")
     escape = np.where(escape < 0, np.inf, escape)
     norm, cosine = quantity("norm_mean"), quantity("cosine_mean")
-    half, most = (float(cosine[0] + share * (1 - cosine[0])) for share in (0.5, 0.9))
+    half, most = (float(level(cosine[0], share)) for share in SHARES)
     from_rest = np.abs(quantity("norm_squared") - at_rest)
     return Times(
         first_escape=float(escape.min()),

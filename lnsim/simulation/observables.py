@@ -180,7 +180,8 @@ class View:
             return self
         arrays = self.reduced_W, self.reduced_a, self.scale, self.twin_theta
         view = View(self.frame, *(array[numbers] for array in arrays))
-        view._neurons = tuple(array[numbers] for array in self._neurons)
+        if "_neurons" in vars(self):
+            vars(view)["_neurons"] = tuple(array[numbers] for array in self._neurons)
         return view
 
     @cached_property
@@ -316,6 +317,12 @@ def norm_mean(view: View) -> FloatArray:
 def norm_squared(view: View) -> FloatArray:
     """|W|_F^2."""
     return np.einsum("bm,bm->b", view.norms, view.norms)
+
+
+def reduced_norm_squared(view: View) -> FloatArray:
+    """The same but for rounding, of the reduced W, as Q has orthonormal columns, and the rest."""
+    trained = np.einsum("bpr,bpr->b", view.reduced_W, view.reduced_W)
+    return trained + view.scale**2 * view.frame.rest_norm_squared.sum()
 
 
 def second_layer_norm(view: View) -> FloatArray:

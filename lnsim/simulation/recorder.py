@@ -20,7 +20,8 @@ from lnsim.run.record import Status
 from lnsim.run.resume import records_kept
 from lnsim.simulation.asked import Observable, ask
 from lnsim.simulation.model_view import ModelFrame
-from lnsim.simulation.observables import Frame
+from lnsim.simulation.observables import Frame, reduced_norm_squared
+from lnsim.simulation.passages import Passages
 from lnsim.simulation.replicas import Moving
 from lnsim.simulation.snapshots import Snapshots, cloud_records, waypoint, waypoint_records
 from lnsim.simulation.trajectory import Trajectory
@@ -38,6 +39,9 @@ TOGETHER = 2
 WAITING = 1 << 18
 """Reduced weights of the networks that wait to be measured together, at most (2 MiB)."""
 
+SERIES = ("norm_squared", "cosine_mean")
+"""The quantities that the times of the phases depend on."""
+
 _NO_TWIN = np.empty((1, 0))
 
 
@@ -47,6 +51,10 @@ class Recorder:
     Every array has the replica axis in front; it is dropped at the end where there is one replica.
     A replica that has diverged keeps the NaN its rows were made of.  Networks wait until there are
     enough of them to observe at once.
+
+    With `summary`, quantities other than SERIES are computed at the first and the last record
+    alone, and the mean cosine at those that its times depend on (passages.py); elsewhere they are
+    NaN.
     """
 
     def __init__(
@@ -58,6 +66,7 @@ class Recorder:
         tracked: int,
         clouds: bool,
         observables: Mapping[str, Observable],
+        summary: bool = False,
     ) -> None:
         self._frame = frame
         self._dynamics = dynamics
@@ -72,7 +81,8 @@ class Recorder:
         self._tracked = np.arange(min(tracked, frame.units))
         self._block = TOGETHER if frame.wide else max(1, OBSERVED_AT_ONCE // frame.size)
         reduced = sum(array[0].size for array in self._weights)
-        self._most_waiting = max(self._block, WAITING // reduced if self._of_measures else 1)
+        wait = summary or self._of_measures
+        self._most_waiting = max(self._block, WAITING // reduced if wait else 1)
         self._pending: list[Snapshots] = []
         self._waiting = 0
         self.count = 0
@@ -87,6 +97,16 @@ class Recorder:
         self._of_neurons |= frame.formulas(Axis.CLOUD, of_neurons=True, needs=NEEDS)
         self._scalars = np.full((len(self._of_networks), *each), np.nan)
         self._measures = np.full((len(self._of_measures), *each), np.nan)
+        # The records of all quantities, and whether a quantity of networks is at every record.
+        self._full = np.full(len(plan), not summary)
+        self._full[[0, -1]] = True
+        self._passages: Passages | None = None
+        if summary and isinstance(frame, Frame):
+            cosines = list(self._of_networks).index("cosine_mean")
+            self._passages = Passages(frame, len(moving), self._scalars[cosines])
+            self._of_networks["norm_squared"] = reduced_norm_squared
+        series = SERIES[:1] if self._passages else SERIES
+        self._everywhere = [not summary or name in series for name in self._of_networks]
         self._paths = [
             np.full((*each, frame.path(name, self._tracked.size)), np.nan)
             for name in self._of_tracked
@@ -153,6 +173,10 @@ class Recorder:
         alike = step == 0 and isinstance(self._frame, Frame) and ledger is None
         if alike:  # all replicas start as one network
             replicas, weights = replicas[:1], [array[:1] for array in weights]
+        elif self._passages is not None and step > 0:
+            scale = np.array([self._scale(step, s) for s in replicas.tolist()])
+            with np.errstate(all="ignore"):  # as _compute
+                self._passages.note(record, replicas, weights, scale)
         theta = np.full((len(replicas), 0), np.nan) if twin is None else twin.theta[replicas]
         times = np.full((2, len(replicas)), [[record], [step]])
         self._pending.append(Snapshots(replicas, times[0], times[1], theta, weights))
@@ -199,6 +223,8 @@ class Recorder:
         else:
             self._share(waiting, self._keep, self._block)
         if self._of_measures:
+            if not self._frame.in_order:
+                waiting = waiting.at(np.flatnonzero(self._full[waiting.record]))
             most, in_order = self._most_waiting, self._frame.in_order
             self._share(waiting, self._measure, most, in_order=in_order)
 
@@ -242,7 +268,19 @@ class Recorder:
     def _keep(self, snapshots: Snapshots, view: Any) -> None:
         """Writes the observables of these networks into the record arrays."""
         replica, record = snapshots.replica, snapshots.record
-        self._scalars[:, replica, record] = [f(view) for f in self._of_networks.values()]
+        of_all = [*zip(self._scalars, self._of_networks.values(), self._everywhere, strict=True)]
+        for values, function, everywhere in of_all:
+            if everywhere:
+                values[replica, record] = function(view)
+        full = np.flatnonzero(self._full[record])
+        if not full.size:
+            return
+        if full.size < record.size:
+            snapshots, view = snapshots.at(full), view.only(full)
+            replica, record = snapshots.replica, snapshots.record
+        for values, function, everywhere in of_all:
+            if not everywhere:
+                values[replica, record] = function(view)
         for path, function in zip(self._paths, self._of_tracked.values(), strict=True):
             path[replica, record] = function(view)[:, : path.shape[-1]]
         of_cloud = [b for b, i in enumerate(record.tolist()) if i in self._cloud_of_record]

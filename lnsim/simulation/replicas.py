@@ -59,6 +59,11 @@ class Moving(ABC):
         """Whether no replica is left to train."""
         return bool((self.state.diverged_at >= 0).all())
 
+    @property
+    def drawing(self) -> NDArray[np.intp]:
+        """The replicas whose words are read, (k,)."""
+        return np.arange(len(self))
+
     def room(self, dynamics: Dynamics, draws: int, step: int) -> int:
         """Number of steps of `draws` words that can be taken at once from `step` on."""
         return max(1, max(WORDS_AT_ONCE // len(self), LEAST_WORDS) // max(1, draws))
@@ -106,6 +111,13 @@ class Replicas(Moving):
             twin(reduction.W, reduction.a, reduction.problem.X, count) if linearized else None,
             Ledger(reduction, count) if ledger else None,
         )
+
+    @property
+    def drawing(self) -> NDArray[np.intp]:
+        """Those that have not diverged; all where something else goes on with the words."""
+        if self.twin is not None or self.state.chain is not None:
+            return super().drawing
+        return np.flatnonzero(self.state.diverged_at < 0)
 
     def room(self, dynamics: Dynamics, draws: int, step: int) -> int:
         """As many as the words allow, and the ledger before it must be emptied."""

@@ -59,6 +59,7 @@ def simulate(
     clouds: bool = True,
     observables: Mapping[str, Observable] | None = None,
     measures: str | Sequence[str] = (),
+    summary: bool = False,
     progress: bool | Callable[[int], object] | None = None,
     config: dict[str, Any] | None = None,
     resume: Trajectory | None = None,
@@ -83,6 +84,9 @@ def simulate(
     (d + 1) numbers.
     `measures` are recorded besides the default ones, such as "sharpness" of a deep network (run/
     measures.py): names, "all", or "none" for not even those.
+    `summary` records what the phases (run/phases.py) and the two ends of a run need, and NaN for
+    the rest: all quantities at the first and the last record, the mean cosine around its times, and
+    |W|_F^2 everywhere.  Such a run is neither stopped nor resumed.
     `observables`: functions of a Network that return a number, by the name under which it is kept
     at every record.  A CustomDynamics has neither a ledger nor a twin; nor have several outputs,
     other models, losses and noises than plain label noise, and other forms of SAM.
@@ -136,6 +140,8 @@ def simulate(
             "backend": backend,
             **({"measures": ",".join(measures)} if measures else {}),
         }
+    if summary and not (resume is checkpoint is stop is None):
+        raise ValueError("summary must be False for a run that is stopped, kept or resumed")
     plan = record_steps(steps, record_every)
     engine = engine_of(base, backend, ledger)
     frame: Frame | ModelFrame
@@ -158,7 +164,7 @@ def simulate(
         frame = Frame(problem, reduction, measures, base.batch_size)
         check_reduced(reduce, frame.sides, network, base)
         trained, draws = reduction.problem, base.draws(problem.samples, network.width)
-    recorder = Recorder(frame, base, moving, plan, tracked, clouds, observables)
+    recorder = Recorder(frame, base, moving, plan, tracked, clouds, observables, summary)
     step = 0
     if resume is not None:
         step = recorder.restore(resume, config)
@@ -197,7 +203,7 @@ class _Run:
             now, until = self.dynamics.at(step)
             count = min(target, until) - step
             count = min(count, self.moving.room(now, self.draws, step))
-            words = self.stream.take(count * self.draws)
+            words = self.stream.take(count * self.draws, self.moving.drawing)
             words = words.reshape(len(self.moving), count, self.draws)
             factors = self.dynamics.factors(step, count)
             self.moving.train(self.engine, self.problem, now, words, step, factors)

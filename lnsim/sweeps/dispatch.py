@@ -1,8 +1,9 @@
 """Runs the chunks of a sweep on processes of this machine, a Dask cluster, or any executor.
 
 A chunk is a list of configurations that differ only in the scalar hyperparameters, so that one
-ensemble can run them as one task on one core.  Its length is chosen so that it lasts some seconds
-and every core has work.  The result of a point does not depend on its chunk.
+ensemble can run them as one task on one core.  Its length is chosen so that it lasts some seconds,
+and less at the end, where every core shall have work.  The result of a point does not depend on its
+chunk.
 
 If a worker dies, only its chunk is affected.  The chunk of a process that died is run once more, in
 a new process and while no other chunk runs (the memory may have been too small for two); if that
@@ -23,13 +24,16 @@ from lnsim.base.threads import cores, one_thread
 from lnsim.sweeps.points import Point, Summary, run_points, shared
 from lnsim.sweeps.predicted import predict_points
 
-CHUNK_SECONDS = 4.0
-"""Intended time of a chunk on one core."""
+CHUNK_SECONDS = 2.0
+"""Intended time of a chunk on one core, at most."""
 
-STEP_SECONDS = 3e-10
+LEAST_SECONDS = 0.2
+"""Time below which a chunk costs more to begin than it helps the workers to end together."""
+
+STEP_SECONDS = 2e-10
 """Time of one step per number of the reduced network."""
 
-RECORD_SECONDS = 1e-8
+RECORD_SECONDS = 2e-9
 """Time of one record per weight of the first layer."""
 
 POLL_SECONDS = 0.2
@@ -50,18 +54,26 @@ def seconds(config: Point) -> float:
 def chunks(
     points: Sequence[Point], workers: int, seconds: Callable[[Point], float] = seconds
 ) -> list[Chunk]:
-    """The points in chunks, each of points that can run together, in order of appearance.
+    """The points in chunks, each of points that can run together.
 
-    `seconds` estimates the time of one point on one core.
+    `seconds` estimates the time of one point on one core.  Long points come first, else the order
+    is that of appearance.  A chunk is at most a share of what is left, so that the last ones are
+    short and all workers end together, however wrong the estimate is and whichever points diverge.
     """
     groups: dict[tuple[Any, ...], Chunk] = {}
     for point in points:
         groups.setdefault(shared(point), []).append(point)
-    share = -(-len(points) // (2 * workers))
-    result = []
-    for group in groups.values():
-        size = max(1, min(share, int(CHUNK_SECONDS / seconds(group[0]))))
-        result += [group[i : i + size] for i in range(0, len(group), size)]
+    left, result = len(points), []
+    share = -(-left // (2 * workers))
+    for group in sorted(groups.values(), key=lambda group: -seconds(group[0])):
+        each = seconds(group[0])
+        most, least = (max(1, int(s / each)) for s in (CHUNK_SECONDS, LEAST_SECONDS))
+        first = 0
+        while first < len(group):
+            size = min(most, max(-(-left // (2 * workers)), min(least, share)))
+            result.append(group[first : first + size])
+            first += size
+            left -= len(result[-1])
     return result
 
 

@@ -106,7 +106,8 @@ def usual_column(experiment: str, keys: int) -> str:
 def run_points(experiment: str, configs: Sequence[Point], backend: str = "numba") -> list[Summary]:
     """The summary of every configuration, in order; they differ only in SCALARS.
 
-    A point's numbers equal those of a run of that point alone, bit for bit.
+    A point's numbers equal those of a sweep of that point alone, bit for bit, and those of a run up
+    to the rounding of |W|_F^2.
     Raises ValueError or TypeError for values out of range.
     """
     first, seeds = configs[0], [config.seed for config in configs]
@@ -119,6 +120,7 @@ def run_points(experiment: str, configs: Sequence[Point], backend: str = "numba"
         linearized=False,
         tracked=0,
         clouds=False,
+        summary=True,
     )
     measured = summarize(ensemble, first.model)
     predicted = predictions(experiment, configs)

@@ -138,7 +138,7 @@ def sweep(
     with RunFolder(folder, reuse=True), locked(folder, "sweep"):
         earlier, rows = _earlier(path, meta) if path.exists() else ({}, [])
         stored = {row["key"] for row in rows}
-        keys = {point: sweep_store.key_of(experiment, backend, asdict(point)) for point in points}
+        keys = {point: sweep_store.key_of(experiment, backend, vars(point)) for point in points}
         todo = {point: key for point, key in keys.items() if key not in stored}
         new = 0
         if todo:
@@ -178,7 +178,7 @@ def _run(
     with closing(sweep_store.Writer(path)) as writer:
         for arrived in dispatch.results(work, stop):
             rows = [
-                {"key": todo[point], **asdict(point), **summary}
+                {"key": todo[point], **vars(point), **summary}
                 for chunk, summaries in arrived
                 for point, summary in zip(chunk, summaries, strict=True)
             ]

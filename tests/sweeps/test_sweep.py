@@ -82,7 +82,21 @@ def test_chunks_hold_every_point_once_and_agree_in_all_but_scalars(count, seeds,
     for chunk in chunks:
         assert len({sweep_points.shared(point) for point in chunk}) == 1
         assert len(chunk) == 1 or len(chunk) <= -(-len(points) // (2 * workers))
-        assert len(chunk) == 1 or len(chunk) * sweep_workers.seconds(chunk[0]) <= 4.0
+        most = sweep_workers.CHUNK_SECONDS
+        assert len(chunk) == 1 or len(chunk) * sweep_workers.seconds(chunk[0]) <= most
+
+
+@pytest.mark.small
+def test_long_points_come_first_and_the_last_chunks_are_short():
+    points = sweep_grid.points(sam.Config, {"steps": 10**5}, {"width": [4, 5]}, 2000)
+    chunks = sweep_workers.chunks(points, 2)
+    assert [chunk[0].width for chunk in chunks] == sorted(
+        (c[0].width for c in chunks), reverse=True
+    )
+    seconds = [len(chunk) * sweep_workers.seconds(chunk[0]) for chunk in chunks]
+    for k, longest in enumerate(seconds):
+        assert longest <= max(0.3 * sum(seconds[k:]), sweep_workers.LEAST_SECONDS)
+    assert max(seconds[-2:]) <= sweep_workers.LEAST_SECONDS
 
 
 @pytest.mark.small
