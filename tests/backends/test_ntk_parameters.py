@@ -129,3 +129,22 @@ def test_a_sum_of_two_parameters(fallback):
 
     assert_exact(Two(), torch.randn(4, 3))
     assert fallback
+
+
+def test_operations_that_differ_from_one_sample_to_several(fallback):
+    """torch adds the bias of a linear function of transposed rows in an operation of its own."""
+
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.weight, self.bias = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
+            self.places = nn.Parameter(torch.randn(1, 5, 4))
+
+        def forward(self, x):
+            x = (self.inner(x) + self.places).transpose(0, 1)
+            return self.last(F.linear(x, self.weight, self.bias).tanh().mean(0))
+
+    assert_exact(Functional(), torch.randn(4, 5, 3))
+    assert_exact(Functional(), torch.randn(4, 5, 3), torch.randn(3, 5, 3))
+    assert max(fallback) <= 3  # weight, bias and places; the layers keep their rules

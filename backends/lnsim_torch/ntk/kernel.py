@@ -70,7 +70,7 @@ from lnsim_torch.untouched import Untouched, refused_randomness
 
 _OUTPUTS = ("full", "mean", "sum")
 # If all gradients take at most this many bytes, one backward pass serves all outputs.
-_SHARED = 4 * 2**20
+_SHARED = 2**25
 
 
 def empirical_ntk(

@@ -34,7 +34,7 @@ from lnsim_torch.ntk.graph import (
     record,
 )
 from lnsim_torch.ntk.layers import has_rule
-from lnsim_torch.ntk.rows import Irregular, check_outputs, check_rows, close
+from lnsim_torch.ntk.rows import Irregular, OutOfRow, check_outputs, check_rows, close
 from lnsim_torch.untouched import TooMuch, Untouched
 
 # The products of one layer may take the budget divided by this.
@@ -42,8 +42,9 @@ _WORKSPACE = 8
 # The multiples of this number have fractional parts far from each other.
 _GOLDEN = (1 + 5**0.5) / 2
 # Samples are few if they, and the tensors that the network computes from them, each take at most
-# the budget divided by this. Convolutions of images soon exceed it, so that little work is lost.
-_FEW = 1024
+# the budget divided by this: 12 MiB of 1.5 GiB. Convolutions of images soon exceed it, so that
+# little work is lost.
+_FEW = 128
 
 
 class Basis(Enum):
@@ -78,6 +79,7 @@ class Plan:
     reduced: frozenset[int]  # the calls whose weight gradients are formed at once
     dtype: torch.dtype
     layout: torch.memory_format
+    uses_too: bool = True  # see `make_plan`
     together: bool = False  # `probe_graph` is of all samples, and is used once, in one stage
 
     def run(self, x: Tensor, check: bool) -> tuple[Graph, list[tuple[list[int], Bottleneck]]]:
@@ -98,7 +100,7 @@ class Plan:
             row = len(x) - 1
             check_outputs(self.probe_graph.output[0], graph.output[row], self._record_alone)
         uses = parameter_uses(graph.nodes)
-        claims = _claims(self.probe_graph, graph, row, uses)
+        claims = _claims(self.probe_graph, graph, row, uses, self.uses_too)
         if not _contains(claims, self.claims):
             raise Irregular
         if check and len(x) > 1:
@@ -223,6 +225,7 @@ def make_plan(
         reduced=frozenset(cost.reduced),
         dtype=one.output.dtype,
         layout=layout,
+        uses_too=uses_too,
     )
 
 
@@ -276,6 +279,7 @@ def _plan_together(
         reduced=frozenset(),
         dtype=graph.output.dtype,
         layout=layout,
+        uses_too=uses_too,
         together=True,
     )
 
@@ -372,17 +376,24 @@ def _claims(
     """For each call, whether its weight and its bias are used by this call only, as its rule says.
 
     alone: the record of one sample, which is the one at `row` if that is not None. If `graph` has
-    other calls than `alone`, none is claimed. uses: the uses of the parameters in `graph`; uses_too:
-    whether parameters outside of modules may be claimed.
+    other calls than `alone`, none is claimed. uses: the uses of the parameters in `graph`.
+    uses_too: whether parameters outside of modules may be claimed; if not, both records forget them.
+
+    Raises OutOfRow if the records have other calls, and uses of parameters may be the reason: torch
+    computes a linear function of one sample and of several in different operations.
     """
+    if not uses_too:
+        for record_ in (alone, graph):
+            record_.calls = [call for call in record_.calls if call.use is None]
     pairs = list(zip(alone.calls, graph.calls, strict=False))
     if len(alone.calls) != len(graph.calls) or not all(a.is_of_same_layer(b) for a, b in pairs):
+        if any(call.use for call in (*alone.calls, *graph.calls)):
+            raise OutOfRow
         return ((False, False),) * len(alone.calls)
     owners = Counter(p for call in graph.calls for p in own_parameters(call))
     claims = []
     for alone_call, call in pairs:
         regular = _is_row(alone_call, call, row, len(graph.output))
-        regular &= uses_too or call.use is None
         both = (call.module._parameters.get(name) for name in NAMES)
         weight, bias = (
             regular
