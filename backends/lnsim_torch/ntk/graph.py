@@ -180,7 +180,8 @@ def _uses(nodes: Sequence[Node]) -> Iterator[LayerCall]:
         if node.name() not in _OPERATIONS:
             continue
         for slot, (child, _) in enumerate(node.next_functions):
-            leaf, operand = child, None  # operand: the metadata of q, if it is not the leaf itself
+            leaf: Any = child
+            operand: Any = None  # the metadata of q, if it is not the leaf itself
             while leaf is not None and leaf.name() in _RESHAPES and users[leaf] == 1:
                 operand = operand or leaf._input_metadata[0]
                 leaf = leaf.next_functions[0][0]
@@ -191,7 +192,7 @@ def _uses(nodes: Sequence[Node]) -> Iterator[LayerCall]:
                 yield use
 
 
-def _use(node: Any, slot: int, weight: Tensor, shape: tuple[int, ...]) -> LayerCall | None:
+def _use(node: Any, slot: int, weight: Any, shape: tuple[int, ...]) -> LayerCall | None:
     result = node._input_metadata[0]
     axes = len(result.shape)
     shape = (1,) * (axes - len(shape)) + shape

@@ -12,6 +12,10 @@ all C outputs, because the call would take longer than the pass.) `graph` finds 
 the network in stages, whose gradients are freed once contracted; and if that is still too much,
 the samples are divided into tiles.
 
+A parameter outside of such modules that meets the samples in one sum, product or expansion has a rule
+too (`graph.Use`): an embedding of positions must not cost a second set of backward passes. Its
+rows are checked by the gradients of a weighted sum over samples, one more pass for each tile.
+
 Modules without a rule in `layers`, and parameters that are tied, reused or used outside their own
 module, go through plain autograd, sample by sample and output by output: exact, and slow. The uses
 of each parameter are counted in the autograd graph.
@@ -308,8 +312,10 @@ def _collect(
         for layer, gradient in zip(layers, gradients, strict=True):
             if not checking:
                 layer.add(gradient)
-            elif isinstance(layer, Broadcast) and not layer.is_by_sample(gradient, weights):
-                raise OutOfRow
+            elif isinstance(layer, Broadcast):
+                assert weights is not None
+                if not layer.is_by_sample(gradient, weights):
+                    raise OutOfRow
         added += len(gradients[0])
     return layers
 

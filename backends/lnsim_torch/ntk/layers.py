@@ -380,7 +380,7 @@ class Transposed(Weighted):
         assert isinstance(module, _TRANSPOSED)
         if self.with_bias:
             self.sums += gradients.flatten(3).sum(3).unbind()
-        padding = [size for size in reversed(module.padding) for _ in "ab"]
+        padding = [int(size) for size in reversed(module.padding) for _ in "ab"]
         for gradient in gradients:
             windows = _windows(F.pad(gradient, padding), module, positions)
             # (n, …, kernel size, O): with groups, the channels of a group must lie together.
@@ -407,7 +407,7 @@ class Transposed(Weighted):
 
 
 def _windows(x: Tensor, module: nn.Module, positions: Sequence[int]) -> Tensor:
-    """The windows of x (n, channels, …) that a kernel covers, (n, *positions, *kernel, channels)."""
+    """The windows of x (n, channels, …) under a kernel, (n, *positions, *kernel, channels)."""
     assert isinstance(module, (*_CONV, *_TRANSPOSED))
     strides = x.stride()[2:]
     steps = [s * step for s, step in zip(strides, module.stride, strict=True)]

@@ -377,7 +377,8 @@ def _claims(
 
     alone: the record of one sample, which is the one at `row` if that is not None. If `graph` has
     other calls than `alone`, none is claimed. uses: the uses of the parameters in `graph`.
-    uses_too: whether parameters outside of modules may be claimed; if not, both records forget them.
+    uses_too: whether parameters outside of modules may be claimed; if not, both records forget
+    them.
 
     Raises OutOfRow if the records have other calls, and uses of parameters may be the reason: torch
     computes a linear function of one sample and of several in different operations.
