@@ -62,6 +62,20 @@ def test_uses_have_a_rule(network, samples, no_fallback):
     assert_exact(network, torch.randn(samples, length, 3), torch.randn(3, length, 3))
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (4,)])
+def test_a_gain_of_vectors(shape, no_fallback):
+    class Gain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.gain, self.shift = (nn.Parameter(torch.randn(shape)) for _ in "ab")
+
+        def forward(self, x):
+            return self.last((self.gain * self.inner(x)).tanh() - self.shift)
+
+    assert_exact(Gain(), torch.randn(4, 3))
+
+
 @pytest.mark.parametrize("memory", [20_000, 100_000, 2**30])
 def test_uses_in_parts(memory, no_fallback):
     """With all outputs in one pass, in stages, and in tiles."""

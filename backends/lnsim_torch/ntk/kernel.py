@@ -12,8 +12,8 @@ all C outputs, because the call would take longer than the pass.) `graph` finds 
 the network in stages, whose gradients are freed once contracted; and if that is still too much,
 the samples are divided into tiles.
 
-A parameter outside of such modules that meets the samples in one sum, product or expansion has a rule
-too (`graph.Use`): an embedding of positions must not cost a second set of backward passes. Its
+A parameter outside of such modules that meets the samples in one sum, product or expansion has a
+rule too (`graph.Use`): an embedding of positions must not cost a second set of backward passes. Its
 rows are checked by the gradients of a weighted sum over samples, one more pass for each tile.
 
 Modules without a rule in `layers`, and parameters that are tied, reused or used outside their own

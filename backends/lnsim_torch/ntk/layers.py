@@ -238,7 +238,7 @@ class Broadcast(Formed):
         z = gradients * use.factor
         z = z.reshape(len(z), self.samples, -1, *z.shape[2:])
         shared = [i + 3 for i, size in enumerate(use.shape[1:]) if size == 1]
-        return z.sum([2, *shared]).flatten(2)
+        return z.sum([2, *shared]).reshape(len(z), self.samples, -1)
 
     def is_by_sample(self, gradients: Tensor, weights: Tensor) -> bool:
         """Whether row n of each gradient that was added belongs to output n alone.
@@ -376,11 +376,11 @@ class Transposed(Weighted):
         self.sums: list[Tensor] = []  # the gradients of the bias, (n, O) for each output
 
     def add(self, gradients: Tensor) -> None:
-        module, positions = self.module, self.x.shape[2:]
-        assert isinstance(module, _TRANSPOSED)
+        module: Any = self.module
+        positions = self.x.shape[2:]
         if self.with_bias:
             self.sums += gradients.flatten(3).sum(3).unbind()
-        padding = [int(size) for size in reversed(module.padding) for _ in "ab"]
+        padding = [size for size in reversed(module.padding) for _ in "ab"]
         for gradient in gradients:
             windows = _windows(F.pad(gradient, padding), module, positions)
             # (n, …, kernel size, O): with groups, the channels of a group must lie together.
