@@ -78,6 +78,22 @@ def jacobian_contraction(network: nn.Module, x: Tensor) -> NDArray[np.float64]:
     return torch.einsum("ncp,mdp->nmcd", rows, rows).cpu().numpy()
 
 
+def backward_loop(network: nn.Module, x: Tensor) -> NDArray[np.float64]:
+    """torch.autograd: a backward pass for every sample and output, the rows multiplied."""
+    parameters = list(network.parameters())
+    rows = []
+    for sample in x.split(1):
+        output = network(sample)[0]
+        for value in output:
+            gradients = torch.autograd.grad(
+                value, parameters, retain_graph=True, materialize_grads=True
+            )
+            rows.append(torch.cat([g.flatten() for g in gradients]))
+    jacobian = torch.stack(rows)
+    kernel = (jacobian @ jacobian.T).view(len(x), -1, len(x), len(rows) // len(x))
+    return kernel.transpose(1, 2).cpu().numpy()
+
+
 def ntk_vector_products(network: nn.Module, x: Tensor) -> NDArray[np.float64]:
     """torch.func: a pull-back and a push-forward for every pair of samples and every output."""
     parameters, f = _of_one(network)
@@ -132,6 +148,7 @@ def contenders(device: str) -> tuple[dict[str, Kernel], dict[str, str]]:
         OURS: lnsim_kernel,
         "torch.func, Jacobians": jacobian_contraction,
         "torch.func, products": ntk_vector_products,
+        "backward loop": backward_loop,
     }
     missing = {}
     try:

@@ -60,6 +60,102 @@ def test_convolution_in_one_and_three_dimensions(no_fallback):
     assert_exact(volume, torch.randn(3, 2, 3, 4, 5))
 
 
+TRANSPOSED = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "stride": {"stride": 2, "padding": 1},
+    "padding beyond the kernel": {"padding": (3, 2)},
+    "dilation": {"dilation": (1, 2)},
+    "output padding": {"stride": (2, 3), "output_padding": (1, 2)},
+    "groups": {"groups": 2},
+    "depthwise": {"groups": 4},
+    "all at once": {
+        "kernel_size": (3, 2),
+        "stride": (2, 3),
+        "padding": (2, 1),
+        "output_padding": (1, 0),
+        "dilation": (1, 2),
+        "groups": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("settings_", TRANSPOSED.values(), ids=TRANSPOSED)
+def test_transposed_convolution(settings_, no_fallback):
+    conv = nn.ConvTranspose2d(4, 8, **{"kernel_size": 3, **settings_})
+    network = head(nn.Conv2d(3, 4, 1), nn.Tanh(), conv, channels=8)
+    assert_exact(network, torch.randn(4, 3, 6, 7))
+    assert_exact(network, torch.randn(4, 3, 6, 7), torch.randn(3, 3, 6, 7))
+
+
+def test_transposed_convolution_in_one_and_three_dimensions(no_fallback):
+    line = head(nn.ConvTranspose1d(3, 4, 3, stride=2, output_padding=1), channels=4)
+    assert_exact(line, torch.randn(4, 3, 5))
+    volume = head(
+        nn.ConvTranspose3d(2, 4, (1, 2, 3), stride=(1, 1, 2), padding=(0, 1, 0), groups=2),
+        channels=4,
+    )
+    assert_exact(volume, torch.randn(3, 2, 3, 4, 5))
+
+
+def test_a_transposed_convolution_whose_call_sets_the_size(no_fallback):
+    class Sized(nn.ConvTranspose1d):
+        def __init__(self):
+            super().__init__(3, 4, 3, stride=3)
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.last = Sized(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(torch.tanh(self.inner(x, output_size=[17])).mean(2))
+
+    assert_exact(Network(), torch.randn(4, 3, 5))
+
+
+class Named(nn.Conv3d):
+    """A convolution with another constructor and a helper, as in torchvision's video networks."""
+
+    def __init__(self, channels, width):
+        super().__init__(channels, width, (3, 3, 3), padding=1)
+
+    @staticmethod
+    def strides():
+        return 1, 1, 1
+
+
+class Standardised(nn.Conv3d):
+    """A convolution that does something else with its weight."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+class Doubled(nn.Linear):
+    """A layer whose weight is not its parameter."""
+
+    @property
+    def weight(self):
+        return 2 * self._parameters["weight"]
+
+
+def test_a_subclass_that_changes_nothing_has_its_rule(no_fallback):
+    network = head(Named(2, 3), nn.Tanh(), Named(3, 4), channels=4)
+    assert_exact(network, torch.randn(3, 2, 2, 4, 3))
+
+
+def test_a_subclass_that_changes_something_has_none(fallback):
+    network = head(Standardised(2, 4, (2, 3, 3)), channels=4)
+    assert_exact(network, torch.randn(3, 2, 2, 4, 3))
+    assert fallback
+    fallback.clear()
+    layer = nn.Linear(4, 3)
+    layer.__class__ = Doubled
+    assert_exact(nn.Sequential(layer, nn.Tanh(), nn.Linear(3, 2)), torch.randn(3, 4))
+    assert fallback
+
+
 @pytest.mark.parametrize("way", ["_blocks", "_apply", "_hadamard"])
 @pytest.mark.parametrize("workspace", [1, 3000, 2**28])
 @pytest.mark.parametrize("traced", [False, True])
@@ -135,7 +231,7 @@ def test_layers_without_a_rule(fallback):
         channels=4,
     )
     assert_exact(network, torch.randn(3, 3, 6, 6))
-    assert set(fallback) == {5}
+    assert set(fallback) == {3}  # weight, bias and slope
 
 
 def test_embedding():

@@ -5,11 +5,15 @@ forward, and gives its output a node of its own in the autograd graph, the *tap*
 the tap is the gradient at forward's output, whatever is done to that later (by hooks, in place, or
 through a view of it).
 
-The graph, walked once from the output, then answers two questions.
+The graph, walked once from the output, then answers three questions.
 
 * Is a parameter covered by a rule? It is if exactly one edge of the whole graph leads to it, and
   exactly one tapped call claims it. A parameter that is tied, that belongs to a module called
   twice, or that is used outside its module is not, and goes to the per-sample fallback.
+* Which parameters outside of these modules meet the samples in one sum, product or expansion (a
+  class token, an embedding of positions, the scale of a residual branch)? The gradient at the
+  operation's result, summed over the positions that share an entry, is the parameter's gradient for
+  every sample; so the operation counts as a call of a layer (`Use`).
 * Where can a backward pass be interrupted? At a *bottleneck*: a node that every path from the
   output to the taps below it goes through (the residual stream between two blocks, say). The
   gradients of all C outputs are taken down to one bottleneck, the layers above it are contracted
@@ -44,6 +48,17 @@ class LayerCall:
     versions: tuple[int, int]  # of input and output; in-place operations raise them
 
     @property
+    def use(self) -> "Use | None":
+        """The use of a parameter that this call stands for; None if it is a module's call."""
+        return self.module if isinstance(self.module, Use) else None
+
+    def is_of_same_layer(self, other: "LayerCall") -> bool:
+        """Whether both calls are of one module, or uses of one parameter by the same operation."""
+        if self.use is None or other.use is None:
+            return self.module is other.module
+        return self.use.weight is other.use.weight and self.use.operation == other.use.operation
+
+    @property
     def input_intact(self) -> bool:
         """Whether the input has not been changed in place since the call."""
         return self.input._version == self.versions[0]
@@ -54,12 +69,27 @@ class LayerCall:
         return self.output if intact else None
 
 
+class Use(nn.Module):
+    """One operation, result = x + alpha q, x q or expand(q), of which q is a parameter reshaped.
+
+    weight: the parameter. shape: of q, with leading ones to as many axes as the result. factor: x
+    of a product, alpha of a sum.
+    """
+
+    def __init__(
+        self, weight: nn.Parameter, operation: str, shape: tuple[int, ...], factor: Tensor | float
+    ):
+        super().__init__()
+        self.weight, self.operation, self.shape = weight, operation, shape
+        self.factor = factor
+
+
 @dataclass(eq=False)
 class Graph:
     """A recorded forward pass: input, output (n, C), its calls, and the nodes, inputs before users.
 
-    calls: the tapped calls that the output depends on, in order. taps: all calls, in order; None
-    stands for a call that could not be tapped.
+    calls: the tapped calls that the output depends on, in order, and then the uses of parameters.
+    taps: all calls, in order; None stands for a call that could not be tapped.
     """
 
     input: Tensor
@@ -73,7 +103,7 @@ class Graph:
         self.free_outputs()
         self.output = self.output.detach()
         self.nodes.clear()
-        for call in self.taps:
+        for call in (*self.calls, *self.taps):
             if call is not None:
                 call.edge = None
 
@@ -130,7 +160,54 @@ def record(network: Untouched, x: Tensor, modules: Sequence[nn.Module]) -> Graph
             call.input = call.input.detach()  # here, where no dispatch mode makes it slow
     reached = set(nodes)
     calls = [call for call in taps if call is not None and call.edge.node in reached]
-    return Graph(x, output, calls, nodes, taps)
+    return Graph(x, output, [*calls, *_uses(nodes)], nodes, taps)
+
+
+# Nodes of operations that only reshape: the gradient before and after has the same entries.
+_RESHAPES = {
+    f"{name}Backward{i}"
+    for name in ("View", "ReshapeAlias", "Unsqueeze", "Squeeze", "Permute", "Transpose", "T")
+    for i in (0, 1)
+}
+_OPERATIONS = {"AddBackward0", "SubBackward0", "MulBackward0", "ExpandBackward0"}
+_LEAF = "torch::autograd::AccumulateGrad"
+
+
+def _uses(nodes: Sequence[Node]) -> Iterator[LayerCall]:
+    """The operations on a parameter and a tensor whose first axis the parameter does not have."""
+    users = Counter(child for node in nodes for child, _ in node.next_functions)
+    for node in nodes:
+        if node.name() not in _OPERATIONS:
+            continue
+        for slot, (child, _) in enumerate(node.next_functions):
+            leaf: Any = child
+            operand: Any = None  # the metadata of q, if it is not the leaf itself
+            while leaf is not None and leaf.name() in _RESHAPES and users[leaf] == 1:
+                operand = operand or leaf._input_metadata[0]
+                leaf = leaf.next_functions[0][0]
+            if leaf is None or leaf.name() != _LEAF or users[leaf] != 1:
+                continue
+            use = _use(node, slot, leaf.variable, tuple((operand or leaf.variable).shape))
+            if use is not None:
+                yield use
+
+
+def _use(node: Any, slot: int, weight: Any, shape: tuple[int, ...]) -> LayerCall | None:
+    result = node._input_metadata[0]
+    axes = len(result.shape)
+    shape = (1,) * (axes - len(shape)) + shape
+    if axes == 0 or shape[0] != 1 or weight.dtype != result.dtype or weight.is_complex():
+        return None
+    factor: Tensor | float = 1.0
+    if node.name() == "MulBackward0":
+        factor = (node._saved_other if slot == 0 else node._saved_self).detach()
+    elif node.name() != "ExpandBackward0" and slot == 1:
+        factor = float(node._saved_alpha)
+    module = Use(weight, node.name(), shape, factor)
+    empty = torch.empty(0, dtype=weight.dtype)
+    return LayerCall(
+        module, empty, GradientEdge(node, 0), None, torch.Size(result.shape), (empty._version, 0)
+    )
 
 
 def rerun(
@@ -243,8 +320,7 @@ def inputs_first(root: Any, known: Iterable[Node] = ()) -> list[Node]:
 def parameter_uses(nodes: Iterable[Node]) -> Counter[Tensor]:
     """The number of edges from these nodes to each parameter."""
     children: Iterator[Any] = (child for node in nodes for child, _ in node.next_functions)
-    leaf = "torch::autograd::AccumulateGrad"
-    return Counter(child.variable for child in children if child and child.name() == leaf)
+    return Counter(child.variable for child in children if child and child.name() == _LEAF)
 
 
 def own_parameters(call: LayerCall, claim: tuple[bool, bool] = (True, True)) -> list[nn.Parameter]:
@@ -317,8 +393,11 @@ def gradients_by_stage(
     stages: Sequence[tuple[Sequence[int], Bottleneck]],
     outputs: range,
     at_once: int,
+    weights: Tensor | None = None,
 ) -> Iterator[Iterable[Gradients]]:
     """For each stage, the gradients at its calls, output by output. To be consumed in order.
+
+    weights: if given, one more item follows, the gradients of Σ_n weights[n] Σ_c f_c(x_n).
 
     stages: calls, and the bottleneck below them. Autograd's saved tensors are freed stage by stage,
     so a graph can be used once. at_once: if the gradients take at most this many bytes, all outputs
@@ -328,9 +407,11 @@ def gradients_by_stage(
         calls = [graph.calls[i] for i in stages[0][0]]
         entries = len(outputs) * sum(call.output_shape.numel() for call in calls)
         if entries * graph.output.element_size() <= at_once:
-            shared = _shared_pass(graph.output, calls, outputs)
+            shared = _shared_pass(graph.output, calls, outputs, weights)
             if shared is not None:
-                yield [shared]
+                count = len(outputs)
+                parts = [[g[:count] for g in shared], [g[count:] for g in shared]]
+                yield parts if weights is not None else parts[:1]
                 return
     root = (get_gradient_edge(graph.output),)
     seeds: Seeds = []
@@ -338,26 +419,36 @@ def gradients_by_stage(
         seed = torch.zeros_like(graph.output)
         seed[:, c] = 1
         seeds.append((root, (seed,)))
+    if weights is not None:
+        seed = torch.zeros_like(graph.output)
+        seed[:, outputs.start : outputs.stop] = weights[:, None]
+        seeds.append((root, (seed,)))
     for call_numbers, end in stages:
         yield _passes(graph.output, [graph.calls[i] for i in call_numbers], end, seeds)
 
 
-def _shared_pass(output: Tensor, calls: Sequence[LayerCall], outputs: range) -> Gradients | None:
+def _shared_pass(
+    output: Tensor, calls: Sequence[LayerCall], outputs: range, weights: Tensor | None
+) -> Gradients | None:
     """The gradients of all outputs by one pass; None if an operation cannot be batched."""
     samples, classes = output.shape
     seeds = torch.eye(classes, dtype=output.dtype, device=output.device)
+    seeds = seeds[outputs.start : outputs.stop]
+    all_seeds = seeds[:, None].expand(-1, samples, -1)
+    if weights is not None:
+        all_seeds = torch.cat([all_seeds, (weights[:, None] * seeds.sum(0))[None]])
     try:
         gradients = torch.autograd.grad(
             output,
             [call.edge for call in calls],
-            seeds[outputs.start : outputs.stop, None].expand(-1, samples, -1),
+            all_seeds,
             retain_graph=True,
             allow_unused=True,
             is_grads_batched=True,
         )
     except RuntimeError:
         return None
-    return _with_zeros(output, calls, gradients, len(outputs))
+    return _with_zeros(output, calls, gradients, len(all_seeds))
 
 
 def _passes(

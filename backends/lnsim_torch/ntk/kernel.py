@@ -12,6 +12,10 @@ all C outputs, because the call would take longer than the pass.) `graph` finds 
 the network in stages, whose gradients are freed once contracted; and if that is still too much,
 the samples are divided into tiles.
 
+A parameter outside of such modules that meets the samples in one sum, product or expansion has a
+rule too (`graph.Use`): an embedding of positions must not cost a second set of backward passes. Its
+rows are checked by the gradients of a weighted sum over samples, one more pass for each tile.
+
 Modules without a rule in `layers`, and parameters that are tied, reused or used outside their own
 module, go through plain autograd, sample by sample and output by output: exact, and slow. The uses
 of each parameter are counted in the autograd graph.
@@ -63,14 +67,14 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from lnsim_torch.arithmetic import exact_arithmetic
 from lnsim_torch.ntk.cost import real_numel
 from lnsim_torch.ntk.graph import Gradients, Graph, gradients_by_stage
-from lnsim_torch.ntk.layers import GradientRows, Layer, layer_for
+from lnsim_torch.ntk.layers import Broadcast, GradientRows, Layer, layer_for
 from lnsim_torch.ntk.plan import Basis, Plan, TooSmall, layouts, make_plan
-from lnsim_torch.ntk.rows import Irregular
+from lnsim_torch.ntk.rows import Irregular, OutOfRow
 from lnsim_torch.untouched import Untouched, refused_randomness
 
 _OUTPUTS = ("full", "mean", "sum")
 # If all gradients take at most this many bytes, one backward pass serves all outputs.
-_SHARED = 4 * 2**20
+_SHARED = 2**25
 
 
 def empirical_ntk(
@@ -132,19 +136,30 @@ def _kernel(
 ) -> tuple[Tensor, int]:
     """The kernel (or its trace over the outputs) by the first plan that holds, and C."""
     for layout in layouts(network, x):
-        for basis in (Basis.ALL, Basis.ONE, Basis.TWO, Basis.NONE):
-            if basis is Basis.ALL and others is not x:
-                continue
+        bases = [Basis.ONE, Basis.TWO, Basis.NONE]
+        if others is x:
+            bases.insert(0, Basis.ALL)
+        uses_too = True
+        while bases:
             try:
                 plan = make_plan(
-                    network, x, others, traced=traced, memory=memory, basis=basis, layout=layout
+                    network,
+                    x,
+                    others,
+                    traced=traced,
+                    memory=memory,
+                    basis=bases[0],
+                    layout=layout,
+                    uses_too=uses_too,
                 )
                 return _fill(x, others, plan, dtype), plan.outputs
+            except OutOfRow:
+                uses_too = False
             except TooSmall as error:
-                if basis is Basis.NONE:
+                if bases.pop(0) is Basis.NONE:
                     raise ValueError(str(error)) from None
             except Irregular:
-                continue
+                bases.pop(0)
             except RuntimeError:  # a network that calls .view() may refuse channels last
                 if layout is torch.contiguous_format:
                     raise
@@ -266,25 +281,42 @@ def _layers(x: Tensor, plan: Plan, outputs: range, new: bool) -> Iterator[list[L
     if plan.stages:
         graph, stages = plan.run(x, check=new)
         shared = min(_SHARED, plan.workspace)
-        gradients = gradients_by_stage(graph, stages, outputs, shared)
+        weights = plan.weights(x) if new else None
+        gradients = gradients_by_stage(graph, stages, outputs, shared, weights)
         for (calls, _), passes in zip(stages, gradients, strict=True):
-            yield _collect(graph, plan, calls, passes)
+            yield _collect(graph, plan, calls, passes, len(outputs), weights)
         del graph, stages
     for parameters in plan.plain:
         yield [GradientRows(_plain_gradients(x, plan, parameters, outputs))]
 
 
 def _collect(
-    graph: Graph, plan: Plan, calls: list[int], passes: Iterable[Gradients]
+    graph: Graph,
+    plan: Plan,
+    calls: list[int],
+    passes: Iterable[Gradients],
+    outputs: int,
+    weights: Tensor | None,
 ) -> list[Layer]:
     layers = []
     for i in calls:
         call = graph.calls[i]
         reduced = plan.workspace if i in plan.reduced else None
-        layers.append(layer_for(call.module, call.input, plan.claims[i], plan.traced, reduced))
+        layer = layer_for(call.module, call.input, plan.claims[i], plan.traced, reduced)
+        if isinstance(layer, Broadcast):
+            layer.samples = len(graph.output)
+        layers.append(layer)
+    added = 0
     for gradients in passes:
+        checking = added == outputs  # the pass with weights comes last
         for layer, gradient in zip(layers, gradients, strict=True):
-            layer.add(gradient)
+            if not checking:
+                layer.add(gradient)
+            elif isinstance(layer, Broadcast):
+                assert weights is not None
+                if not layer.is_by_sample(gradient, weights):
+                    raise OutOfRow
+        added += len(gradients[0])
     return layers
 
 

@@ -16,6 +16,13 @@ kernel, L = pixels) and embeddings (P_n one-hot) have this form. Their share of 
 
 is computed by `products`.
 
+A transposed convolution gives position l of its input to the window of its output that begins at
+l · stride. With P_n its input (L × channels) and D_nc the windows of the output's gradient
+(L × O · kernel) its weight has the same form; its bias has the gradient at the output itself.
+
+A parameter q outside of these modules that the samples meet in one sum or product z = x + q or x q,
+with q broadcast over samples and positions, has Σ_l D or Σ_l D ∘ x (`graph.Use`).
+
 For a normalisation layer, z = γ ∘ x̂ + β, the gradients Σ_l D ∘ x̂ and Σ_l D are as small as γ and β
 and are formed at once. The kernel traced over the outputs is that of ONE output whose D has C·O
 channels, so the same code computes it.
@@ -34,11 +41,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lnsim_torch.ntk.graph import NAMES, Use
 from lnsim_torch.ntk.products import add_product, add_weighted, concatenated, slices
+from lnsim_torch.ntk.rows import close
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM = (*_BATCH_NORM, nn.LayerNorm, nn.GroupNorm)
+# Products with fewer columns than this are far from the machine's rate of large ones.
+_NARROW = 64
 # The modules that have a rule, and the function of torch.nn.functional that each calls.
 _RULES: dict[type, str] = {
     nn.Linear: "linear",
@@ -48,15 +60,25 @@ _RULES: dict[type, str] = {
     nn.Conv1d: "conv1d",
     nn.Conv2d: "conv2d",
     nn.Conv3d: "conv3d",
+    nn.ConvTranspose1d: "conv_transpose1d",
+    nn.ConvTranspose2d: "conv_transpose2d",
+    nn.ConvTranspose3d: "conv_transpose3d",
     nn.BatchNorm1d: "batch_norm",
     nn.BatchNorm2d: "batch_norm",
     nn.BatchNorm3d: "batch_norm",
 }
 
+# What the definition of a class sets in it, whatever it redefines.
+_HARMLESS = {"__init__", *vars(type("Empty", (nn.Module,), {"__doc__": "", "__annotations__": {}}))}
+
 
 def has_rule(module: nn.Module) -> bool:
-    """Whether `module` has a type of `_RULES` (no subclass) and runs torch's own code."""
-    if type(module) not in _RULES or not _runs_torch_code(module):
+    """Whether `module` is one of `_RULES` and runs torch's own code.
+
+    A subclass has its base's rule if it redefines nothing of it but the constructor.
+    """
+    kind = _kind(module)
+    if kind is None or not _runs_torch_code(module, kind):
         return False
     parameters = [p for p in module._parameters.values() if p is not None]
     if any(type(p) is not nn.Parameter or p.is_complex() for p in parameters):
@@ -67,15 +89,25 @@ def has_rule(module: nn.Module) -> bool:
     return True
 
 
-def _runs_torch_code(module: nn.Module) -> bool:
+def _kind(module: nn.Module) -> type | None:
+    """The class of `_RULES` that `module` is, or inherits from without a change of what it does."""
+    own: set[str] = set()
+    for kind in type(module).__mro__:
+        if kind in _RULES:
+            used = {*dir(kind), *vars(module), *module._parameters, *NAMES}
+            return kind if own.isdisjoint(used) else None
+        own |= vars(kind).keys() - _HARMLESS
+    return None
+
+
+def _runs_torch_code(module: nn.Module, kind: type) -> bool:
     """Whether torch's own code, not a replacement of it, computes the module's result.
 
     A replacement may have the name and the `__module__` of the original, but not its file.
     """
-    function = getattr(F, _RULES[type(module)])
+    function = getattr(F, _RULES[kind])
     if not isinstance(function, BuiltinFunctionType) and _file(function) != F.__file__:
         return False
-    kind = type(module)
     names = ("forward", "_conv_forward") if isinstance(module, _CONV) else ("forward",)
     file = sys.modules[kind.__module__].__file__
     return not any(name in vars(module) or _file(getattr(kind, name)) != file for name in names)
@@ -97,8 +129,12 @@ def layer_for(
 
     reduced: if given, form the weight gradients at once, with this many bytes for the patches.
     """
-    if type(module) in _NORM:
+    if isinstance(module, Use):
+        return Broadcast(module, x, *claim, traced)
+    if isinstance(module, _NORM):
         return Norm(module, x, *claim, traced)
+    if isinstance(module, _TRANSPOSED):
+        return Transposed(module, x, *claim, traced)
     if reduced is not None:
         return Reduced(module, x, *claim, traced, reduced)
     return Weighted(module, x, *claim, traced)
@@ -106,7 +142,7 @@ def layer_for(
 
 def can_be_reduced(module: nn.Module) -> bool:
     """Whether `layer_for` has a reduced form of `module`."""
-    return type(module) in (nn.Linear, *_CONV)
+    return isinstance(module, (nn.Linear, *_CONV))
 
 
 class Layer(ABC):
@@ -185,15 +221,44 @@ class Norm(Formed):
         return F.batch_norm(self.x, module.running_mean, module.running_var, eps=module.eps)
 
 
+class Broadcast(Formed):
+    """A parameter that is added to, or multiplied with, the samples' values."""
+
+    def __init__(self, module: Use, x: Tensor, weight: bool, bias: bool, traced: bool):
+        super().__init__(module, x, weight, bias, traced)
+        self.samples = 1
+
+    def add(self, gradients: Tensor) -> None:
+        super().add(self._reduce(gradients))
+
+    def _reduce(self, gradients: Tensor) -> Tensor:
+        """Sum (C, n·k, …) over what shares an entry of the parameter, to (C, n, entries)."""
+        use = self.module
+        assert isinstance(use, Use)
+        z = gradients * use.factor
+        z = z.reshape(len(z), self.samples, -1, *z.shape[2:])
+        shared = [i + 3 for i, size in enumerate(use.shape[1:]) if size == 1]
+        return z.sum([2, *shared]).reshape(len(z), self.samples, -1)
+
+    def is_by_sample(self, gradients: Tensor, weights: Tensor) -> bool:
+        """Whether row n of each gradient that was added belongs to output n alone.
+
+        gradients: of Σ_n weights[n] Σ_c f_c(x_n), over all outputs that were added, (1, n·k, …).
+        Row n is then weights[n] times the sum of what was added.
+        """
+        expected = weights[:, None] * torch.stack(self.gradients).sum(0)
+        return close(self._reduce(gradients)[0], expected)
+
+
 class Weighted(Layer):
     """Linear, convolution or embedding: output gradients held as (n, L, O) for each output."""
 
     def __init__(self, module: nn.Module, x: Tensor, weight: bool, bias: bool, traced: bool):
         super().__init__(module, x, weight, bias, traced)
         self._whole: Tensor | None = None  # all gradients, if one call of `add` gave them
-        self.groups = module.groups if isinstance(module, _CONV) else 1
+        self.groups = module.groups if isinstance(module, (*_CONV, *_TRANSPOSED)) else 1
         self.kernel_size = prod(module.kernel_size) if isinstance(module, _CONV) else 1
-        if isinstance(module, _CONV):
+        if isinstance(module, (*_CONV, *_TRANSPOSED)):
             self.in_channels = module.in_channels // self.groups
         else:
             self.in_channels = module.weight.shape[-1] if isinstance(module, nn.Linear) else 1
@@ -249,14 +314,7 @@ class Weighted(Layer):
             x = F.pad(x, padding, mode=mode)
         settings = zip(x.shape[2:], module.kernel_size, module.stride, module.dilation, strict=True)
         positions = [(size - (k - 1) * gap - 1) // step + 1 for size, k, step, gap in settings]
-        strides = x.stride()[2:]
-        steps = [s * step for s, step in zip(strides, module.stride, strict=True)]
-        gaps = [s * gap for s, gap in zip(strides, module.dilation, strict=True)]
-        windows = x.as_strided(
-            (len(x), *positions, *module.kernel_size, x.shape[1]),
-            (x.stride(0), *steps, *gaps, x.stride(1)),
-        )
-        return windows.reshape(len(x), prod(positions), -1)
+        return _windows(x, module, positions).reshape(len(x), prod(positions), -1)
 
     def inputslices(self, nbytes: int, with_rows: bool = False) -> Iterator[slice]:
         """Slices of the input channels (whole groups) whose patches, and rows of J, fit in nbytes.
@@ -293,12 +351,72 @@ class Weighted(Layer):
         by_group = patches.view(n, length, self.kernel_size, groups, -1).permute(0, 3, 2, 4, 1)
         by_group = by_group.reshape(n * groups, -1, length)
         channels = (part.stop - part.start) // groups
-        rows = buffer.resize_(len(outputs), n * groups, by_group.shape[1], channels)
-        for c, out in zip(outputs, rows, strict=True):
-            gradient = self.gradients[c][:, :, part].to(patches.dtype)
+        count = len(outputs)
+        chosen = [self.gradients[c][:, :, part].to(patches.dtype) for c in outputs]
+        if count > 1 and channels < _NARROW:  # few columns: one product for all outputs is faster
+            D = torch.stack(chosen, 2).view(n, length, count, groups, channels)
+            D = D.permute(0, 3, 1, 2, 4).reshape(n * groups, length, count * channels)
+            J = torch.bmm(D.transpose(1, 2), by_group.transpose(1, 2))
+            rows = buffer.resize_(count, n * groups, channels, by_group.shape[1])
+            rows.copy_(J.view(n * groups, count, channels, -1).transpose(0, 1))
+            return rows.view(count * n, -1)
+        rows = buffer.resize_(count, n * groups, by_group.shape[1], channels)
+        for gradient, out in zip(chosen, rows, strict=True):
             gradient = gradient.view(n, length, groups, channels).transpose(1, 2)
             torch.bmm(by_group, gradient.reshape(n * groups, length, channels), out=out)
-        return rows.view(len(outputs) * n, -1)
+        return rows.view(count * n, -1)
+
+
+class Transposed(Weighted):
+    """Transposed convolution: windows of the output gradients held as (n, L, O · kernel size)."""
+
+    def __init__(self, module: nn.Module, x: Tensor, weight: bool, bias: bool, traced: bool):
+        super().__init__(module, x, weight, False, traced)
+        self.with_bias = bias
+        self.sums: list[Tensor] = []  # the gradients of the bias, (n, O) for each output
+
+    def add(self, gradients: Tensor) -> None:
+        module: Any = self.module
+        positions = self.x.shape[2:]
+        if self.with_bias:
+            self.sums += gradients.flatten(3).sum(3).unbind()
+        padding = [size for size in reversed(module.padding) for _ in "ab"]
+        for gradient in gradients:
+            windows = _windows(F.pad(gradient, padding), module, positions)
+            # (n, …, kernel size, O): with groups, the channels of a group must lie together.
+            windows = windows.movedim(-1, len(positions) + 1)
+            self.gradients.append(windows.reshape(len(windows), prod(positions), -1))
+
+    def patches(self, samples: slice, channels: slice) -> Tensor:
+        return self.x[samples, channels].flatten(2).transpose(1, 2).contiguous()
+
+    def held_nbytes(self, result: int, itemsize: int) -> int:
+        _, channels, *kernel = self.module.get_parameter("weight").shape
+        return prod(self.x.shape[2:]) * channels * self.groups * prod(kernel) * itemsize
+
+    def contribute(self, other: Layer, kernel: Tensor, workspace: int) -> None:
+        assert isinstance(other, Transposed)
+        if self.weight:
+            super().contribute(other, kernel, workspace)
+        if self.with_bias:
+            rows = GradientRows(concatenated(self.sums, self.traced))
+            other_rows = (
+                rows if other is self else GradientRows(concatenated(other.sums, self.traced))
+            )
+            rows.contribute(other_rows, kernel, workspace)
+
+
+def _windows(x: Tensor, module: nn.Module, positions: Sequence[int]) -> Tensor:
+    """The windows of x (n, channels, …) under a kernel, (n, *positions, *kernel, channels)."""
+    assert isinstance(module, (*_CONV, *_TRANSPOSED))
+    strides = x.stride()[2:]
+    steps = [s * step for s, step in zip(strides, module.stride, strict=True)]
+    gaps = [s * gap for s, gap in zip(strides, module.dilation, strict=True)]
+    return x.as_strided(
+        (len(x), *positions, *module.kernel_size, x.shape[1]),
+        (x.stride(0), *steps, *gaps, x.stride(1)),
+        x.storage_offset(),
+    )
 
 
 class Reduced(Formed):

@@ -34,14 +34,17 @@ from lnsim_torch.ntk.graph import (
     record,
 )
 from lnsim_torch.ntk.layers import has_rule
-from lnsim_torch.ntk.rows import Irregular, check_outputs, check_rows, close
+from lnsim_torch.ntk.rows import Irregular, OutOfRow, check_outputs, check_rows, close
 from lnsim_torch.untouched import TooMuch, Untouched
 
 # The products of one layer may take the budget divided by this.
 _WORKSPACE = 8
+# The multiples of this number have fractional parts far from each other.
+_GOLDEN = (1 + 5**0.5) / 2
 # Samples are few if they, and the tensors that the network computes from them, each take at most
-# the budget divided by this. Convolutions of images soon exceed it, so that little work is lost.
-_FEW = 1024
+# the budget divided by this: 12 MiB of 1.5 GiB. Convolutions of images soon exceed it, so that
+# little work is lost.
+_FEW = 128
 
 
 class Basis(Enum):
@@ -76,6 +79,7 @@ class Plan:
     reduced: frozenset[int]  # the calls whose weight gradients are formed at once
     dtype: torch.dtype
     layout: torch.memory_format
+    uses_too: bool = True  # see `make_plan`
     together: bool = False  # `probe_graph` is of all samples, and is used once, in one stage
 
     def run(self, x: Tensor, check: bool) -> tuple[Graph, list[tuple[list[int], Bottleneck]]]:
@@ -96,7 +100,7 @@ class Plan:
             row = len(x) - 1
             check_outputs(self.probe_graph.output[0], graph.output[row], self._record_alone)
         uses = parameter_uses(graph.nodes)
-        claims = _claims(self.probe_graph, graph, row, uses)
+        claims = _claims(self.probe_graph, graph, row, uses, self.uses_too)
         if not _contains(claims, self.claims):
             raise Irregular
         if check and len(x) > 1:
@@ -116,8 +120,19 @@ class Plan:
         calls = [sorted(end - start) for start, end in zip(starts, self.stages, strict=False)]
         return graph, list(zip(calls, (ends[above] for above in self.stages), strict=True))
 
+    def weights(self, x: Tensor) -> Tensor | None:
+        """Different weights for the samples x, if a use of a parameter must be checked with them.
+
+        See `layers.Broadcast.is_by_sample`.
+        """
+        by_rule = claimed(self.claims)
+        if len(x) == 1 or all(self.probe_graph.calls[i].use is None for i in by_rule):
+            return None
+        numbers = torch.arange(len(x), dtype=torch.float64, device=x.device)
+        return (1 + numbers * _GOLDEN % 1).to(self.dtype)
+
     def _check_rows(self, x: Tensor, graph: Graph, alone_too: bool) -> None:
-        trusted = {graph.calls[i] for i in claimed(self.claims)}
+        trusted = _trusted(graph, self.claims)
         check_rows(
             self.network, self.tapped, x, graph, trusted, self._record_alone, self.layout, alone_too
         )
@@ -135,8 +150,11 @@ def make_plan(
     memory: int,
     basis: Basis,
     layout: torch.memory_format,
+    uses_too: bool = True,
 ) -> Plan:
     """Plan the kernel of x with others (x itself if symmetric) in `memory` bytes.
+
+    uses_too: whether parameters outside of modules may have a rule.
 
     Raises ValueError if the output of a sample depends on its neighbours; Irregular if no tile
     would show whether the plan holds, or if the basis is all samples and they are not few; TooSmall
@@ -144,7 +162,7 @@ def make_plan(
     """
     tapped = [module for module in network.modules if _can_be_tapped(module)]
     if basis is Basis.ALL:
-        return _plan_together(network, tapped, x, traced, memory, layout)
+        return _plan_together(network, tapped, x, traced, memory, layout, uses_too)
     last_two = (x if len(x) >= len(others) else others)[-2:]
     probe = last_two[-1:]
     recorder = partial(_record, network, tapped)
@@ -160,9 +178,9 @@ def make_plan(
             graph = recorder(last_two, layout)
             check_outputs(one.output[0], graph.output[-1], lambda: recorder(probe, layout))
         uses = parameter_uses(graph.nodes)
-        claims = _claims(one, graph, len(graph.output) - 1, uses)
+        claims = _claims(one, graph, len(graph.output) - 1, uses, uses_too)
         if len(graph.output) > 1:
-            trusted = {graph.calls[i] for i in claimed(claims)}
+            trusted = _trusted(graph, claims)
             check_rows(
                 network, tapped, last_two, graph, trusted, lambda: recorder(probe, layout), layout
             )
@@ -207,6 +225,7 @@ def make_plan(
         reduced=frozenset(cost.reduced),
         dtype=one.output.dtype,
         layout=layout,
+        uses_too=uses_too,
     )
 
 
@@ -217,6 +236,7 @@ def _plan_together(
     traced: bool,
     memory: int,
     layout: torch.memory_format,
+    uses_too: bool,
 ) -> Plan:
     """Plan the kernel of x with itself in one tile and one stage, from the record of that tile.
 
@@ -230,7 +250,7 @@ def _plan_together(
     except TooMuch as error:
         raise Irregular from error
     uses = parameter_uses(graph.nodes)
-    claims = _claims(graph, graph, None, uses)
+    claims = _claims(graph, graph, None, uses, uses_too)
     by_rule = claimed(claims)
     covered = {p for i in by_rule for p in own_parameters(graph.calls[i], claims[i])}
     plain = [p for p in network.trained if uses[p] and p not in covered]
@@ -259,6 +279,7 @@ def _plan_together(
         reduced=frozenset(),
         dtype=graph.output.dtype,
         layout=layout,
+        uses_too=uses_too,
         together=True,
     )
 
@@ -324,11 +345,21 @@ def _survey(
     return uses
 
 
+def _trusted(graph: Graph, claims: Claims) -> set[LayerCall]:
+    """The calls of modules whose rules are used; uses of parameters are checked by gradients."""
+    return {graph.calls[i] for i in claimed(claims) if graph.calls[i].use is None}
+
+
 def _is_row(alone: LayerCall, call: LayerCall, row: int | None, samples: int) -> bool:
     """Whether axis 0 of `call` is the samples', with the input of the sample alone at `row`.
 
-    By its shapes alone, a (T, N, …) network would pass if T = N.
+    By its shapes alone, a (T, N, …) network would pass if T = N. A use of a parameter may have
+    several rows for each sample.
     """
+    if call.use is not None:
+        mine, rest = call.output_shape[0], call.output_shape[1:]
+        one, others = alone.output_shape[0], alone.output_shape[1:]
+        return rest == others and (mine % samples == 0 if alone is call else mine == samples * one)
     alone_shape = alone.input.shape
     return (
         call.input_intact
@@ -339,14 +370,26 @@ def _is_row(alone: LayerCall, call: LayerCall, row: int | None, samples: int) ->
     )
 
 
-def _claims(alone: Graph, graph: Graph, row: int | None, uses: Counter[Tensor]) -> Claims:
+def _claims(
+    alone: Graph, graph: Graph, row: int | None, uses: Counter[Tensor], uses_too: bool = True
+) -> Claims:
     """For each call, whether its weight and its bias are used by this call only, as its rule says.
 
     alone: the record of one sample, which is the one at `row` if that is not None. If `graph` has
     other calls than `alone`, none is claimed. uses: the uses of the parameters in `graph`.
+    uses_too: whether parameters outside of modules may be claimed; if not, both records forget
+    them.
+
+    Raises OutOfRow if the records have other calls, and uses of parameters may be the reason: torch
+    computes a linear function of one sample and of several in different operations.
     """
+    if not uses_too:
+        for record_ in (alone, graph):
+            record_.calls = [call for call in record_.calls if call.use is None]
     pairs = list(zip(alone.calls, graph.calls, strict=False))
-    if len(alone.calls) != len(graph.calls) or any(a.module is not b.module for a, b in pairs):
+    if len(alone.calls) != len(graph.calls) or not all(a.is_of_same_layer(b) for a, b in pairs):
+        if any(call.use for call in (*alone.calls, *graph.calls)):
+            raise OutOfRow
         return ((False, False),) * len(alone.calls)
     owners = Counter(p for call in graph.calls for p in own_parameters(call))
     claims = []

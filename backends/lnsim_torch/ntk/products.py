@@ -17,7 +17,7 @@ it is computed, and mirrored.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -184,8 +184,7 @@ def _hadamard(a: Side, b: Side, kernel: Tensor, workspace: int) -> None:
 
 def _blocks(a: Side, b: Side, kernel: Tensor, workspace: int) -> None:
     """Θ = J Jᵀ, with J = DᵀP formed for one slice of the weight at a time."""
-    # If traced, each output adds its own J Jᵀ; otherwise one J holds the rows of all outputs.
-    batches = [[c] for c in range(len(a.gradients))] if a.traced else [range(len(a.gradients))]
+    outputs = range(len(a.gradients))
     everything = slice(None)
     share = workspace // (2 if b is a else 4)
     # Reused: page faults of new memory would take a tenth of the time.
@@ -194,15 +193,23 @@ def _blocks(a: Side, b: Side, kernel: Tensor, workspace: int) -> None:
         patches = a.patches(everything, inputs).to(kernel.dtype)
         patches2 = patches if b is a else b.patches(everything, inputs).to(kernel.dtype)
         for part in a.outputslices(inputs, share):
-            for outputs in batches:
-                J = a.gradient_rows(patches, part, outputs, buffer)
-                J2 = None if b is a else b.gradient_rows(patches2, part, outputs, buffer2)
+            J = a.gradient_rows(patches, part, outputs, buffer)
+            J2 = None if b is a else b.gradient_rows(patches2, part, outputs, buffer2)
+            if a.traced:  # each output adds its own product
+                for i in outputs:
+                    add_product(kernel, _rows_of(J, i, outputs), _rows_of(J2, i, outputs))
+            else:
                 add_product(kernel, J, J2)
     if a.bias:
         sums = [g.to(kernel.dtype).sum(1) for g in a.gradients]
         sums2 = sums if b is a else [g.to(kernel.dtype).sum(1) for g in b.gradients]
         rows = concatenated(sums, a.traced)
         add_product(kernel, rows, None if b is a else concatenated(sums2, a.traced))
+
+
+def _rows_of(J: Any, output: int, outputs: Sequence[int]) -> Any:
+    """The rows of J that belong to one of the outputs."""
+    return None if J is None else J.view(len(outputs), -1, J.shape[1])[output]
 
 
 _COSTS = {_blocks: _cost_of_blocks, _apply: _cost_of_apply, _hadamard: _cost_of_hadamard}

@@ -47,6 +47,10 @@ class Irregular(Exception):
     """The layer calls, or the rows of the samples in them, are not those of the plan."""
 
 
+class OutOfRow(Irregular):
+    """The gradient at a use of a parameter does not have the samples in rows."""
+
+
 def check_rows(
     network: Untouched,
     tapped: Sequence[nn.Module],
