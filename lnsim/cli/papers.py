@@ -7,14 +7,15 @@ import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lnsim.base.config import nearest
 from lnsim.base.progress import reports
 from lnsim.experiments.papers import NAMES
 from lnsim.run.folder import RunFolder, locked
-from lnsim.verdicts import published
-from lnsim.verdicts.judge import Verdict
+
+if TYPE_CHECKING:
+    from lnsim.verdicts.judge import Verdict
 
 INDENT = 22
 
@@ -30,6 +31,8 @@ def add_papers(parser: argparse.ArgumentParser) -> None:
 
 
 def _papers(arguments: argparse.Namespace) -> int:
+    from lnsim.verdicts import published  # with SciPy and Matplotlib, a slow import
+
     if arguments.name is None:
         for name in NAMES:
             first = f"{name:<{INDENT}}"
@@ -57,6 +60,8 @@ def chosen(text: str) -> list[str]:
 
 def reproduce(out: Path, names: list[str]) -> list[Verdict]:
     """`reproduce --papers`: the page of the published results in the folder `out`."""
+    from lnsim.verdicts import published  # with SciPy and Matplotlib, a slow import
+
     with RunFolder(out, reuse=True), locked(out), _noted() as note:
         return published.write(out, names, note)
 

@@ -97,16 +97,17 @@ class Recorder:
         self._of_neurons |= frame.formulas(Axis.CLOUD, of_neurons=True, needs=NEEDS)
         self._scalars = np.full((len(self._of_networks), *each), np.nan)
         self._measures = np.full((len(self._of_measures), *each), np.nan)
-        # The records of all quantities, and whether a quantity of networks is at every record.
+        # The records of all quantities, and what is computed at the others.
         self._full = np.full(len(plan), not summary)
         self._full[[0, -1]] = True
         self._passages: Passages | None = None
+        arrays = dict(zip(self._of_networks, self._scalars, strict=True))
+        self._on_the_way = [
+            (arrays[name], self._of_networks[name]) for name in SERIES if name in arrays
+        ]
         if summary and isinstance(frame, Frame):
-            cosines = list(self._of_networks).index("cosine_mean")
-            self._passages = Passages(frame, len(moving), self._scalars[cosines])
-            self._of_networks["norm_squared"] = reduced_norm_squared
-        series = SERIES[:1] if self._passages else SERIES
-        self._everywhere = [not summary or name in series for name in self._of_networks]
+            self._passages = Passages(frame, len(moving), arrays["cosine_mean"])
+            self._on_the_way = [(arrays["norm_squared"], reduced_norm_squared)]
         self._paths = [
             np.full((*each, frame.path(name, self._tracked.size)), np.nan)
             for name in self._of_tracked
@@ -268,19 +269,15 @@ class Recorder:
     def _keep(self, snapshots: Snapshots, view: Any) -> None:
         """Writes the observables of these networks into the record arrays."""
         replica, record = snapshots.replica, snapshots.record
-        of_all = [*zip(self._scalars, self._of_networks.values(), self._everywhere, strict=True)]
-        for values, function, everywhere in of_all:
-            if everywhere:
-                values[replica, record] = function(view)
         full = np.flatnonzero(self._full[record])
-        if not full.size:
-            return
         if full.size < record.size:
+            for values, function in self._on_the_way:
+                values[replica, record] = function(view)
             snapshots, view = snapshots.at(full), view.only(full)
             replica, record = snapshots.replica, snapshots.record
-        for values, function, everywhere in of_all:
-            if not everywhere:
-                values[replica, record] = function(view)
+        if not full.size:
+            return
+        self._scalars[:, replica, record] = [f(view) for f in self._of_networks.values()]
         for path, function in zip(self._paths, self._of_tracked.values(), strict=True):
             path[replica, record] = function(view)[:, : path.shape[-1]]
         of_cloud = [b for b, i in enumerate(record.tolist()) if i in self._cloud_of_record]
