@@ -40,6 +40,7 @@ COMPILED = {
     "lnsim.simulation": ("custom_loop", "neuron_loop", "watch_loop"),
     "lnsim.theory": ("descent",),
     "lnsim_numba": None,
+    "lnsim_torch": ("norm_loops",),
 }
 """The modules of each package that hold compiled functions or their constants; None means all."""
 

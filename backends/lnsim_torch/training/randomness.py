@@ -94,20 +94,18 @@ class Randomness:
 
 def _is_quiet(network: nn.Module) -> bool:
     """Whether every layer of the network is known not to draw."""
-    if modules._has_any_global_hook():
-        return False
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in network.parameters()):
         return False
-    return all(type(m) in QUIET and not _is_changed(m) for m in network.modules())
+    return all(type(m) in QUIET and is_plain(m) for m in network.modules())
 
 
-def _is_changed(layer: nn.Module) -> bool:
-    """Whether this layer has hooks, or a `forward` that is not its class's."""
+def is_plain(layer: nn.Module) -> bool:
+    """Whether this layer is called without hooks, by the `forward` of its class."""
     hooks = (
         layer._forward_hooks, layer._forward_pre_hooks,
         layer._backward_hooks, layer._backward_pre_hooks,
     )  # fmt: skip
-    return any(hooks) or "forward" in vars(layer)
+    return not (modules._has_any_global_hook() or any(hooks) or "forward" in vars(layer))
 
 
 def _own_generators(network: nn.Module) -> list[torch.Generator]:

@@ -51,6 +51,7 @@ from lnsim_torch.training.checks import (
     memory_errors_explained,
 )
 from lnsim_torch.training.evaluation import evaluate, inputs, outputs, summed_loss, sums
+from lnsim_torch.training.fused import forward_of
 from lnsim_torch.training.progress import training_progress
 from lnsim_torch.training.randomness import RECORD, STEP, Randomness
 from lnsim_torch.training.recipe import PLAIN, Execution, Recipe
@@ -178,6 +179,7 @@ class _Run:
             check_outputs(network, data, self.dtype)
         # Compiled once for each batch size: there are few.
         self.forward = torch.compile(network, dynamic=False) if execution.compile else network
+        self.step_forward = self.forward if execution.compile else forward_of(network)
         self.optimizer = torch.optim.SGD(
             self.parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
         )
@@ -248,7 +250,7 @@ class _Run:
 
         def add_gradient(divisor: float) -> None:
             with self.randomness.of(STEP, step, micro_batch.draws):
-                f = outputs(self.forward, x, self.execution)
+                f = outputs(self.step_forward, x, self.execution)
                 loss = summed_loss(f, share.labels, self.recipe.loss, noise)
                 (loss / divisor).backward()
 
