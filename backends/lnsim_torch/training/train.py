@@ -181,7 +181,8 @@ class _Run:
         self.forward = torch.compile(network, dynamic=False) if execution.compile else network
         self.step_forward = self.forward if execution.compile else forward_of(network)
         self.optimizer = torch.optim.SGD(
-            self.parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
+            self.parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
+            foreach=True,
         )
         self.measured = data.train.spaced(recipe.train_measured)
         n = len(data.train)
