@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from lnsim.base import checks, plugins
 from lnsim_torch.arithmetic import exact_arithmetic
 from lnsim_torch.curvature.budget import need_of
+from lnsim_torch.curvature.layers import twice_differentiable
 from lnsim_torch.ntk.kernel import refuse_random_layers
 from lnsim_torch.training.state import buffers_restored
 from lnsim_torch.untouched import eager
@@ -159,7 +160,7 @@ class Curvature:
         modes = [(module, module.training) for module in self.network.modules()]
         with (
             torch.inference_mode(False), torch.enable_grad(), exact_arithmetic(self.device),
-            eager(), buffers_restored(self.network),
+            eager(), buffers_restored(self.network), twice_differentiable(self.network),
         ):  # fmt: skip
             self.network.eval()
             try:

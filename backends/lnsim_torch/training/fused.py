@@ -90,9 +90,9 @@ def _is_known(module: nn.Module) -> bool:
         return _is_norm(main[-1]) and _are_known(main) and _are_known(shortcut)
     if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in _tensors(module)):
         return False
-    if isinstance(module, nn.BatchNorm2d):
+    if type(module) is nn.BatchNorm2d:
         return module.affine and module.track_running_stats and module.momentum is not None
-    if isinstance(module, nn.Conv2d):
+    if type(module) is nn.Conv2d:
         return module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return type(module) in _LAYERS
 
@@ -100,7 +100,7 @@ def _is_known(module: nn.Module) -> bool:
 def _are_known(modules: list[nn.Module]) -> bool:
     """Whether all neighbours are known, or a ReLU after such a layer."""
     before = [None, *modules]
-    return all(_is_known(m) or (b is not None and _is_fused(b, m)) for b, m in zip(before, modules))
+    return all(_is_known(m) or (b is not None and _is_fused(b, m)) for b, m in zip(before, modules, strict=False))
 
 
 def _is_norm(module: nn.Module) -> bool:

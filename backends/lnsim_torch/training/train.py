@@ -51,7 +51,7 @@ from lnsim_torch.training.checks import (
     memory_errors_explained,
 )
 from lnsim_torch.training.evaluation import evaluate, inputs, outputs, summed_loss, sums
-from lnsim_torch.training.fused import forward_of
+from lnsim_torch.training import fused
 from lnsim_torch.training.progress import training_progress
 from lnsim_torch.training.randomness import RECORD, STEP, Randomness
 from lnsim_torch.training.recipe import PLAIN, Execution, Recipe
@@ -179,7 +179,7 @@ class _Run:
             check_outputs(network, data, self.dtype)
         # Compiled once for each batch size: there are few.
         self.forward = torch.compile(network, dynamic=False) if execution.compile else network
-        self.step_forward = self.forward if execution.compile else forward_of(network)
+        self.step_forward = self.forward if execution.compile else fused.forward_of(network)
         self.optimizer = torch.optim.SGD(
             self.parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
             foreach=True,
