@@ -1,14 +1,18 @@
 """Times epochs of lnsim's training loop and of a bare loop on ResNet-18, in turns.
 
     python bench/resnet.py            on CUDA: width 64, 50,000 images, batches of 128
-    python bench/resnet.py --tiny     on the CPU: width 8, 1,024 images, batches of 64
+    python bench/resnet.py --tiny     on the CPU: width 8, 1,000 images, batches of 16, one thread,
+                                      as an arm of `lnsim run resnet`, preset small
 
 Both loops have images in the device's memory, channels last and, on CUDA, bfloat16 and a compiled
 network.  The bare loop has its images normalised in advance and does nothing but forward, backward
 and update.  lnsim's loop flips labels, gathers and normalises bytes, and includes a record in each
 epoch: loss and accuracy on a fifth as many test images.  The images are random, as speed does not
-depend on them.  Prints images per second (on the CPU by processor time, which other programs
-disturb less), the median ratio of the times with its range, peak memory, and versions.
+depend on them.  On the CPU, lnsim's batch norms are fused (lnsim_torch/training/fused.py), the bare
+loop's are torch's, and the machine's rate in a product of two matrices is taken in turns too: the
+arithmetic of both loops (multiply-adds of convolutions and dense layers, records left out) is
+printed as a share of it.  Prints images per second (on the CPU by processor time, which other
+programs disturb less), the median ratio of the times with its range, peak memory, and versions.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import torch.nn.functional as F
 from lnsim_torch import networks
 from lnsim_torch.training.train import Data, Execution, Recipe, place, train
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lnsim.images.data import Images
 
@@ -63,12 +68,37 @@ def bare_epoch(
     return epoch
 
 
+def arithmetic(network: nn.Module, x: Tensor, labels: Tensor) -> int:
+    """The floating-point operations of forward and backward, two for a multiply-add."""
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(network(x), labels).backward()
+    network.zero_grad()
+    return counter.get_total_flops()
+
+
+SIDE = 1024
+"""The size of the matrices of `product`."""
+
+
+def product(device: torch.device) -> Callable[[], None]:
+    """A function that multiplies two float32 matrices, ten times."""
+    a, b = (torch.randn(SIDE, SIDE, device=device) for _ in range(2))
+
+    def multiply() -> None:
+        for _ in range(10):
+            a @ b
+
+    return multiply
+
+
 class Turns:
-    """Called at every record of lnsim's run: times its epoch, then runs and times a bare one."""
+    """Called at every record of lnsim's run: times its epoch, a bare one, and a product."""
 
     def __init__(self, bare: Callable[[], None], device: torch.device) -> None:
         self._bare, self._device = bare, device
+        self._product = product(device)
         self.times: dict[str, list[float]] = {"lnsim": [], "bare": []}
+        self.products: list[float] = []
         self.memory = {"lnsim": 0, "bare": 0}
         self._start = math.nan
 
@@ -76,6 +106,10 @@ class Turns:
         self._stop("lnsim")
         self._bare()
         self._stop("bare")
+        if self._device.type == "cpu":
+            self._product()
+            self.products.append(10 * 2 * SIDE**3 / (time.process_time() - self._start))
+            self._start = time.process_time()
         return {}
 
     def _stop(self, name: str) -> None:
@@ -116,17 +150,28 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.tiny and not torch.cuda.is_available():
         sys.exit("no CUDA device: nothing measured; --tiny runs a small setting on the CPU")
-    device, width, n, batch = ("cpu", 8, 1024, 64) if arguments.tiny else ("cuda", 64, 50_000, 128)
-    turns = measure(place(random_images(n), device), width, batch, arguments.rounds)
+    device, width, n, batch = ("cpu", 8, 1000, 16) if arguments.tiny else ("cuda", 64, 50_000, 128)
+    if arguments.tiny:
+        torch.set_num_threads(1)
+    data = place(random_images(n), device)
+    turns = measure(data, width, batch, arguments.rounds)
     where = platform.processor() or platform.machine()
     where = where if arguments.tiny else torch.cuda.get_device_name()
     print(f"ResNet-18, width {width}, {n:,} images in batches of {batch}, on {where}")
+    few = slice(0, 2)
+    network = networks.resnet18(width=width).to(device)
+    each = arithmetic(network, data.train.inputs(few), data.train.targets[few]) / 2
+    rate = statistics.median(turns.products) if arguments.tiny else math.nan
     for name, times in turns.times.items():
-        rate = n / statistics.median(times)
-        memory = (
-            "" if arguments.tiny else f", peak {turns.memory[name] / 2**30:.2f} GiB (both held)"
+        images = n / statistics.median(times)
+        memory = f", peak {turns.memory[name] / 2**30:.2f} GiB (both held)"
+        share = f", {images * each / 1e9:.1f} GFLOP/s, {images * each / rate:.0%} of a product's"
+        more = share if arguments.tiny else memory
+        print(f"{name:8}{statistics.median(times):9.3f} s an epoch, {images:,.0f} images/s{more}")
+    if arguments.tiny:
+        print(
+            f"product of matrices: {rate / 1e9:.1f} GFLOP/s; an image takes {each / 1e6:.1f} MFLOP"
         )
-        print(f"{name:8}{statistics.median(times):9.3f} s an epoch, {rate:,.0f} images/s{memory}")
     ratios = [a / b for a, b in zip(*turns.times.values(), strict=True)]
     print(f"ratio   {statistics.median(ratios):9.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
     print(

@@ -61,7 +61,7 @@ def _by_channel(places: Any, sums: Any) -> None:
 
 @_loop
 def moments(x: Any, mean: Any, square: Any) -> None:
-    """Writes the mean and the mean square deviation of each channel, (C,) float64, of x : (n C,)."""
+    """Writes the mean and mean square deviation of each channel, (C,) float64, of x : (n C,)."""
     channels, total = len(mean), len(x)
     line = _line(channels)
     block = line * max(1, BLOCK // line)

@@ -7,7 +7,9 @@ import naive_norm
 import numba
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+
 import torch.nn.functional as F
 from lnsim_torch import networks, norm_loops
 from lnsim_torch.training import fused
@@ -61,9 +63,7 @@ def test_loops_equal_naive_ones(n, channels, relu, has_shortcut):
         gradient.ravel(), y if relu else none, x.ravel(), weight, saved, at_x, at_shortcut,
         at_weight, at_bias,
     )  # fmt: skip
-    gradients = naive_norm.backward(
-        wide[1], y.reshape(n, channels), wide[0], wide[2], EPS, relu
-    )
+    gradients = naive_norm.backward(wide[1], y.reshape(n, channels), wide[0], wide[2], EPS, relu)
     scale = max(1.0, abs(gradients[0]).max())
     np.testing.assert_allclose(at_x.reshape(n, channels), gradients[0], atol=2e-5 * scale)
     if at_shortcut.size:
@@ -100,7 +100,8 @@ class Own(nn.Conv2d):
 def mixed():
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, bias=True), nn.BatchNorm2d(4), nn.ReLU(), Own(4, 6, 3, groups=2),
-        nn.Sequential(nn.BatchNorm2d(6), nn.AvgPool2d(2)), nn.GELU(), nn.Conv2d(6, 6, 1, bias=False),
+        nn.Sequential(nn.BatchNorm2d(6), nn.AvgPool2d(2)), nn.GELU(),
+        nn.Conv2d(6, 6, 1, bias=False),
         networks.Sum(nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)), nn.Identity()),
         networks.Sum(nn.Conv2d(6, 6, 1), nn.Identity()), nn.ReLU(),
         nn.BatchNorm2d(6, eps=0.1, momentum=0.3), nn.BatchNorm2d(6, momentum=None),
@@ -214,6 +215,12 @@ def test_records_do_not_depend_on_the_images_at_once(monkeypatch):
     monkeypatch.setattr("lnsim_torch.training.evaluation.IN_CACHE", 4)
     parts = train(small_resnet(), small_data(), recipe)
     assert len(small_images().train_labels) > 4
-    np.testing.assert_allclose(
-        whole.records["train_loss"], parts.records["train_loss"], rtol=1e-5
-    )
+    np.testing.assert_allclose(whole.records["train_loss"], parts.records["train_loss"], rtol=1e-5)
+
+
+@compiled
+def test_autocast_takes_the_plain_layers():
+    network, x = small_resnet().train(), torch.randn(5, 3, 8, 8)
+    plain = deepcopy(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(forward_of(network)(x), plain(x))

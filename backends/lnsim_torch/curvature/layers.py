@@ -81,15 +81,14 @@ class _Pulled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
         (g, x, w), arguments = ctx.saved_tensors, ctx.arguments
-        at_g = at_x = at_w = None
+        at_g: Tensor | None = None
+        at_x = at_w = None
         needs = ctx.needs_input_grad
         if needs[0]:
-            parts = [
-                torch.convolution(left, right, None, *arguments)
-                for left, right in ((a, w), (x, b))
-                if left is not None and right is not None
-            ]
-            at_g = sum(parts) if parts else None
+            for left, right in ((a, w), (x, b)):
+                if left is not None and right is not None:
+                    part = torch.convolution(left, right, None, *arguments)
+                    at_g = part if at_g is None else at_g.add_(part)
         if b is not None and needs[1]:
             at_x = _pulled(g, x, b, arguments, (True, False, False))[0]
         if a is not None and needs[2]:

@@ -100,7 +100,10 @@ def _is_known(module: nn.Module) -> bool:
 def _are_known(modules: list[nn.Module]) -> bool:
     """Whether all neighbours are known, or a ReLU after such a layer."""
     before = [None, *modules]
-    return all(_is_known(m) or (b is not None and _is_fused(b, m)) for b, m in zip(before, modules, strict=False))
+    return all(
+        _is_known(m) or (b is not None and _is_fused(b, m))
+        for b, m in zip(before, modules, strict=False)
+    )
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -127,13 +130,18 @@ class _Segment:
         self._layer = _chain(modules)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if (x.ndim, x.dtype, x.device.type) != (4, torch.float32, "cpu") or not all(
-            norm.training for norm in self._norms
-        ):
+        if not self._takes(x):
             plain: Tensor = self._modules(x)
             return plain
         y: Tensor = _OfSegment.apply(x, self._layer, self._parameters, *self._parameters)
         return y
+
+    def _takes(self, x: Tensor) -> bool:
+        return (
+            (x.ndim, x.dtype, x.device.type) == (4, torch.float32, "cpu")
+            and not torch.is_autocast_enabled("cpu")
+            and all(norm.training for norm in self._norms)
+        )
 
 
 class _OfSegment(torch.autograd.Function):
@@ -207,7 +215,7 @@ def _chain(modules: list[nn.Module]) -> _Layer:
 class _Convolution:
     def __init__(self, module: nn.Conv2d, relu: bool) -> None:
         self._module = module
-        self._arguments = (
+        self._arguments: Any = (
             module.stride, module.padding, module.dilation, False, (0, 0), module.groups
         )  # fmt: skip
 
@@ -233,7 +241,7 @@ class _Convolution:
 class _Norm:
     """A batch norm, plus a shortcut in a _Block, with or without ReLU."""
 
-    def __init__(self, module: nn.BatchNorm2d, relu: bool) -> None:
+    def __init__(self, module: Any, relu: bool) -> None:
         self._module, self._relu = module, relu
 
     def forward(self, x: Tensor, tape: Tape, shortcut: Tensor | None = None) -> Tensor:

@@ -42,6 +42,7 @@ from lnsim.run.record import Status
 from lnsim.run.resume import check_before, count_kept
 from lnsim_torch.distributed import group, synchronised
 from lnsim_torch.samples import Data, place
+from lnsim_torch.training import fused
 from lnsim_torch.training.augment import crop_and_flip
 from lnsim_torch.training.batches import Batch, batches
 from lnsim_torch.training.checks import (
@@ -51,7 +52,6 @@ from lnsim_torch.training.checks import (
     memory_errors_explained,
 )
 from lnsim_torch.training.evaluation import evaluate, inputs, outputs, summed_loss, sums
-from lnsim_torch.training import fused
 from lnsim_torch.training.progress import training_progress
 from lnsim_torch.training.randomness import RECORD, STEP, Randomness
 from lnsim_torch.training.recipe import PLAIN, Execution, Recipe
@@ -181,7 +181,10 @@ class _Run:
         self.forward = torch.compile(network, dynamic=False) if execution.compile else network
         self.step_forward = self.forward if execution.compile else fused.forward_of(network)
         self.optimizer = torch.optim.SGD(
-            self.parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
+            self.parameters,
+            recipe.lr,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
             foreach=True,
         )
         self.measured = data.train.spaced(recipe.train_measured)
