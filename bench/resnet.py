@@ -1,22 +1,21 @@
 """Times epochs of lnsim's training loop and of a bare loop on ResNet-18, in turns.
 
-    python bench/resnet.py            on CUDA: width 64, 50,000 images, batches of 128
-    python bench/resnet.py --tiny     on the CPU: width 8, 1,024 images, batches of 64
+    python -m bench.resnet            on CUDA: width 64, 50,000 images, batches of 128
+    python -m bench.resnet --tiny     on the CPU: width 8, 1,000 images, batches of 16, one thread,
+                                      as an arm of `lnsim run resnet`, preset small
 
 Both loops have images in the device's memory, channels last and, on CUDA, bfloat16 and a compiled
 network.  The bare loop has its images normalised in advance and does nothing but forward, backward
 and update.  lnsim's loop flips labels, gathers and normalises bytes, and includes a record in each
 epoch: loss and accuracy on a fifth as many test images.  The images are random, as speed does not
-depend on them.  Prints images per second (on the CPU by processor time, which other programs
-disturb less), the median ratio of the times with its range, peak memory, and versions.
+depend on them.  On the CPU the machine's rate in a product of two matrices is taken in turns too,
+and the arithmetic of both loops (multiply-adds of convolutions and dense layers, records left out)
+is a share of it; times are processor time there, which other programs disturb less.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +26,9 @@ import torch.nn.functional as F
 from lnsim_torch import networks
 from lnsim_torch.training.train import Data, Execution, Recipe, place, train
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from bench.tables import Cell, Table, parser, ratios, report
 from lnsim.images.data import Images
 
 
@@ -63,12 +64,37 @@ def bare_epoch(
     return epoch
 
 
+def arithmetic(network: nn.Module, x: Tensor, labels: Tensor) -> int:
+    """The floating-point operations of forward and backward, two for a multiply-add."""
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(network(x), labels).backward()
+    network.zero_grad()
+    return counter.get_total_flops()
+
+
+SIDE = 1024
+"""The size of the matrices of `product`."""
+
+
+def product(device: torch.device) -> Callable[[], None]:
+    """A function that multiplies two float32 matrices, ten times."""
+    a, b = (torch.randn(SIDE, SIDE, device=device) for _ in range(2))
+
+    def multiply() -> None:
+        for _ in range(10):
+            a @ b
+
+    return multiply
+
+
 class Turns:
-    """Called at every record of lnsim's run: times its epoch, then runs and times a bare one."""
+    """Called at every record of lnsim's run: times its epoch, a bare one, and a product."""
 
     def __init__(self, bare: Callable[[], None], device: torch.device) -> None:
         self._bare, self._device = bare, device
+        self._product = product(device)
         self.times: dict[str, list[float]] = {"lnsim": [], "bare": []}
+        self.products: list[float] = []
         self.memory = {"lnsim": 0, "bare": 0}
         self._start = math.nan
 
@@ -76,6 +102,10 @@ class Turns:
         self._stop("lnsim")
         self._bare()
         self._stop("bare")
+        if self._device.type == "cpu":
+            self._product()
+            self.products.append(10 * 2 * SIDE**3 / (time.process_time() - self._start))
+            self._start = time.process_time()
         return {}
 
     def _stop(self, name: str) -> None:
@@ -108,31 +138,45 @@ def measure(data: Data, width: int, batch: int, rounds: int) -> Turns:
     return turns
 
 
-def main() -> None:
-    """Chooses the setting, measures, and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="a small setting, on the CPU")
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    if not arguments.tiny and not torch.cuda.is_available():
-        sys.exit("no CUDA device: nothing measured; --tiny runs a small setting on the CPU")
-    device, width, n, batch = ("cpu", 8, 1024, 64) if arguments.tiny else ("cuda", 64, 50_000, 128)
-    turns = measure(place(random_images(n), device), width, batch, arguments.rounds)
-    where = platform.processor() or platform.machine()
-    where = where if arguments.tiny else torch.cuda.get_device_name()
-    print(f"ResNet-18, width {width}, {n:,} images in batches of {batch}, on {where}")
+def measured(tiny: bool, rounds: int) -> Table:
+    """Both loops at the setting of the CPU, which is tiny, or of CUDA."""
+    device, width, n, batch = ("cpu", 8, 1000, 16) if tiny else ("cuda", 64, 50_000, 128)
+    if tiny:
+        torch.set_num_threads(1)
+    data = place(random_images(n), device)
+    turns = measure(data, width, batch, rounds)
+    few = slice(0, 2)
+    network = networks.resnet18(width=width).to(device)
+    each = arithmetic(network, data.train.inputs(few), data.train.targets[few]) / 2
+    rows: dict[str, tuple[Cell, ...]] = {}
     for name, times in turns.times.items():
-        rate = n / statistics.median(times)
-        memory = (
-            "" if arguments.tiny else f", peak {turns.memory[name] / 2**30:.2f} GiB (both held)"
-        )
-        print(f"{name:8}{statistics.median(times):9.3f} s an epoch, {rate:,.0f} images/s{memory}")
-    ratios = [a / b for a, b in zip(*turns.times.values(), strict=True)]
-    print(f"ratio   {statistics.median(ratios):9.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-    )
+        images = [n / seconds for seconds in times]
+        if tiny:  # the rate of a product, before the first epoch too
+            rates = turns.products[-len(times) :]
+            more: Cell = [100 * i * each / rate for i, rate in zip(images, rates, strict=True)]
+        else:
+            more = turns.memory[name] / 2**30
+        rows[name] = (times, images, ratios(times, turns.times["bare"]), more)
+    return Table(
+        "Training of a ResNet",
+        f"ResNet-18 of width {width}, {n:,} images in batches of {batch}"
+        f"{', one thread, processor time' if tiny else ', bfloat16, compiled'}: lnsim's loop "
+        "with a record in each epoch, beside a bare loop of forward, backward and update on images"
+        f" normalised in advance; {rounds} epochs of each, in turns.",
+        (
+            "s an epoch", "images/s", "to bare",
+            "% of a product's rate" if tiny else "peak GiB, both held",
+        ),
+        rows,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    options = parser(__doc__)
+    options.add_argument("--tiny", action="store_true", help="a small setting, on the CPU")
+    options.add_argument("--rounds", type=int, default=5)
+    arguments = options.parse_args()
+    if not arguments.tiny and not torch.cuda.is_available():
+        sys.exit("no CUDA device: nothing measured; --tiny runs a small setting on the CPU")
+    command = f"python -m bench.resnet{' --tiny' if arguments.tiny else ''}"
+    report([measured(arguments.tiny, arguments.rounds)], command, arguments.out)

@@ -83,8 +83,9 @@ def curvature(network: nn.Module, samples: Samples, loss: str, seed: int) -> dic
     x = samples.inputs(slice(None), dtype)
     try:
         hessian = Curvature(network, x, samples.targets, mean_loss)
-        sharpness = float(top_eigenvalues(hessian, tolerance=TOLERANCE, seed=seed)[0])
-        value = trace(hessian, TRACE_PRODUCTS, seed=seed).value
+        with hessian.at_one_point():
+            sharpness = float(top_eigenvalues(hessian, tolerance=TOLERANCE, seed=seed)[0])
+            value = trace(hessian, TRACE_PRODUCTS, seed=seed).value
     except CurvatureError:
         return {"sharpness": math.nan, "hessian_trace": math.nan}
     return {"sharpness": sharpness, "hessian_trace": value}

@@ -11,6 +11,9 @@ from curvature_networks import CLASSES, LOSSES, NETWORKS, case, dense, squared
 from lnsim_torch import curvature
 from lnsim_torch.curvature import Curvature, density, top_eigenvalues, trace
 from lnsim_torch.curvature.budget import peak_bytes
+from lnsim_torch.curvature.layers import twice_differentiable
+
+nn = torch.nn
 
 pytestmark = pytest.mark.usefixtures("small_doubles")
 
@@ -238,3 +241,79 @@ def test_a_gpu_finds_what_the_cpu_finds():
     on_gpu = Curvature(network.cuda(), x, y, squared)  # the samples stay on the host
     found = [*top_eigenvalues(on_gpu, 2), *trace(on_gpu, 9)]
     np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+class Counting(nn.Module):
+    """Writes to a buffer in eval mode, and depends on it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x) * self.calls.clamp(max=0.5)
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("memory", [200_000, 2**30])
+def test_products_at_one_point_are_those_of_each_point(matrix, memory):
+    network, x, y = case("conv", samples=60)
+    measured = Curvature(network, x, y, squared, matrix=matrix, memory=memory)
+    vectors = torch.randn(3, measured.size, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        alone = [measured.product(v) for v in vectors]
+        with measured.at_one_point():
+            together = [measured.product(v) for v in vectors]
+        assert all(map(torch.equal, alone, together))
+        with torch.no_grad():  # at the next point nothing is left of this one
+            network[-1].weight += 0.5
+
+
+def test_a_network_that_writes_to_its_state_begins_every_product_anew():
+    network, x = Counting().eval(), torch.randn(6, 4)
+    measured = Curvature(network, x, torch.arange(6) % 3, nn.CrossEntropyLoss())
+    v = torch.ones(measured.size)
+    with measured.at_one_point():
+        products = [measured.product(v) for _ in range(3)]
+    assert torch.equal(products[0], products[2]) and network.calls == 0
+
+
+LAYERS = {
+    "plain": lambda: nn.Conv2d(4, 6, 3),
+    "strided": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False),
+    "grouped": lambda: nn.Conv2d(4, 6, (3, 2), groups=2, dilation=(1, 2), padding=(2, 0)),
+    "same": lambda: nn.Conv2d(4, 6, 3, padding="same"),
+    "reflected": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+    "norm": lambda: nn.BatchNorm2d(4),
+    "without weights": lambda: nn.BatchNorm2d(4, affine=False),
+    "without statistics": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_have_the_derivatives_of_those_they_stand_for(name):
+    torch.manual_seed(0)
+    layer = LAYERS[name]().double().eval()
+    for buffer in layer.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 2.0)
+    parameters = [*layer.parameters()]
+    x = torch.randn(3, 4, 6, 5, dtype=torch.float64, requires_grad=True)
+    theirs = [x, *parameters]
+
+    def derivatives():
+        y = layer(x).tanh()
+        first = torch.autograd.grad(y.square().sum(), theirs, create_graph=True)
+        pairs = zip(theirs, first, strict=True)
+        weighted = sum((t * (i + g.sin())).sum() for i, (t, g) in enumerate(pairs))
+        return [y, *first, *torch.autograd.grad(weighted, theirs)]
+
+    plain, kind = derivatives(), type(layer)
+    with twice_differentiable(layer):
+        ours = derivatives()
+        assert type(layer) is not kind
+    assert type(layer) is kind
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)

@@ -10,7 +10,7 @@ workspace.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,20 +20,28 @@ from torch.utils._pytree import tree_leaves
 from lnsim_torch.watching import Watching
 
 
-def samples_at_a_time(compute: Callable[[int], object], samples: int, memory: int) -> int:
-    """The largest B <= `samples` for which compute(B) takes at most `memory` bytes.
+class Need(NamedTuple):
+    """The bytes of a computation on one sample, and those of every further one."""
 
-    Raises ValueError, naming a sufficient number of bytes, if one sample takes more.
+    one: int
+    each: int
+
+    def samples(self, memory: int, most: int) -> int:
+        """The largest number of samples, at most `most`, that take at most `memory` bytes."""
+        return most if self.each <= 0 else max(1, min(most, 1 + (memory - self.one) // self.each))
+
+
+def need_of(compute: Callable[[int], object], samples: int, memory: int) -> Need:
+    """The bytes of compute(B) for B <= `samples`.
+
+    Raises ValueError, naming a sufficient number of bytes, if one sample takes more than `memory`.
     """
     one = peak_bytes(lambda: compute(1))
     if one > memory:
         raise ValueError(
             f"memory must be at least {one} bytes for a product with one sample, got {memory}"
         )
-    if samples == 1:
-        return 1
-    each = peak_bytes(lambda: compute(2)) - one
-    return samples if each <= 0 else min(samples, 1 + (memory - one) // each)
+    return Need(one, 0 if samples == 1 else peak_bytes(lambda: compute(2)) - one)
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:

@@ -117,10 +117,12 @@ def top_eigenvalues(
     own: dict[str, Any] = {"rng": rng} if _TAKES_RNG else {}
     start = rng.standard_normal(curvature.size)
     try:
-        values = eigsh(
-            operator, count, which="LA", v0=start, ncv=vectors, maxiter=MOST_RESTARTS,
-            tol=checks.real("tolerance", tolerance, least=0.0), return_eigenvectors=False, **own,
-        )  # fmt: skip
+        with curvature.at_one_point():
+            values = eigsh(
+                operator, count, which="LA", v0=start, ncv=vectors, maxiter=MOST_RESTARTS,
+                tol=checks.real("tolerance", tolerance, least=0.0), return_eigenvectors=False,
+                **own,
+            )  # fmt: skip
     except ArpackError as error:
         raise CurvatureError(f"eigenvalues did not converge to tolerance {tolerance:g}") from error
     return np.sort(values)[::-1]
@@ -152,7 +154,10 @@ def density(curvature: Curvature, steps: int = 50, *, probes: int = 4, seed: int
     steps = min(checks.integer("steps", steps, 1), curvature.size)
     checks.integer("probes", probes, 1)
     rng = np.random.default_rng([check_seed(seed), _SIGNS])
-    parts = [_quadrature(curvature, _signs(curvature, rng, 1)[:, 0], steps) for _ in range(probes)]
+    with curvature.at_one_point():
+        parts = [
+            _quadrature(curvature, _signs(curvature, rng, 1)[:, 0], steps) for _ in range(probes)
+        ]
     nodes, weights = (np.concatenate(of_all) for of_all in zip(*parts, strict=True))
     return Density(nodes, weights / probes)
 
@@ -187,7 +192,8 @@ def _signs(curvature: Curvature, rng: np.random.Generator, count: int) -> Tensor
 
 def _columns(curvature: Curvature, vectors: Tensor) -> Tensor:
     """The matrix times vectors : (P, k)."""
-    return torch.stack([curvature.product(v) for v in vectors.T], dim=1)
+    with curvature.at_one_point():
+        return torch.stack([curvature.product(v) for v in vectors.T], dim=1)
 
 
 def _times(curvature: Curvature, v: NDArray[np.float64]) -> FloatArray:
@@ -196,5 +202,6 @@ def _times(curvature: Curvature, v: NDArray[np.float64]) -> FloatArray:
 
 def _dense(curvature: Curvature) -> FloatArray:
     """The matrix, (P, P): for a few parameters."""
-    rows = [_times(curvature, row) for row in np.eye(curvature.size)]
+    with curvature.at_one_point():
+        rows = [_times(curvature, row) for row in np.eye(curvature.size)]
     return np.array(rows)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from lnsim.base import checks, plugins
 from lnsim_torch.arithmetic import exact_arithmetic
-from lnsim_torch.curvature.budget import samples_at_a_time
+from lnsim_torch.curvature.budget import need_of
+from lnsim_torch.curvature.layers import twice_differentiable
 from lnsim_torch.ntk.kernel import refuse_random_layers
 from lnsim_torch.training.state import buffers_restored
 from lnsim_torch.untouched import eager
@@ -38,6 +39,9 @@ MATRICES = ("hessian", "gauss-newton")
 
 MEMORY = 3 * 2**29
 """The bytes that a product may take where nothing else is said, 1.5 GiB."""
+
+IN_CACHE = 2**26
+"""The bytes of a micro-batch on the CPU beyond those of one sample, 64 MiB: more is slower."""
 
 CHECKED = 4
 """Number of samples on which the loss is checked to be a mean."""
@@ -89,6 +93,7 @@ class Curvature:
         with torch.inference_mode(False):
             self._x, self._y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
         self._loss = _Loss(loss)
+        self._is_function = False
         products = plugins.load(
             "lnsim_torch.curvature.products", "curvature", extra="torch",
             absent={"curvlinops": "curvature needs curvlinops: pip install 'lnsim[torch]'"},
@@ -96,8 +101,15 @@ class Curvature:
         self._make = products.OPERATORS[matrix]
         with self._as_function():
             refuse_random_layers(network)
+            before = self._versions()
             self._check_loss()
-            self.micro_batch = samples_at_a_time(self._try_product, len(x), int(memory))
+            self._writes = self._versions() != before
+            need = need_of(self._try_product, len(x), int(memory))
+            self.micro_batch = need.samples(int(memory), len(x))
+            # Products that may take all samples at a time may keep the graphs of all.
+            self._keeps = self.micro_batch == len(x) and self._x.device == self.device
+            if self.device.type == "cpu":
+                self.micro_batch = need.samples(need.one + IN_CACHE, self.micro_batch)
             self._operator = self._of(len(x), self.micro_batch)
 
     def product(self, vector: Tensor) -> Tensor:
@@ -105,11 +117,29 @@ class Curvature:
 
         Raises CurvatureError where it is not finite.
         """
-        with self._as_function():
+        with nullcontext() if self._is_function else self._as_function():
             result = self._operator @ vector.to(self.device, self.dtype)
         if not bool(torch.isfinite(result).all()):
             raise CurvatureError(f"a product with the {self.matrix} matrix is not finite")
         return result.to(vector.device, vector.dtype)
+
+    @contextmanager
+    def at_one_point(self) -> Iterator[None]:
+        """Inside, the parameters and buffers stay as they are: products are faster.
+
+        They share the gradient and its graph where `memory` suffices for those of all samples.  A
+        network that writes to its state in eval mode gains nothing.
+        """
+        if self._is_function or self._writes:
+            yield
+            return
+        with self._as_function():
+            self._is_function = True
+            self._operator.kept = {} if self._keeps else None
+            try:
+                yield
+            finally:
+                self._is_function, self._operator.kept = False, None
 
     def _of(self, samples: int, at_a_time: int) -> Any:
         """The operator of the first `samples`, in micro-batches of `at_a_time`."""
@@ -130,7 +160,7 @@ class Curvature:
         modes = [(module, module.training) for module in self.network.modules()]
         with (
             torch.inference_mode(False), torch.enable_grad(), exact_arithmetic(self.device),
-            eager(), buffers_restored(self.network),
+            eager(), buffers_restored(self.network), twice_differentiable(self.network),
         ):  # fmt: skip
             self.network.eval()
             try:
@@ -138,6 +168,11 @@ class Curvature:
             finally:
                 for module, training in modes:
                     module.training = training
+
+    def _versions(self) -> list[int]:
+        """Numbers that change where the network writes to its state."""
+        state = [*self.network.parameters(), *self.network.buffers()]
+        return [0 if t.is_inference() else t._version for t in state]
 
     @torch.no_grad()
     def _check_loss(self) -> None:
