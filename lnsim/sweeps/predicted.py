@@ -36,7 +36,7 @@ from lnsim.simulation.snapshots import watch_steps
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.sweeps import points
 from lnsim.sweeps.points import Point, Summary
-from lnsim.theory import descent
+from lnsim.theory import course
 from lnsim.theory.cloud import Prediction
 from lnsim.theory.interpolation import pchip
 from lnsim.theory.manifold import NoStationaryState
@@ -85,7 +85,7 @@ def predict_points(experiment: str, configs: Sequence[Point]) -> list[Summary]:
     first = Case.of_keys(experiment, vars(configs[0]))
     statements = points.predictions(experiment, configs)
     rows = []
-    with descent.many():
+    with course.many():
         for config, statement in zip(configs, statements, strict=True):
             case = Case.of_keys(experiment, vars(config), first.start)
             row = dict.fromkeys(points.columns(experiment)) | summary(case, config.measures)

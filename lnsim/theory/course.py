@@ -31,6 +31,9 @@ The twin, linearised at the start, has the same two equations with A frozen.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -49,6 +52,31 @@ FITTED = 20.0
 """The fit is over after this many times the slowest time of relaxation."""
 LARGEST_EXPANSION = 1.0
 """The theory predicts nothing where its small parameter, (4) of modes.py, is larger."""
+
+
+_MANY = ContextVar("many", default=False)
+
+
+@contextmanager
+def many() -> Iterator[None]:
+    """Has the slopes computed by compiled loops: worth their loading where many courses follow.
+
+    The numbers are those of NumPy up to rounding.
+    """
+    token = _MANY.set(True)
+    try:
+        yield
+    finally:
+        _MANY.reset(token)
+
+
+def _slopes() -> Any:
+    """The module whose fit_slope and slow_slope are used."""
+    if not _MANY.get():
+        return descent
+    from lnsim.theory import descent_loop  # with numba, a slow import
+
+    return descent_loop
 
 
 class BeyondExpansion(ValueError):
@@ -162,6 +190,7 @@ def _fit(
     width = (rank + 1) ** 2
     of_step = _Moments(data, dynamics)
     of_descent = shares(data, dynamics) if isinstance(dynamics, Descent) else None
+    slopes = _slopes()
 
     def unpack(state: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         G, C, delta = np.split(state, [width, width + rank**2])
@@ -169,7 +198,7 @@ def _fit(
 
     def law(state: FloatArray) -> _Fit:
         if of_descent is not None:
-            slope, tangent = descent.fit_slope(state, gram, data, lr, of_descent, frozen)
+            slope, tangent = slopes.fit_slope(state, gram, data, lr, of_descent, frozen)
             return _FitOfDescent(slope, tangent, data.spectrum)
         G, C, delta = unpack(state)
         P, q, theta = moments(gram, G)
@@ -225,11 +254,12 @@ def _slow(
     guess = fit.C[-1]
 
     of_descent = shares(data, dynamics) if isinstance(dynamics, Descent) else None
+    slopes = _slopes()
 
     def law(state: FloatArray) -> _Slow:
         nonlocal guess
         if isinstance(dynamics, Descent) and of_descent is not None:
-            slope, fields, settled = descent.slow_slope(
+            slope, fields, settled = slopes.slow_slope(
                 state, gram, data, target, lr, of_descent, guess, TOLERANCE, SWEEPS
             )
             at = drift_of_fields(data, dynamics, fields, settled)

@@ -5,17 +5,13 @@ and E[e^2] is mu^2 + x.C x + sigma^2, so R = Sigma is diagonal, and the pull is 
 manifold.py is lr nu/(2 tr Sigma) here, which is the same at leading order.
 
 A state costs one eigendecomposition, which takes half of the time, and some 50 calls of NumPy on
-small matrices; `many` has compiled loops in their place (descent_loop.py). States that a trial
-step throws far away may overflow: what is not finite is not settled, or rejected by the
-integrator.
+small matrices; descent_loop.py has the slopes in compiled loops. States that a trial step throws
+far away may overflow: what is not finite is not settled, or rejected by the integrator.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,22 +23,6 @@ LARGEST = 1e100
 """A covariance with a larger entry has no limit."""
 GROWING = 100
 """Nor one that the residuals alone, without label noise, increase for as many iterations."""
-
-
-_MANY = ContextVar("many", default=False)
-
-
-@contextmanager
-def many() -> Iterator[None]:
-    """Has the slopes computed by compiled loops: worth their loading where many courses follow.
-
-    The numbers are those of NumPy up to rounding.
-    """
-    token = _MANY.set(True)
-    try:
-        yield
-    finally:
-        _MANY.reset(token)
 
 
 class Shares(NamedTuple):
@@ -148,13 +128,6 @@ def slow_slope(
     guess: FloatArray, tolerance: float, sweeps: int,
 ) -> tuple[FloatArray, tuple[Any, ...], bool]:  # fmt: skip
     """The slope of the slow part of the course (course.py) at `state`, G; and `drift` there."""
-    if _MANY.get():
-        from lnsim.theory import descent_loop  # with numba, a slow import
-
-        found: tuple[FloatArray, tuple[Any, ...], bool] = descent_loop.slow_slope(
-            state, gram, data.whitened, data.spectrum, target, lr, *shares, guess, tolerance, sweeps
-        )
-        return found
     rank = len(target)
     G = state.reshape(rank + 1, rank + 1)
     product = G.T.dot(gram.dot(G))
@@ -176,13 +149,6 @@ def fit_slope(
 ) -> tuple[FloatArray, FloatArray]:
     """The slope of the fit (course.py) at `state`, G, C and delta one after another; lr A."""
     spectrum = data.spectrum
-    if _MANY.get():
-        from lnsim.theory import descent_loop  # with numba, a slow import
-
-        found: tuple[FloatArray, FloatArray] = descent_loop.fit_slope(
-            state, gram, data.samples, spectrum, lr, *shares, frozen
-        )
-        return found
     rank = len(spectrum)
     size, width = rank + 1, (rank + 1) ** 2
     G, C = state[:width].reshape(size, size), state[width:-rank].reshape(rank, rank)

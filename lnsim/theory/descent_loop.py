@@ -6,10 +6,14 @@ says what the arguments are; `of_label`, `of_square`, `of_mean` are its Shares.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from lnsim.base.checks import FloatArray
 from lnsim.base.compiled import compiled
-from lnsim.theory.descent import GROWING, LARGEST
+from lnsim.theory.axes import Data
+from lnsim.theory.descent import GROWING, LARGEST, Shares
 
 
 @compiled(nogil=True, error_model="numpy")
@@ -128,7 +132,7 @@ def drift(  # type: ignore[no-untyped-def]
 
 
 @compiled(nogil=True, error_model="numpy")
-def slow_slope(  # type: ignore[no-untyped-def]
+def _slow_slope(  # type: ignore[no-untyped-def]
     state, gram, whitened, spectrum, target, lr, of_label, of_square, of_mean, guess, tolerance,
     sweeps,
 ):  # fmt: skip
@@ -153,7 +157,7 @@ def slow_slope(  # type: ignore[no-untyped-def]
 
 
 @compiled(nogil=True, error_model="numpy")
-def fit_slope(  # type: ignore[no-untyped-def]
+def _fit_slope(  # type: ignore[no-untyped-def]
     state, gram, samples, spectrum, lr, of_label, of_square, of_mean, frozen
 ):
     """The slope of the fit (course.py) at `state`, G, C and delta one after another; lr A."""
@@ -228,3 +232,24 @@ def moments(  # type: ignore[no-untyped-def]
                 pulls = (spectrum[i] * delta[i]) * (spectrum[j] * delta[j])
                 N[i, j] += of_mean * (spectrum[i] * C[i, j] * spectrum[j] + pulls)
     return N
+
+
+def slow_slope(
+    state: FloatArray, gram: FloatArray, data: Data, target: FloatArray, lr: float, shares: Shares,
+    guess: FloatArray, tolerance: float, sweeps: int,
+) -> tuple[FloatArray, tuple[Any, ...], bool]:  # fmt: skip
+    """descent.slow_slope by the loops."""
+    found: tuple[FloatArray, tuple[Any, ...], bool] = _slow_slope(
+        state, gram, data.whitened, data.spectrum, target, lr, *shares, guess, tolerance, sweeps
+    )
+    return found
+
+
+def fit_slope(
+    state: FloatArray, gram: FloatArray, data: Data, lr: float, shares: Shares, frozen: bool
+) -> tuple[FloatArray, FloatArray]:
+    """descent.fit_slope by the loops."""
+    found: tuple[FloatArray, FloatArray] = _fit_slope(
+        state, gram, data.samples, data.spectrum, lr, *shares, frozen
+    )
+    return found

@@ -141,7 +141,7 @@ def test_the_compiled_loops_of_a_sweep_are_the_same_equations(batch_size):
     dynamics = lnsim.SGD(1e-3, lnsim.LabelNoise(2.0), batch_size=batch_size)
     times = np.array([0.0, 3.0, 100.0, 2e4, 1e6])
     ours = cloud.predict(problem, network, dynamics, times)
-    with descent.many():
+    with course.many():
         looped = cloud.predict(problem, network, dynamics, times)
     for name in ("norm_mean", "norm_squared", "train_loss", "cosine_mean", "hessian_trace"):
         np.testing.assert_allclose(looped[name], ours[name], rtol=1e-8, err_msg=name)
