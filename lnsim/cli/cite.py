@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -109,8 +110,9 @@ def _bibliography(cited: list[Cited]) -> Iterator[str]:
 
 
 def _wrapped(text: str, indent: int) -> list[str]:
-    """`text` as comments, in which BibTeX would take an @, as in a folder's name, for an entry."""
-    text = text.replace("@", "(at)")
+    """`text` as comments in ASCII; BibTeX would take an @, as in a folder's name, for an entry."""
+    letters = unicodedata.normalize("NFD", text.replace("@", "(at)"))
+    text = "".join(letter for letter in letters if not unicodedata.combining(letter))
     return _lines(text, initial_indent="% ", subsequent_indent=f"% {' ' * indent}")
 
 

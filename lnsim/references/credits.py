@@ -110,6 +110,15 @@ METHODS: dict[str, Credit] = {
     "tangent-kernel": Credit(
         papers=("jacot2018", "novak2022"), says="the empirical kernel of a torch network"
     ),
+    "published-results": Credit(
+        papers=(
+            "andriushchenko2022", "andriushchenko2023", "haochen2021", "pillaudvivien2022",
+            "pesme2021", "even2023", "orvieto2022", "chen2023", "lewkowycz2020", "kunin2024",
+            "domine2025", "marion2024", "wen2022",
+        ),
+        says="what `lnsim papers` runs again",
+        ours="What is derived there beyond the papers is said to be ours, claim by claim.",
+    ),  # fmt: skip
     "random-streams": Credit(
         papers=("salmon2011",), says="the words that samples and noise are drawn from"
     ),
