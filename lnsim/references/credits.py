@@ -118,7 +118,7 @@ METHODS: dict[str, Credit] = {
         ),
         says="what `lnsim papers` runs again",
         ours="What is derived there beyond the papers is said to be ours, claim by claim.",
-    ),  # fmt: skip
+    ),
     "random-streams": Credit(
         papers=("salmon2011",), says="the words that samples and noise are drawn from"
     ),
