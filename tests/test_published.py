@@ -20,29 +20,8 @@ f/sqrt(n)) u, so with k = (|u|^2 + |v|^2)/n, the value of the tangent kernel,
 
     f <- f (1 - lr k + lr^2 f^2 / n),     k <- k + (lr f^2 / n) (lr k - 4).
 
-Exact dynamics of the lambda-balanced start (Braun et al. 2022, "Exact learning dynamics of deep
-linear networks with prior knowledge"; Domine et al. 2025, arXiv 2409.14623).  Let f = A W x, W :
-(m, d), A : (C, m), inputs be whitened, (1/n) sum x x^T = I, and S = (1/n) sum y x^T : (C, d).
-Gradient flow of the loss (1/2n) sum |f - y|^2 is
-
-    dW/dt = A^T (S - A W),     dA/dt = (S - A W) W^T,
-
-and keeps A^T A - W W^T, here lambda I.  With Q = [W^T; A] : (d + C, m), Q^T Q = W W^T + A^T A, so W
-W^T = (Q^T Q - lambda I)/2 and A^T A = (Q^T Q + lambda I)/2.  Put into dW^T/dt = S^T A - W^T A^T A
-and dA/dt = S W^T - A W W^T, they give
-
-    dQ/dt = F Q - Q Q^T Q / 2,     F = [[-lambda/2 I, S^T], [S, lambda/2 I]],
-
-and R = Q Q^T obeys the Riccati equation dR/dt = F R + R F - R^2.  Its solution is
-
-    R(t) = e^{Ft} Q_0 N(t)^{-1} Q_0^T e^{Ft},     N(t) = I + Q_0^T (int_0^t e^{2Fs} ds) Q_0,
-
-for dN/dt = Q_0^T e^{2Ft} Q_0, whence dR/dt = F R + R F - e^{Ft} Q_0 N^{-1} (dN/dt) N^{-1} Q_0^T
-e^{Ft} and the last term is R^2.  The papers write the integral as (e^{Ft} F^{-1} e^{Ft} -
-F^{-1})/2.  That needs an invertible F.  F^2 is block diagonal, lambda^2/4 I + S^T S and lambda^2/4
-I + S S^T: F is singular for lambda = 0 unless S is square and invertible.  The integral itself is
-always there.  lambda > 0 needs m <= C, lambda < 0 needs m <= d.  A single neuron, m = 1, is
-lambda-balanced at every start.
+Exact dynamics of the lambda-balanced start (Braun et al. 2022; Domine et al. 2025, arXiv
+2409.14623): theory/balanced.py.
 """
 
 import numpy as np
@@ -52,24 +31,15 @@ from scipy.linalg import expm
 
 import lnsim
 from lnsim import GD, SAM, SGD, GradientNoise, LabelNoise, Piecewise, Scheduled
+from lnsim.experiments.papers import _sparse
+from lnsim.theory import balanced
 
 # Digits of Andriushchenko and Flammarion 2022, and of Andriushchenko et al. 2023
 
 
-def sparse_regression(samples, dim, nonzeros):
-    """The data of both papers, drawn from NumPy's legacy generator after seed(0)."""
-    rng = np.random.RandomState(0)
-    X = rng.multivariate_normal(np.zeros(dim), np.eye(dim), samples)
-    X_test = rng.multivariate_normal(np.zeros(dim), np.eye(dim), 1000)
-    theta_star = rng.randn(dim)
-    theta_star[nonzeros:] = 0.0
-    theta_star = np.abs(theta_star) / np.linalg.norm(theta_star)
-    return lnsim.Problem(X, X @ theta_star, theta_star, X_test, X_test @ theta_star)
-
-
 @pytest.fixture(scope="module")
 def sam_problem():
-    return sparse_regression(20, 30, 3)
+    return _sparse.start(20, 30, 3)[0]
 
 
 def trained(problem, network, dynamics, steps=10_001, **more):
@@ -152,7 +122,7 @@ def test_one_sample_descent_on_a_diagonal_network(sam_problem, lr, test_loss):
 
 def test_gradient_descent_of_large_steps():
     """arXiv 2210.05337, diag_nets.ipynb: GD of lr 2, n = 40, d = 100, 100,001 steps."""
-    problem = sparse_regression(40, 100, 20)
+    problem = _sparse.start(40, 100, 20)[0]
     run = trained(problem, lnsim.diagonal_init(100, 0.1), GD(2.0), 100_001)
     assert run["test_loss"][-1] == pytest.approx(0.16824144824688475, rel=1e-9)
 
@@ -166,7 +136,7 @@ def test_longer_large_steps_leave_fewer_coordinates(boundary, divisor, nonzeros)
     At this step the path is chaotic: a change of lr by 1e-14 moves the count by one and the test
     loss by a tenth, so that the published 0.449, 0.438, 0.497 are not asserted.
     """
-    problem = sparse_regression(40, 100, 20)
+    problem = _sparse.start(40, 100, 20)[0]
     lr = Piecewise((boundary + 1,), (1.0, 1 / divisor))
     run = trained(problem, lnsim.diagonal_init(100, 0.1), Scheduled(GD(3.53), lr=lr), 100_000)
     assert abs(np.count_nonzero(np.abs(run.final.beta) > 1e-50) - nonzeros) <= 1
@@ -308,15 +278,8 @@ class Balanced:
         self.y = self.X @ self.S.T + unfitted - self.X @ (self.X.T @ unfitted) / 12
 
     def solution(self):
-        """R(END), by the eigenvectors of F."""
-        values, vectors = np.linalg.eigh(self.F)
-        singular = np.abs(values) < 1e-12
-        twice = np.where(singular, 1.0, 2 * values)
-        integral = np.where(singular, self.END, np.expm1(twice * self.END) / twice)
-        start = vectors.T @ stacked(self.network.W, self.network.A)
-        N = np.eye(start.shape[1]) + start.T @ (integral[:, None] * start)
-        moved = vectors @ (np.exp(values * self.END)[:, None] * start)
-        return moved @ np.linalg.solve(N, moved.T)
+        """R(END)."""
+        return balanced.solution(self.network.W, self.network.A, self.S, np.array([self.END]))[0]
 
     def integrated(self):
         """R(END) by integration of gradient flow."""
@@ -357,32 +320,32 @@ BALANCED = [
 
 @pytest.mark.parametrize("case", BALANCED)
 def test_riccati_solution_solves_gradient_flow(case):
-    """arXiv 2409.14623, as derived above, against an integration to 1e-12."""
-    balanced = Balanced(*case)
-    np.testing.assert_allclose(balanced.solution(), balanced.integrated(), atol=1e-11)
+    """arXiv 2409.14623, against an integration to 1e-12."""
+    start = Balanced(*case)
+    np.testing.assert_allclose(start.solution(), start.integrated(), atol=1e-11)
 
 
 @pytest.mark.parametrize("case", BALANCED)
 def test_riccati_solution_as_it_is_written_needs_an_invertible_matrix(case):
     """arXiv 2409.14623: with the inverse of F it is the same, where there is one."""
-    balanced, (_, outputs, balance) = Balanced(*case), case
-    invertible = np.linalg.matrix_rank(balanced.F) == len(balanced.F)
+    exact, (_, outputs, balance) = Balanced(*case), case
+    invertible = np.linalg.matrix_rank(exact.F) == len(exact.F)
     assert invertible == (balance != 0.0 or outputs == 5)
     if invertible:
-        Q, F_inverse = stacked(balanced.network.W, balanced.network.A), np.linalg.inv(balanced.F)
-        moved = expm(balanced.F * balanced.END)
+        Q, F_inverse = stacked(exact.network.W, exact.network.A), np.linalg.inv(exact.F)
+        moved = expm(exact.F * exact.END)
         integral = (moved @ F_inverse @ moved - F_inverse) / 2
         N = np.eye(Q.shape[1]) + Q.T @ integral @ Q
         R = moved @ Q @ np.linalg.inv(N) @ Q.T @ moved
-        np.testing.assert_allclose(R, balanced.solution(), atol=1e-11)
+        np.testing.assert_allclose(R, exact.solution(), atol=1e-11)
 
 
 @pytest.mark.parametrize("case", BALANCED)
 def test_gradient_descent_follows_the_riccati_solution(case):
     """arXiv 2409.14623: the error of descent at a fixed time is halved with lr, order 1."""
-    balanced = Balanced(*case)
-    solution = balanced.solution()
-    errors = [np.abs(balanced.descended(40 * 2**k) - solution).max() for k in range(6)]
+    exact = Balanced(*case)
+    solution = exact.solution()
+    errors = [np.abs(exact.descended(40 * 2**k) - solution).max() for k in range(6)]
     orders = np.log2(np.divide(errors[:-1], errors[1:]))
     assert errors[-1] < 1e-3
     assert orders[-1] == pytest.approx(1.0, abs=0.01)
