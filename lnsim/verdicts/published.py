@@ -60,7 +60,7 @@ def _kept(
 ) -> Trajectory:
     config = {"paper": name, "arm": arm, "recipe": repr(of.dynamics), "steps": of.steps,
               "records": of.records, "seeds": of.seeds}  # fmt: skip
-    place = None if folder is None else folder / name / re.sub(r"\W+", "-", arm)
+    place = None if folder is None else folder / name / of_arm(arm)
     if place is not None and (place / "trajectory.npz").is_file():
         kept = Trajectory.load(place)
         if kept.config == config:
@@ -70,6 +70,11 @@ def _kept(
     if place is not None:
         made.save(place)
     return made
+
+
+def of_arm(arm: str) -> str:
+    """The folder of an arm's run."""
+    return re.sub(r"[^\w.+-]+", "_", arm).strip("_")
 
 
 def judged(paper: Published, runs: Runs) -> list[Verdict]:

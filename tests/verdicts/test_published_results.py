@@ -26,6 +26,7 @@ def test_a_paper_is_well_formed(name):
     assert paper.key in PAPERS and paper.claims
     used = {arm for claim in paper.claims for arm in claim.arms}
     assert used <= paper.arms.keys()
+    assert len({published.of_arm(arm) for arm in paper.arms}) == len(paper.arms)
     assert len(paper.line) < 100 and not paper.line.endswith(".")
 
 
