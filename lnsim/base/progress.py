@@ -14,18 +14,19 @@ Progress = bool | Callable[[int], object] | None
 def bar(progress: object, **form: Any) -> AbstractContextManager[Any]:
     """A context that gives a tqdm bar with the options `form`, or None.
 
-    It gives None if `progress` is false or a function, or if the error stream is no terminal.
+    It gives None if `progress` is false or a function, or where nobody would see it: the error
+    stream is no terminal, and this is no notebook.
     """
-    if not progress or callable(progress) or not _on_terminal():
+    if not progress or callable(progress) or not _is_seen():
         return nullcontext()
-    from tqdm import tqdm  # a slow import
+    from tqdm.auto import tqdm  # a slow import
 
     tqdm_bar: AbstractContextManager[Any] = tqdm(**form)
     return tqdm_bar
 
 
-def _on_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
+def _is_seen() -> bool:
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
 
 @contextmanager
