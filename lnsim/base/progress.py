@@ -26,7 +26,9 @@ def bar(progress: object, **form: Any) -> AbstractContextManager[Any]:
 
 
 def _is_seen() -> bool:
-    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+    stream = sys.stderr
+    in_notebook = type(stream).__module__.startswith("ipykernel.")
+    return stream is not None and (in_notebook or stream.isatty())
 
 
 @contextmanager
