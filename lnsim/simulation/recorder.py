@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray, per_replica
-from lnsim.base.threads import beside, in_blocks, number
+from lnsim.base.threads import beside, in_blocks, number, one_thread
 from lnsim.dynamics import Dynamics
 from lnsim.models.base import Model
 from lnsim.models.ledger import lemma_3_shares
@@ -37,9 +37,11 @@ OBSERVED_AT_ONCE = 1 << 19
 TOGETHER = 2
 """Wide networks observed at a time: they share the reading of the weights at the start."""
 
-WAITING = 1 << 15
-"""Reduced weights of the networks that wait to be measured together (256 KiB): calls are
-shared, what is computed stays in the cache, and little is left to compute at the end of a run."""
+WAITING = 1 << 18
+"""Reduced weights of the networks that wait to be measured together, at most (2 MiB)."""
+
+WAITING_BESIDE = 1 << 15
+"""The same where they are measured beside training: little is left to measure at a run's end."""
 
 SERIES = ("norm_squared", "cosine_mean")
 """The quantities that the times of the phases depend on."""
@@ -85,10 +87,13 @@ class Recorder:
         self._block = TOGETHER if frame.wide else max(1, OBSERVED_AT_ONCE // frame.size)
         reduced = sum(array[0].size for array in self._weights)
         wait = summary or self._of_measures
-        self._most_waiting = max(self._block, WAITING // reduced if wait else 1)
+        # With fewer replicas than threads, training leaves some of them idle.
+        self._idle = 0 if frame.wide or len(moving) >= number() else number() - len(moving)
+        most = WAITING_BESIDE if self._idle else WAITING
+        self._most_waiting = max(self._block, most // reduced if wait else 1)
         self._pending: list[Snapshots] = []
         self._waiting = 0
-        self._beside: Future[None] | None = None
+        self._beside: list[Future[None]] = []
         self.count = 0
         records = sorted({*cloud_records(len(plan)), len(plan) - 1}) if clouds else []
         self._cloud_of_record = {record: cloud for cloud, record in enumerate(records)}
@@ -220,26 +225,39 @@ class Recorder:
 
     def _flush(self) -> None:
         """Computes, or begins to, what is asked of the networks that wait."""
-        if not self._pending:
+        if not self._idle or not self._pending:
+            self._finish()
             return
-        waiting = Snapshots.together(self._pending)
-        self._pending.clear()
-        self._waiting = 0
-        if self._beside is not None and (self._frame.in_order or self._beside.done()):
-            self._beside.result()
-            self._beside = None
-        idle = len(self._moving) < number() and not self._frame.wide
-        if idle and self._beside is None:
-            self._beside = beside(self._observe, waiting)
+        if self._frame.in_order:
+            self._wait()
+        for future in [future for future in self._beside if future.done()]:
+            self._beside.remove(future)
+            future.result()
+        if len(self._beside) < self._idle:
+            self._beside.append(beside(self._observe, self._taken()))
         else:
-            self._observe(waiting)
+            with one_thread():
+                self._observe(self._taken())
 
     def _finish(self) -> None:
         """Computes what is asked of all networks recorded so far."""
-        self._flush()
-        if self._beside is not None:
-            self._beside.result()
-            self._beside = None
+        if self._frame.in_order:
+            self._wait()
+        if self._pending:
+            self._observe(self._taken())
+        self._wait()
+
+    def _wait(self) -> None:
+        """Waits for what is computed beside training."""
+        while self._beside:
+            self._beside.pop().result()
+
+    def _taken(self) -> Snapshots:
+        """The networks that wait, which wait no more."""
+        waiting = Snapshots.together(self._pending)
+        self._pending.clear()
+        self._waiting = 0
+        return waiting
 
     def _observe(self, waiting: Snapshots) -> None:
         """Computes what is asked of these networks."""

@@ -13,7 +13,7 @@ def run(monkeypatch, cores, **options):
     # number() as the recorder and the pool see it, whatever this machine has.
     monkeypatch.setattr(recorder, "number", lambda: cores)
     monkeypatch.setattr(threads, "number", lambda: cores)
-    monkeypatch.setattr(recorder, "WAITING", 64)
+    monkeypatch.setattr(recorder, "WAITING_BESIDE", 64)
     dynamics = lnsim.SGD(0.01, lnsim.LabelNoise(1.0))
     problem, network = lnsim.gaussian_regression(12, 3), lnsim.ntk_init(30, 3)
     return lnsim.simulate(problem, network, dynamics, steps=400, record_every=3, **options)
