@@ -40,7 +40,7 @@ TOGETHER = 2
 WAITING = 1 << 18
 """Reduced weights of the networks that wait to be measured together, at most (2 MiB)."""
 
-WAITING_BESIDE = 1 << 15
+WAITING_BESIDE = 1 << 16
 """The same where they are measured beside training: little is left to measure at a run's end."""
 
 SERIES = ("norm_squared", "cosine_mean")
