@@ -39,7 +39,7 @@ COMPILED = {
     "lnsim.base": ("checks", "philox"),
     "lnsim.dynamics": ("labels", "shuffle"),
     "lnsim.simulation": ("custom_loop", "neuron_loop", "watch_loop", "wide_loop"),
-    "lnsim.theory": ("descent_loop",),
+    "lnsim.theory": ("descent_loop", "sharpest_loop"),
     "lnsim_numba": None,
 }
 """The modules of each package that hold compiled functions or their constants; None means all."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
+
+Argument = TypeVar("Argument")
 
 _ALONE = ContextVar("alone", default=False)
 
@@ -43,10 +45,18 @@ def in_blocks(work: Callable[[slice], object], count: int) -> None:
         future.result()
 
 
-def _alone(work: Callable[[slice], object], block: slice) -> None:
-    """Does a block.  Work that it shares in turn stays here: threads would wait for each other."""
+def beside(work: Callable[[Argument], object], argument: Argument) -> Future[None]:
+    """Begins `work` on one other thread; the future's result() waits for it, and raises its error.
+
+    Of use where `number` is above 1.
+    """
+    return _pool(number(), os.getpid()).submit(_alone, work, argument)
+
+
+def _alone(work: Callable[[Argument], object], argument: Argument) -> None:
+    """Does a part.  Work that it shares in turn stays here: threads would wait for each other."""
     with one_thread():
-        work(block)
+        work(argument)
 
 
 def check() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lnsim.base.checks import FloatArray, per_replica
-from lnsim.base.threads import in_blocks
+from lnsim.base.threads import beside, in_blocks, number, one_thread
 from lnsim.dynamics import Dynamics
 from lnsim.models.base import Model
 from lnsim.models.ledger import lemma_3_shares
@@ -39,6 +40,9 @@ TOGETHER = 2
 WAITING = 1 << 18
 """Reduced weights of the networks that wait to be measured together, at most (2 MiB)."""
 
+WAITING_BESIDE = 1 << 16
+"""The same where they are measured beside training: little is left to measure at a run's end."""
+
 SERIES = ("norm_squared", "cosine_mean")
 """The quantities that the times of the phases depend on."""
 
@@ -50,7 +54,8 @@ class Recorder:
 
     Every array has the replica axis in front; it is dropped at the end where there is one replica.
     A replica that has diverged keeps the NaN its rows were made of.  Networks wait until there are
-    enough of them to observe at once.
+    enough of them to observe at once; where training leaves a core idle, they are observed there
+    while it goes on.
 
     With `summary`, quantities other than SERIES are computed at the first and the last record
     alone, and the mean cosine at those that its times depend on (passages.py); elsewhere they are
@@ -82,9 +87,13 @@ class Recorder:
         self._block = TOGETHER if frame.wide else max(1, OBSERVED_AT_ONCE // frame.size)
         reduced = sum(array[0].size for array in self._weights)
         wait = summary or self._of_measures
-        self._most_waiting = max(self._block, WAITING // reduced if wait else 1)
+        # With fewer replicas than threads, training leaves some of them idle.
+        self._idle = 0 if frame.wide or len(moving) >= number() else number() - len(moving)
+        most = WAITING_BESIDE if self._idle else WAITING
+        self._most_waiting = max(self._block, most // reduced if wait else 1)
         self._pending: list[Snapshots] = []
         self._waiting = 0
+        self._beside: list[Future[None]] = []
         self.count = 0
         records = sorted({*cloud_records(len(plan)), len(plan) - 1}) if clouds else []
         self._cloud_of_record = {record: cloud for cloud, record in enumerate(records)}
@@ -185,6 +194,7 @@ class Recorder:
         if alike or self._waiting >= self._most_waiting:
             self._flush()
         if alike:
+            self._finish()
             for array in (*self._scalars, *self._measures, *self._paths, *self._clouds):
                 array[1:, :1] = array[:1, :1]
         if record in self._waypoint_records:
@@ -193,7 +203,8 @@ class Recorder:
 
     def _keep_waypoint(self, record: int) -> None:
         """Keeps what is needed to go on from here, while there is room for it."""
-        self._flush()
+        if self._frame.memory:
+            self._finish()
         state = {f"{waypoint(record)}{name}": value for name, value in self._state().items()}
         held = sum(value.nbytes for value in (*self._waypoints.values(), *state.values()))
         if held <= WAYPOINTS_HOLD:
@@ -213,12 +224,43 @@ class Recorder:
         return [ask(name, function, network) for name, function in self._observables.items()]
 
     def _flush(self) -> None:
-        """Computes what is asked of the networks that wait."""
-        if not self._pending:
+        """Computes, or begins to, what is asked of the networks that wait."""
+        if not self._idle or not self._pending:
+            self._finish()
             return
+        if self._frame.in_order:
+            self._wait()
+        for future in [future for future in self._beside if future.done()]:
+            self._beside.remove(future)
+            future.result()
+        if len(self._beside) < self._idle:
+            self._beside.append(beside(self._observe, self._taken()))
+        else:
+            with one_thread():
+                self._observe(self._taken())
+
+    def _finish(self) -> None:
+        """Computes what is asked of all networks recorded so far."""
+        if self._frame.in_order:
+            self._wait()
+        if self._pending:
+            self._observe(self._taken())
+        self._wait()
+
+    def _wait(self) -> None:
+        """Waits for what is computed beside training."""
+        while self._beside:
+            self._beside.pop().result()
+
+    def _taken(self) -> Snapshots:
+        """The networks that wait, which wait no more."""
         waiting = Snapshots.together(self._pending)
         self._pending.clear()
         self._waiting = 0
+        return waiting
+
+    def _observe(self, waiting: Snapshots) -> None:
+        """Computes what is asked of these networks."""
         if self._frame.wide:  # the neurons are shared, not the networks
             self._compute(waiting, np.arange(len(waiting.replica)), self._keep, self._block)
         else:
@@ -330,7 +372,7 @@ class Recorder:
 
     def trajectory(self, status: Status, config: dict[str, Any]) -> Trajectory:
         """All that was recorded so far, with the last record as the last cloud."""
-        self._flush()
+        self._finish()
         steps = np.array(self._plan[: self.count])
         clouds = [i for i in self._cloud_of_record if i < self.count]
         kept = np.asarray if self.count == len(self._plan) else np.array  # a copy if it goes on

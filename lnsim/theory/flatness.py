@@ -164,63 +164,66 @@ def sharpness(
 class _Pencil:
     """Equation (5), multiplied by the square root of Sigma from both sides, for B networks.
 
-    plain : (B, k, k) its part without z; constant, linear : (B, k, k) what is divided by
-    lambda^2 - size^2, the latter after multiplication by lambda.
+    plain : (B, k, k) its part without z, first : (B, k, k) that of N_1 alone; b, t : (B, k) are z
+    and theta multiplied by the root; alpha : (B,), size = |z| : (B,).
     """
 
     plain: FloatArray
-    constant: FloatArray
-    linear: FloatArray
+    first: FloatArray
+    b: FloatArray
+    t: FloatArray
+    alpha: FloatArray
     size: FloatArray
 
     @classmethod
     def of(cls, parts: Sequence[FloatArray], root: FloatArray) -> _Pencil:
         """The pencil of parts = (N, theta, alpha, z); see `sharpness`."""
         N, theta, alpha, z = parts
-        size = np.linalg.norm(z, axis=1)
         first = root @ N @ root.T
-        along = np.matmul(root, z[:, :, None])
-        mixed = np.matmul(root, theta[:, :, None]) @ along.transpose(0, 2, 1)
-        wide, square = alpha[:, None, None], np.square(size)[:, None, None]
         return cls(
-            plain=first + wide * (root @ root.T),
-            constant=square * first + wide * (along @ along.transpose(0, 2, 1)),
-            linear=mixed + mixed.transpose(0, 2, 1),
-            size=size,
+            plain=first + alpha[:, None, None] * (root @ root.T),
+            first=first,
+            b=np.matmul(root, z[:, :, None])[:, :, 0],
+            t=np.matmul(root, theta[:, :, None])[:, :, 0],
+            alpha=alpha,
+            size=np.linalg.norm(z, axis=1),
         )
 
     def matrix(self, level: FloatArray, which: NDArray[np.intp]) -> FloatArray:
         """(5) at lambda = `level`, for the networks `which`."""
-        gap = (level - self.size[which]) * (level + self.size[which])
-        matrix = self.constant[which] + level[:, None, None] * self.linear[which]
-        matrix /= gap[:, None, None]
+        b, t, size = self.b[which], self.t[which], self.size[which]
+        mixed = 0.5 * self.alpha[which, None] * b + level[:, None] * t
+        matrix = mixed[:, :, None] * b[:, None, :]
+        matrix = matrix + matrix.transpose(0, 2, 1)
+        matrix += np.square(size)[:, None, None] * self.first[which]
+        matrix /= ((level - size) * (level + size))[:, None, None]
         matrix += self.plain[which]
         return np.asarray(matrix)
 
     def largest(self) -> FloatArray:
-        """Where the largest eigenvalue of (5) over lambda is 1: the sharpness, (B,).
+        """Where the largest eigenvalue of (5) over lambda is 1: the sharpness, (B,)."""
+        from lnsim.theory.sharpest_loop import sharpest  # Numba takes most of a second to import
 
-        The values of `near` are the result where a Rayleigh quotient shows that none is too high by
-        a share of CLOSE, and a Cholesky factor that none is too low.
-        """
+        level, sure = np.empty(len(self.size)), np.zeros(len(self.size), dtype=np.bool_)
+        arrays = self.plain, self.first, self.b, self.t, self.alpha, self.size
+        with np.errstate(all="ignore"):
+            sharpest(*arrays, level, sure)
+        self.solve(level, np.flatnonzero(~sure))
+        return level
+
+    def solve(self, level: FloatArray, which: NDArray[np.intp]) -> None:
+        """Writes the sharpness of the networks `which` to `level` : (B,), by eigenvalues."""
+        if which.size == 0:
+            return
         top: FloatArray = np.zeros(len(self.size))
         if self.plain.size:
-            top = np.asarray(np.linalg.eigvalsh(self.plain)[:, -1])
+            top[which] = np.linalg.eigvalsh(self.plain[which])[:, -1]
         # Where one of the two is 0, or as good as 0 to the other, there is nothing to solve.
-        level = np.maximum(top, self.size)
-        active = np.flatnonzero((self.size > TINY * top) & (top > TINY * self.size))
-        if active.size == 0:
-            return level
-        level[active], quotient = self.near(top, active)
-        above = level[active] * (1.0 + CLOSE)
-        below = -self.matrix(above, active)
-        diagonal = np.einsum("bii->bi", below)
-        diagonal += above[:, None]
-        positive = quotient >= level[active] * (1.0 - CLOSE)
-        if not _positive(below):  # then each by itself: a network's numbers are its own
-            positive &= [_positive(matrix) for matrix in below]
-        self.search(level, top, active[~positive])
-        return level
+        level[which] = np.maximum(top, self.size)[which]
+        both = (self.size > TINY * top) & (top > TINY * self.size)
+        active = which[both[which]]
+        level[active] = top[active] + self.size[active]
+        self.search(level, top, active)
 
     def search(self, level: FloatArray, top: FloatArray, active: NDArray[np.intp]) -> None:
         """Improves `level` : (B,), for the networks `active`, to the root, from wherever it is.
@@ -248,53 +251,11 @@ class _Pencil:
             earlier[active], error[active], level[active] = now, excess, following
             active = active[~done]
 
-    def near(self, top: FloatArray, which: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
-        """Values of lambda near the root, and Rayleigh quotients of (5) there.
-
-        By three Rayleigh quotient iterations from the eigenvector of the part without z, whose
-        largest eigenvalues are `top` : (B,).  A shift just above an eigenvalue leaves every matrix
-        regular.
-        """
-        low, high = self.size[which], top[which] + self.size[which]
-        level, matrix = top[which], self.plain[which]
-        v: FloatArray = np.ones((len(which), matrix.shape[1], 1))
-        quotient = level
-        for _ in range(3):
-            shifted = matrix.copy()
-            diagonal = np.einsum("bii->bi", shifted)
-            diagonal -= (level * (1.0 + SHIFT))[:, None]
-            v = np.asarray(np.linalg.solve(shifted, v))
-            v = v / np.linalg.norm(v, axis=1, keepdims=True)
-            parts = [
-                np.einsum("bio,bio->b", v, np.matmul(part[which], v))
-                for part in (self.plain, self.constant, self.linear)
-            ]
-            for _ in range(QUOTIENTS):
-                level = np.where((quotient > low) & (quotient <= high), quotient, high)
-                quotient = parts[0] + (parts[1] + level * parts[2]) / (
-                    (level - low) * (level + low)
-                )
-            matrix = self.matrix(level, which)
-        return level, quotient
-
 
 TINY = 1e-15
 """The share of the other below which the part with z, or that without it, does not count."""
 CLOSE = 1e-12
 """The largest relative error of a sharpness."""
-SHIFT = 1e-9
-"""How far above an eigenvalue, relative to it, the shift of inverse iteration is."""
-QUOTIENTS = 4
-"""Steps of the fixed point of a Rayleigh quotient that depends on the eigenvalue."""
-
-
-def _positive(matrices: FloatArray) -> bool:
-    """Whether all of these symmetric matrices, (..., k, k), are positive definite."""
-    try:
-        np.linalg.cholesky(matrices)
-    except np.linalg.LinAlgError:
-        return False
-    return True
 
 
 def batch_moments(
