@@ -11,14 +11,10 @@ cannot take a network is named with the reason.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import kernel_peers
-from bench.rounds import machine
+from bench.tables import Cell, Table, parser, ratios, report, text
 
 TOLERANCE = 1e-2
 CLASSES, SEED = 10, 0
@@ -91,8 +87,8 @@ KERNELS: dict[str, kernel_peers.Kernel] = {
 }
 
 
-def measured(name: str, rounds: int) -> dict[str, Any]:
-    """Compares the results on one network, then times the contenders in turns."""
+def measured(name: str, rounds: int) -> tuple[Cell, ...]:
+    """The row of one network: results are compared, then the contenders timed in turns."""
     network, x = network_and_inputs(name)
     times: dict[str, list[float]] = {}
     missing: dict[str, str] = {}
@@ -114,14 +110,12 @@ def measured(name: str, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for kernel_name, seconds in times.items():
             seconds.append(_seconds(KERNELS[kernel_name], network, x))
-    return {
-        "network": name,
-        "samples": len(x),
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "seconds": times,
-        "differences": differences,
-        "missing": missing,
-    }
+    peers = [seconds for key, seconds in times.items() if key != kernel_peers.OURS]
+    ours = times[kernel_peers.OURS]
+    fastest = [min(round_) for round_ in zip(*peers, strict=True)] if peers else []
+    cells: list[Cell] = [times.get(key, missing.get(key)) for key in KERNELS]
+    parameters = sum(p.numel() for p in network.parameters()) / 1e6
+    return (str(len(x)), parameters, *cells, ratios(fastest, ours) if fastest else None)
 
 
 def _seconds(kernel: Callable[..., Any], network: nn.Module, x: Tensor) -> float:
@@ -130,50 +124,37 @@ def _seconds(kernel: Callable[..., Any], network: nn.Module, x: Tensor) -> float
     return time.perf_counter() - start
 
 
-def line(result: dict[str, Any]) -> str:
-    """A row of the table: medians in seconds, and the fastest peer's over ours, round by round."""
-    times = result["seconds"]
-    peers = [times[name] for name in times if name != kernel_peers.OURS]
-    cells = [
-        f"{statistics.median(times[name]):10.3g}" if name in times else f"{'-':>10}"
-        for name in KERNELS
-    ]
-    ratios = [
-        min(round_) / mine
-        for mine, *round_ in zip(times[kernel_peers.OURS], *peers, strict=True)
-        if round_
-    ]
-    ratio = f"{statistics.median(ratios):8.2f}" if ratios else f"{'-':>8}"
-    head = f"{result['network']:20}{result['samples']:4}{result['parameters'] / 1e6:7.1f}"
-    return head + "".join(cells) + ratio
+def table(names: Sequence[str], rounds: int, threads: int) -> Table:
+    """A row for each network, which is printed as it is measured."""
+    rows: dict[str, tuple[Cell, ...]] = {}
+    for name in names:
+        rows[name] = measured(name, rounds)
+        print(name, *map(text, rows[name]), sep="  ", file=sys.stderr, flush=True)
+    return Table(
+        "Kernels of torchvision's networks",
+        f"All 10 x 10 blocks of the empirical tangent kernel, float32, {threads} thread{'s' * (threads > 1)}, "
+        f"random weights and inputs, {rounds} rounds. The last column is the fastest peer's time over ours.",
+        ("N", "parameters, 10^6", *(f"{name}, s" for name in KERNELS), "fastest peer to ours"),
+        rows,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints the table; exit code 1 if results disagree."""
-    parser = argparse.ArgumentParser(prog="python -m bench.kernel_networks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*CASES, []], metavar="NAME", default=[*CASES])
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write every round here")
-    arguments = parser.parse_args(argv)
+    options = parser(__doc__)
+    options.add_argument("names", nargs="*", choices=[*CASES, []], metavar="NAME", default=[*CASES])
+    options.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    options.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    arguments = options.parse_args(argv)
     if arguments.rounds < 1 or arguments.threads < 1:
-        parser.error("--rounds and --threads must be at least 1")
+        options.error("--rounds and --threads must be at least 1")
     torch.set_num_threads(arguments.threads)
-    description = machine() | {"threads": str(arguments.threads)}
-    print(", ".join(f"{key} {value}" for key, value in description.items()))
-    print(f"{'':20}   N  P/1e6" + "".join(f"{name[-9:]:>10}" for name in KERNELS) + "   ratio")
-    results = []
     try:
-        for name in arguments.names:
-            results.append(measured(name, arguments.rounds))
-            print(line(results[-1]), flush=True)
+        measured_ = table(arguments.names, arguments.rounds, arguments.threads)
     except ValueError as error:
         print(f"bench.kernel_networks: {error}", file=sys.stderr)
         return 1
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        written = {"machine": description, "rounds": arguments.rounds, "networks": results}
-        arguments.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    report([measured_], "python -m bench.kernel_networks", arguments.out)
     return 0
 
 

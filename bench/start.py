@@ -1,6 +1,6 @@
 """What a user waits for: a run, its figures again, the first run ever; and where the time goes.
 
-    python -m bench.start                 the three times and their parts, medians of five rounds
+    python -m bench.start                 the three times and their parts
     python -m bench.start --rounds 9 --only run plot
     python -m bench.start --beside PATH   in turns with the lnsim in another checkout
 
@@ -13,7 +13,6 @@ figure imports is not in the figure.  The clock itself takes a few hundredths of
 
 from __future__ import annotations
 
-import argparse
 import builtins
 import importlib
 import json
@@ -25,14 +24,16 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.tables import Cell, Table
 
 ROOT = Path(__file__).parents[1]
 NAME = "label-noise"
 COMMANDS = ("run", "plot", "first")
-GOALS = {"run": 2.5, "plot": 1.5, "first": 12.0}
 PACKAGES = ("numpy", "scipy", "numba", "matplotlib")
 """The packages whose imports are parts of their own, with what they import themselves."""
 PARTS = {
@@ -49,7 +50,7 @@ PARTS = {
 """Functions by module, class and name, each with the part that it is of."""
 REST = "the rest"
 OUTSIDE = "the interpreter's start and end"
-LEAST = 0.005
+LEAST = 0.05
 """Parts that take less are not printed."""
 
 
@@ -180,45 +181,53 @@ class Place:
 
 
 def rounds_of(
-    places: list[Place], command: str, rounds: int, with_parts: bool
-) -> tuple[list[list[float]], list[dict[str, float]]]:
-    """Seconds of every round of each place, in turns, and the median of each part."""
+    places: list[Place], command: str, rounds: int
+) -> tuple[list[list[float]], list[list[dict[str, float]]]]:
+    """Seconds of every round of each place, in turns, and those of the parts."""
     times: list[list[float]] = [[] for _ in places]
     parts: list[list[dict[str, float]]] = [[] for _ in places]
     for _ in range(rounds):
         for i, place in enumerate(places):
             times[i].append(place.measure(command))
-            if with_parts:
-                parts[i].append(place.parts(command))
-    return times, [medians(each) for each in parts]
+            parts[i].append(place.parts(command))
+    return times, parts
 
 
-def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """The median of each part over the rounds."""
-    names = set().union(*rounds)
-    return {name: statistics.median(each.get(name, 0.0) for each in rounds) for name in names}
+def table(places: list[Place], commands: Sequence[str], rounds: int) -> Table:
+    """The times of the commands, and of each their parts of at least LEAST seconds."""
+    from bench.tables import Table  # not where a child counts its imports
 
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
-def table(parts: list[dict[str, float]]) -> list[str]:
-    """A line for each part that takes at least LEAST seconds, the longest first."""
-    longest = {n: max(p.get(n, 0.0) for p in parts) for n in set().union(*parts)}
-    names = sorted((n for n in longest if longest[n] >= LEAST), key=lambda n: -longest[n])
-    return [f"    {n:<32}" + "".join(f"{p.get(n, 0.0):8.2f}" for p in parts) for n in names]
+    rows: dict[str, tuple[Cell, ...]] = {}
+    for command in commands:
+        times, parts = rounds_of(places, command, rounds)
+        rows[command] = tuple(times)
+        names = set().union(*(round_ for place in parts for round_ in place))
+        of = {n: [[round_.get(n, 0.0) for round_ in place] for place in parts] for n in names}
+        longest = {n: max(map(statistics.median, of[n])) for n in names}
+        for name in sorted(names, key=lambda n: -longest[n]):
+            if longest[name] >= LEAST:
+                rows[f"{command}: {name}"] = tuple(of[name])
+    return Table(
+        "What a user waits for",
+        "`run` is `lnsim run label-noise` with all code compiled before, figures included; `plot` "
+        "draws that run again; `first` is the same run with nothing compiled before. The parts are "
+        f"of further processes. {rounds} rounds.",
+        ("beside, s", "here, s")[2 - len(places) :],
+        rows,
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=COMMANDS)
-    parser.add_argument("--beside", type=Path, metavar="CHECKOUT")
-    parser.add_argument(
+    from bench.tables import parser, report  # not where a child counts its imports
+
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--only", nargs="+", choices=COMMANDS, default=COMMANDS)
+    options.add_argument("--beside", type=Path, metavar="CHECKOUT")
+    options.add_argument(
         "--json", action="store_true", help="the medians alone, of the lnsim that Python finds"
     )
-    arguments = parser.parse_args()
+    arguments = options.parse_args()
     checkouts: list[Path | None] = [None if arguments.json else ROOT]
     if arguments.beside is not None:
         checkouts.insert(0, arguments.beside.resolve())
@@ -226,15 +235,16 @@ def main() -> int:
         places = [Place(checkout, Path(folder, str(i))) for i, checkout in enumerate(checkouts)]
         for place in places:
             place.measure("run")  # compiles, and leaves a run to draw
-        found = {}
-        for command in arguments.only:
-            times, parts = rounds_of(places, command, arguments.rounds, not arguments.json)
-            found[command] = statistics.median(times[-1])
-            if not arguments.json:
-                both = ", ".join(map(spread, times))
-                print(f"{command}: {both} s; goal {GOALS[command]:g} s", *table(parts), sep="\n")
-    if arguments.json:
-        print(json.dumps(found))
+        if arguments.json:
+            (place,) = places
+            found = {
+                command: statistics.median(place.measure(command) for _ in range(arguments.rounds))
+                for command in arguments.only
+            }
+            print(json.dumps(found))
+        else:
+            measured = table(places, arguments.only, arguments.rounds)
+            report([measured], "python -m bench.start", arguments.out)
     return 0
 
 
