@@ -132,8 +132,9 @@ def table(names: Sequence[str], rounds: int, threads: int) -> Table:
         print(name, *map(text, rows[name]), sep="  ", file=sys.stderr, flush=True)
     return Table(
         "Kernels of torchvision's networks",
-        f"All 10 x 10 blocks of the empirical tangent kernel, float32, {threads} thread{'s' * (threads > 1)}, "
-        f"random weights and inputs, {rounds} rounds. The last column is the fastest peer's time over ours.",
+        f"All 10 x 10 blocks of the empirical tangent kernel, float32, threads: {threads}, random "
+        f"weights and inputs, {rounds} rounds. The last column is the fastest peer's time over "
+        "ours.",
         ("N", "parameters, 10^6", *(f"{name}, s" for name in KERNELS), "fastest peer to ours"),
         rows,
     )
