@@ -6,8 +6,8 @@ the noise of single samples, or the oscillation of gradient descent beyond its e
 shrinks coordinates to nothing; the longer they last, the sparser beta is when the step is divided.
 Gradient descent with lr = 3.53 and SGD with lr = 0.282 are chaotic: a change of lr by 1e-14 moves
 the number of nonzeros by one and the test loss by a tenth and more, and 25 to 55 % of our seeds of
-the latter diverge.  The published runs of SGD are one draw each, of NumPy's generator after seed(1),
-and their last losses are those after 99,599 steps.
+the latter diverge.  The published runs of SGD are one draw each, of NumPy's generator after
+seed(1), and their last losses are those after 99,599 steps.
 """
 
 from __future__ import annotations
