@@ -146,6 +146,13 @@ def dot(x, y):  # type: ignore[no-untyped-def]
     return total
 
 
+@compiled(**EXACT)
+def copy_to(target, source):  # type: ignore[no-untyped-def]
+    """target[:] = source, (n,) each, for which Numba would compile an error message for seconds."""
+    for i in range(target.size):
+        target[i] = source[i]
+
+
 @compiled(**FAST)
 def aligned(size):  # type: ignore[no-untyped-def]
     """Zeros of `size`, starting on a cache line."""

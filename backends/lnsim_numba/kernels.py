@@ -43,6 +43,7 @@ from lnsim_numba.common import (
     EXACT,
     FAST,
     aligned,
+    copy_to,
     drawn_noise,
     drawn_sample,
     has_diverged,
@@ -173,7 +174,7 @@ def _padded(theta, features):  # type: ignore[no-untyped-def]
     """theta padded with zeros like the inputs of the twin; an empty array without a twin."""
     padded = aligned(features[0].shape[1])
     if theta is not None:
-        padded[: theta.size] = theta
+        copy_to(padded[: theta.size], theta)
     return padded
 
 
@@ -188,9 +189,9 @@ def one_sample_tiled(  # type: ignore[no-untyped-def]
     tiled_W = aligned(tiles * rank * units).reshape(tiles, rank, units)
     tiled_a = aligned(tiles * units)
     u = aligned(tiles * units)
-    tiled_a[:width] = a
+    copy_to(tiled_a[:width], a)
     for k in range(width):
-        tiled_W[k // units, :, k % units] = W[k]
+        copy_to(tiled_W[k // units, :, k % units], W[k])
     padded = _padded(theta, features)
     if rates["rho"] > 0.0:
         diverged_step = _sam(tile, tiled_W, tiled_a, u, data, words, noise, rates, padded, features)
@@ -199,10 +200,10 @@ def one_sample_tiled(  # type: ignore[no-untyped-def]
             tile, tiled_W, tiled_a, u, data, words, noise, rates, rows, padded, features, first_step
         )
     if theta is not None:
-        theta[:] = padded[: theta.size]
-    a[:] = tiled_a[:width]
+        copy_to(theta, padded)
+    copy_to(a, tiled_a)
     for k in range(width):
-        W[k] = tiled_W[k // units, :, k % units]
+        copy_to(W[k], tiled_W[k // units, :, k % units])
     return diverged_step
 
 

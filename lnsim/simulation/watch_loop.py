@@ -116,4 +116,6 @@ def look(  # type: ignore[no-untyped-def]
                         inside[s] -= 1
         if whole:
             watched[s] = step
-            before[s] = W[s]
+            for k in range(p):  # Numba compiles the error message of an array's assignment: seconds
+                for j in range(W.shape[2]):
+                    before[s, k, j] = W[s, k, j]
