@@ -25,6 +25,7 @@ from lnsim.references.papers import short
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.verdicts import page
 from lnsim.verdicts.judge import FAILS, HOLDS, UNDECIDED, Statement, Verdict
+from lnsim.verdicts.sections import Section
 
 CONFIDENCE, MIDDLE = 0.95, 0.98
 WIDTH, INDENT = 80, 15
@@ -153,18 +154,18 @@ def write(folder: Path, names: Iterable[str], note: Callable[[str], object]) -> 
 
     `index.html` has a section for each paper, `verdicts.json` the same as numbers.
     """
-    sections: list[page.Section] = []
+    parts: list[Section] = []
     provenance: Mapping[str, Any] = {}
     for name in names:
         paper = load(name)
         runs = run(name, folder, note)
         provenance = next(iter(runs.values())).provenance
-        sections.append(
-            page.Section(
+        parts.append(
+            Section(
                 name, f"{short(paper.key)}: {paper.line}", f"{paper.line}. Here: {paper.setting}.",
                 ((f"{name}/figure.png", paper.caption),), judged(paper, runs), (paper.key,),
             )
         )  # fmt: skip
-    files.write_json(folder / "verdicts.json", page.plain(sections, provenance))
-    files.write_text(folder / "index.html", page.render_papers(folder, sections, provenance))
-    return [verdict for section in sections for verdict in section.verdicts]
+    files.write_json(folder / "verdicts.json", page.plain(parts, provenance))
+    files.write_text(folder / "index.html", page.render_papers(folder, parts, provenance))
+    return [verdict for section in parts for verdict in section.verdicts]

@@ -28,7 +28,7 @@ from lnsim.run import experiment
 from lnsim.simulation.simulate import simulate
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
-from lnsim.verdicts import claims, cloud, judge, large_steps, networks, page
+from lnsim.verdicts import claims, cloud, judge, large_steps, networks, page, sections
 from lnsim.verdicts.judge import Verdict
 
 SYNTHETIC = ("label-noise", "label-noise-periodic", "oscillation", "oscillation-periodic", "sam")
@@ -67,15 +67,15 @@ def reproduce(
     with reports(progress, _begin, unit="run") as note:
         runner = _Runner(folder, backend, note, undrawn, overrides or {})
         runs = {name: runner.run(name) for name in SYNTHETIC}
-        sections = _sections(runner, runs)
+        parts = _sections(runner, runs)
         if data:
             on_images = {name: runner.on_images(name, data) for name in networks.RUNS}
-            sections.append(page.networks(networks.sharpness(on_images)))
-    verdicts = [verdict for section in sections for verdict in section.verdicts]
+            parts.append(sections.networks(networks.sharpness(on_images)))
+    verdicts = [verdict for section in parts for verdict in section.verdicts]
     provenance = runs["label-noise"].provenance
-    files.write_json(folder / "verdicts.json", page.plain(sections, provenance))
+    files.write_json(folder / "verdicts.json", page.plain(parts, provenance))
     conditions = Case.of_run(runs["label-noise"]).conditions  # at the setting of Figure 2
-    files.write_text(folder / "index.html", page.render(folder, sections, conditions, provenance))
+    files.write_text(folder / "index.html", page.render(folder, parts, conditions, provenance))
     return verdicts
 
 
@@ -135,7 +135,7 @@ class _Runner:
             self.undrawn(f"{to}: {reason}")
 
 
-def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Section]:
+def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[sections.Section]:
     """The sections of the page: a figure of the paper each, two for the theory, and large steps."""
     cases = {name: Case.of_run(run) for name, run in runs.items()}
     base = runner.config("label-noise")
@@ -149,32 +149,32 @@ def _sections(runner: _Runner, runs: Mapping[str, Trajectory]) -> list[page.Sect
     full = runner.control("sam", "sam-full-batch", batch_size=0,
                           **_shorter(runner.config("sam"), 25))  # fmt: skip
     return [
-        page.figure_2(claims.two_phases("Figure 2", seeds, clean, "sigma = 0")),
-        page.figure_4([
+        sections.figure_2(claims.two_phases("Figure 2", seeds, clean, "sigma = 0")),
+        sections.figure_4([
             *claims.two_phases("Figure 4", claims.of_run(of_sam_seeds), plain, "rho = 0"),
             *claims.stationary(of_sam_seeds, "one-sample SAM"),
             *claims.escape_and_phases("SAM with label noise", noisy),
         ]),
-        page.periodic(claims.windows(runs["label-noise-periodic"], "the noise")),
-        page.oscillation(_oscillation(runner, cases["oscillation"])),
-        page.oscillation_periodic(
+        sections.periodic(claims.windows(runs["label-noise-periodic"], "the noise")),
+        sections.oscillation(_oscillation(runner, cases["oscillation"])),
+        sections.oscillation_periodic(
             claims.windows(runs["oscillation-periodic"], "the oscillation")
         ),
-        page.paper_theory([
+        sections.paper_theory([
             claims.lazy_escape(of_seeds),
             claims.norm_identity(cases["label-noise"]),
             *claims.lemma_3(_while_lazy(runner, cases["label-noise"])),
             claims.phase_two(cases["label-noise"]),
             *claims.small_start([(s, _small_start(runner, s)) for s in (0.1, 1.0)]),
         ]),
-        page.our_theory([
+        sections.our_theory([
             *_law_of_modes(runner, of_seeds),
             *claims.stationary(of_seeds, "label noise SGD"),
             *cloud.law_of_the_cloud(of_seeds, "law of the cloud"),
             *cloud.law_of_the_cloud(of_sam_seeds, "law of the cloud, SAM"),
         ]),
-        page.flat_minima(claims.flatness(of_seeds, cases["sam"], clean, full)),
-        page.large_steps(_large_steps(runner)),
+        sections.flat_minima(claims.flatness(of_seeds, cases["sam"], clean, full)),
+        sections.large_steps(_large_steps(runner)),
     ]  # fmt: skip
 
 

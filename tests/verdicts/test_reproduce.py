@@ -17,6 +17,7 @@ from lnsim.simulation.trajectory import Trajectory
 from lnsim.theory import paper
 from lnsim.verdicts import cloud, judge, page
 from lnsim.verdicts.reproduce import SYNTHETIC, reproduce
+from lnsim.verdicts.sections import Section
 
 TINY = {"samples": 12, "dim": 4, "width": 10, "lr": 1e-2, "steps": 400, "record_every": 7}
 OVERRIDES = dict.fromkeys(SYNTHETIC, TINY)
@@ -166,7 +167,7 @@ def test_what_is_put_into_the_page_is_text_and_nothing_else(tmp_path):
     """Neither markup, nor what a template or a regular expression would take for its own."""
     odd = "<b> & $rows ${key} \\1"
     judged = judge.judge(odd, odd, "at most", 2.0, 1.0, odd, note=odd)
-    section = page.Section("key", odd, odd, (("missing.png", odd), ("there.png", odd)), [judged])
+    section = Section("key", odd, odd, (("missing.png", odd), ("there.png", odd)), [judged])
     (tmp_path / "there.png").write_bytes(b"picture")
     condition = paper.Condition("1", odd, 1.0, 2.0, None, odd)
     made = {"versions": {odd: odd, "torch": "not installed"}, "python": odd}
