@@ -361,10 +361,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _reproduce(arguments: argparse.Namespace) -> int:
     if arguments.papers is not None:
-        for verdict in papers.reproduce(arguments.out, papers.chosen(arguments.papers)):
-            print(verdict)
-        print(f"page          {arguments.out / 'index.html'}")
-        return 0
+        if arguments.force or arguments.data or arguments.backend != "numba":
+            raise ValueError("--papers takes none of --force, --data and --backend")
+        return papers.reproduce(arguments.out, papers.chosen(arguments.papers))
     from lnsim.verdicts.reproduce import reproduce  # with all verdicts, a slow import
 
     folder = RunFolder(arguments.out, reuse=arguments.force, resumable=False)

@@ -63,12 +63,16 @@ def render(
     return _page(
         "paper_intro", "the paper's claims", folder, sections, provenance, "Predicted or asked",
         _fill("conditions", conditions="".join(map(_condition, conditions))),
+        "lnsim run --config FOLDER/config.toml repeats one bit for bit",
     )  # fmt: skip
 
 
 def render_papers(folder: Path, sections: Sequence[Section], provenance: Mapping[str, Any]) -> str:
     """The page of the published results (verdicts/published.py), with the pictures in `folder`."""
-    return _page("papers_intro", "published results", folder, sections, provenance, "Published", "")
+    return _page(
+        "papers_intro", "published results", folder, sections, provenance, "Published or asked", "",
+        "lnsim papers NAME repeats those of a paper bit for bit",
+    )  # fmt: skip
 
 
 def _page(
@@ -79,6 +83,7 @@ def _page(
     provenance: Mapping[str, Any],
     asked: str,
     further: str,
+    again: str,
 ) -> str:
     """A page; `asked` is the heading of the numbers that ours stand beside."""
     counts = Counter(verdict.verdict for section in sections for verdict in section.verdicts)
@@ -92,6 +97,7 @@ def _page(
         links="".join(_fill("link", key=s.key, title=escape(s.title)) + " " for s in sections),
         sections="\n".join(_section(folder, section, asked) for section in sections),
         further=further,
+        again=again,
         references=_references(sections),
         installed=escape(installed),
         python=escape(str(provenance.get("python", ""))),

@@ -1,14 +1,16 @@
 """Runs the published results of experiments/papers, and judges ours beside theirs.
 
 An arm's run is kept in OUT/PAPER/ARM, one folder an arm.  A run that is there already, of the same
-arm, is read in place of being made again: a `papers` that was killed goes on.
+data, start and dynamics, is read in place of being made again: a `papers` that was killed goes on.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,23 @@ from lnsim.experiments import papers
 from lnsim.experiments.papers.published import AMONG, Arm, Claim, Published, Runs
 from lnsim.figures import canvas, output
 from lnsim.references.papers import short
+from lnsim.run.folder import locked
 from lnsim.simulation.trajectory import Trajectory
 from lnsim.verdicts import page
 from lnsim.verdicts.judge import FAILS, HOLDS, UNDECIDED, Statement, Verdict
 from lnsim.verdicts.sections import Section
 
 CONFIDENCE, MIDDLE = 0.95, 0.98
+LEAST_SEEDS = 6
+"""With fewer no interval about a median holds at 95 %."""
+ASKED = "asked"
+"""Begins the relation to a number that the paper does not give."""
 WIDTH, INDENT = 80, 15
 
 
 def load(name: str) -> Published:
     """The published result `name`.  Raises ValueError, naming the nearest, for another name."""
+    name = name.strip().replace("-", "_")
     if name not in papers.NAMES:
         raise ValueError(f"unknown paper {name!r}: {nearest(name, papers.NAMES)}")
     module = plugins.load(f"{papers.__name__}.{name}", f"paper {name!r}")
@@ -45,31 +53,42 @@ def run(
 ) -> Runs:
     """The runs of the arms of `name`, or of those in `only`; `note` is called with each arm's name.
 
-    With `folder` they are kept there, with the paper's figure, and those that are there are read.
+    With `folder` they are kept there, and those that are there are read.
     """
-    paper = load(name)
-    arms = paper.arms if only is None else {arm: paper.arms[arm] for arm in only}
-    runs = {arm: _kept(name, arm, of, folder, note) for arm, of in arms.items()}
-    if folder is not None and only is None:
+    arms = load(name).arms
+    chosen = arms if only is None else {arm: arms[arm] for arm in only}
+    return {arm: _kept(name, arm, of, folder, note) for arm, of in chosen.items()}
+
+
+def draw(name: str, runs: Runs, folder: Path) -> str:
+    """Draws the paper's figure into `folder`/`name`; returns why it could not be drawn, or ""."""
+    try:
         with output.guarded():
-            canvas.save(paper.figure(runs), folder / name, "figure")
-    return runs
+            for file in ("figure.png", "figure.pdf"):
+                (folder / name / file).unlink(missing_ok=True)
+            canvas.save(load(name).figure(runs), folder / name, "figure")
+    except output.Undrawn as error:
+        return f"{name}: {error}"
+    return ""
 
 
 def _kept(
     name: str, arm: str, of: Arm, folder: Path | None, note: Callable[[str], object]
 ) -> Trajectory:
-    config = {"paper": name, "arm": arm, "recipe": repr(of.dynamics), "steps": of.steps,
-              "records": of.records, "seeds": of.seeds}  # fmt: skip
+    """The run of an arm, read where a whole one is kept: one that is killed has no environment."""
+    config = {"paper": name, "arm": arm, **of.about()}
     place = None if folder is None else folder / name / of_arm(arm)
     if place is not None and (place / "trajectory.npz").is_file():
-        kept = Trajectory.load(place)
-        if kept.config == config:
-            return kept
+        with suppress(ValueError):  # a damaged one is made again
+            kept = Trajectory.load(place)
+            if kept.config == config and kept.provenance:
+                return kept
     note(f"{name}: {arm}")
     made = of.run(config=config)
     if place is not None:
-        made.save(place)
+        place.mkdir(parents=True, exist_ok=True)
+        with locked(place):
+            made.save(place)
     return made
 
 
@@ -85,19 +104,32 @@ def judged(paper: Published, runs: Runs) -> list[Verdict]:
 
 def verdict(claim: Claim, runs: Runs) -> Verdict:
     """The verdict on one claim: see experiments/papers/published.py."""
-    values = np.atleast_1d(np.asarray(claim.measured(runs), dtype=float))
+    try:
+        measured = np.asarray(claim.measured(runs), dtype=float)
+    except ArithmeticError as error:
+        return _verdict(claim, math.nan, FAILS, str(error))
+    values = np.atleast_1d(measured)
+    if np.isnan(values).any():
+        return _verdict(claim, math.nan, FAILS, "a number is missing: a run diverged")
     if claim.relation == AMONG:
         return _among(claim, values)
     statement = Statement(claim.place, claim.relation, claim.published, within=claim.within)
-    if values.size == 1:
-        return statement.verdict(claim.statement, values[0], claim.rule, note=claim.note)
+    if measured.ndim == 0:
+        return _verdict(claim, values[0], HOLDS if statement.met(values[0]) else FAILS)
+    if values.size < LEAST_SEEDS:
+        return _verdict(claim, math.nan, UNDECIDED, f"{values.size} seeds are left")
     middle, low, high = interval(values, claim.statistic)
     ends = {statement.met(low), statement.met(high)}
     kind = UNDECIDED if len(ends) > 1 else HOLDS if ends == {True} else FAILS
-    note = f"{CONFIDENCE:.0%} interval {low:.4g} to {high:.4g}"
+    return _verdict(claim, middle, kind, f"{CONFIDENCE:.0%} interval {low:.4g} to {high:.4g}")
+
+
+def _verdict(claim: Claim, measured: float, kind: str, note: str = "") -> Verdict:
+    notes = "; ".join(filter(None, (claim.note, note)))
+    relation = f"{ASKED} {claim.relation}" if claim.asked else claim.relation
     return Verdict(
-        claim.statement, claim.place, claim.relation, claim.published, middle, kind, claim.rule,
-        f"{claim.note}; {note}" if claim.note else note,
+        claim.statement, claim.place, relation, claim.published, float(measured), kind, claim.rule,
+        notes,
     )  # fmt: skip
 
 
@@ -105,7 +137,7 @@ def interval(values: FloatArray, statistic: str) -> tuple[float, float, float]:
     """The mean or the median of independent values, (S,), and the 95 % interval about it.
 
     Student's for the mean; for the median that of two order statistics, which holds for any law
-    (and is at least 95 %); with fewer than six values that is their whole range.
+    (and is at least 95 %).
     """
     count = values.size
     if statistic == "mean":
@@ -119,14 +151,13 @@ def interval(values: FloatArray, statistic: str) -> tuple[float, float, float]:
 
 def _among(claim: Claim, values: FloatArray) -> Verdict:
     """Whether the published number, of one draw, lies among the middle 98 % of ours."""
+    if values.size < LEAST_SEEDS:
+        return _verdict(claim, math.nan, UNDECIDED, f"{values.size} seeds are left")
     low, high = np.quantile(values, [(1 - MIDDLE) / 2, (1 + MIDDLE) / 2])
     kind = HOLDS if low <= claim.published <= high else FAILS
     share = float((values < claim.published).mean())
     note = f"ours {low:.3g} to {high:.3g} ({MIDDLE:.0%}), {share:.0%} of them below theirs"
-    return Verdict(
-        claim.statement, claim.place, AMONG, claim.published, float(np.median(values)), kind,
-        claim.rule, f"{claim.note}; {note}" if claim.note else note,
-    )  # fmt: skip
+    return _verdict(claim, float(np.median(values)), kind, note)
 
 
 def lines(paper: Published, verdicts: Iterable[Verdict]) -> list[str]:
@@ -138,7 +169,8 @@ def lines(paper: Published, verdicts: Iterable[Verdict]) -> list[str]:
         numbers = (
             f"{each.relation} {page.number(each.predicted)}; ours {page.number(each.measured)}"
         )
-        found += _wrapped(" " * INDENT, f"published: {numbers}")
+        whose = "" if each.relation.startswith(ASKED) else "published: "
+        found += _wrapped(" " * INDENT, f"{whose}{numbers}")
         found += _wrapped(" " * INDENT, f"{each.rule}{'; ' + each.note if each.note else ''}")
     return found
 
@@ -149,16 +181,24 @@ def _wrapped(first: str, text: str) -> list[str]:
     )
 
 
-def write(folder: Path, names: Iterable[str], note: Callable[[str], object]) -> list[Verdict]:
+def write(
+    folder: Path,
+    names: Iterable[str],
+    note: Callable[[str], object],
+    undrawn: Callable[[str], object],
+) -> list[Verdict]:
     """Runs the papers `names` into `folder`, writes its page, and returns the verdicts.
 
-    `index.html` has a section for each paper, `verdicts.json` the same as numbers.
+    `index.html` has a section for each paper, `verdicts.json` the same as numbers.  `undrawn` is
+    called with the reason why a figure could not be drawn; the page then lacks it.
     """
     parts: list[Section] = []
     provenance: Mapping[str, Any] = {}
     for name in names:
         paper = load(name)
         runs = run(name, folder, note)
+        if reason := draw(name, runs, folder):
+            undrawn(reason)
         provenance = next(iter(runs.values())).provenance
         parts.append(
             Section(

@@ -13,13 +13,12 @@ but for its runs of one drawn sample a step.
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 
 from lnsim.dynamics import GD, SAM, SGD
 from lnsim.experiments.papers import _sparse
-from lnsim.experiments.papers.published import AMONG, Arm, Claim, Published, Runs
+from lnsim.experiments.papers.published import AMONG, Arm, Claim, Published, Runs, growth
 
 NOTEBOOK = "understanding-sam, diag_nets_sam.ipynb"
 STEPS, SEEDS = 10_001, 100
@@ -83,7 +82,7 @@ def _test_loss(arm: str, runs: Runs) -> np.ndarray:
 def _sparser(runs: Runs) -> float:
     """The largest ratio of the test loss at one rho of 1-SAM to that at the next smaller one."""
     losses = [float(_test_loss(arm, runs)) for arm in ("GD", *(a for a in DRAWN if "1-SAM" in a))]
-    return max(after / before for before, after in pairwise(losses))
+    return float(growth(losses).max())
 
 
 PAPER = Published(

@@ -13,13 +13,12 @@ seed(1), and their last losses are those after 99,599 steps.
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 
 from lnsim.dynamics import GD, SGD, Piecewise, Scheduled
 from lnsim.experiments.papers import _sparse
-from lnsim.experiments.papers.published import AMONG, Arm, Claim, Published, Runs
+from lnsim.experiments.papers.published import AMONG, Arm, Claim, Published, Runs, growth
 
 NOTEBOOK = "sgd-sparse-features, diag_nets.ipynb"
 STEPS, SEEDS = 100_000, 40
@@ -76,7 +75,7 @@ def _sparser(runs: Runs) -> float:
     for run in (runs[_sgd(step)] for step in DROPS):
         beta = (run["final_u"] * run["final_v"])[run["diverged_at"] < 0]
         medians.append(float(np.median((np.abs(beta) > 1e-50).sum(axis=1))))
-    return max(after / before for before, after in pairwise(medians))
+    return float(growth(medians).max())
 
 
 def _lasting(runs: Runs) -> np.ndarray:

@@ -8,7 +8,8 @@ A module of this package is one paper, named by its first author and year, and e
 its place there; `measured` takes the arms' runs and gives one number, or one for each seed.  The
 rules are those of `verdicts.published`, which runs and judges:
 
-    one number              it satisfies the relation to the published number, or it does not
+    one number              it satisfies the relation to the published number, or it does not; NaN
+                            does not
     one for each seed       the 95 % interval of their mean (or median) does on both ends: holds;
                             on neither: does not hold; else not decided
     "among"                 the published number is of one draw: it is in our seeds' middle 98 %
@@ -20,8 +21,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
+from lnsim.base import archive
+from lnsim.base.checks import FloatArray
 from lnsim.dynamics import Schedule
 from lnsim.models.base import Model
 from lnsim.models.problem import Problem
@@ -39,6 +43,12 @@ RELATIONS = ("about", "at most", "at least", AMONG)
 STATISTICS = ("mean", "median")
 
 
+def growth(values: ArrayLike) -> FloatArray:
+    """Each value over the one before it, (n - 1,)."""
+    of = np.asarray(values, dtype=float)
+    return np.asarray(of[1:] / of[:-1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     """`steps` steps of `dynamics` from `start` : () -> (problem, network), over `seeds` seeds.
@@ -53,6 +63,16 @@ class Arm:
     records: int = 1
     seeds: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def about(self) -> dict[str, Any]:
+        """What the run is, as a configuration: another one gives other numbers."""
+        problem, model = self.start()
+        arrays = {"X": problem.X, "y": problem.y, **model.parameters}
+        return {
+            "dynamics": repr(self.dynamics), "steps": self.steps, "records": self.records,
+            "seeds": self.seeds, "options": repr(sorted(self.options.items())),
+            "start": archive.digest(arrays),
+        }  # fmt: skip
 
     def run(self, **driver: Any) -> Trajectory:
         """The run, or the ensemble; `driver` are further arguments of `lnsim.simulate`."""
@@ -71,7 +91,8 @@ class Claim:
 
     `relation`: our number is "about" (within the relative error `within`), "at most" or "at least"
     the published one, or the published one is "among" our seeds.  `arms` are those that `measured`
-    needs.  `rule` says what is measured.  `exact`: no draw enters that is not the paper's own.
+    needs.  `rule` says what is measured.  `asked`: the paper states it without a number, and
+    `published` is one that we ask.
     """
 
     statement: str
@@ -83,6 +104,7 @@ class Claim:
     relation: str = "about"
     within: float = 0.0
     statistic: str = "mean"
+    asked: bool = False
     note: str = ""
 
     def __post_init__(self) -> None:
