@@ -28,6 +28,12 @@ pytestmark = pytest.mark.small
 compiles = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 
 
+@pytest.fixture(autouse=True)
+def read_again():
+    """Numba reads its variables again after one has changed, and forgets what is set here."""
+    numba.config.reload_config()
+
+
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """The folder for compiled code, and one for temporary files, both of this test alone."""

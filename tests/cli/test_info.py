@@ -132,6 +132,7 @@ def test_the_cache_is_where_the_kernels_are():
 )
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
+    numba.config.reload_config()  # not later, which would undo the next line
     monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "file"))
     told = entries()["cache"]
     assert told.startswith(f"{tmp_path / 'file'}/lnsim/") and "cannot be written: Not a dir" in told
